@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FORBIDDEN_IN_CAST = {"gradio", "plotly", "app"}
 # The bodies of `cast app` and `cast manifold` are the only places where `cast` reaches for the page.
-FACE = "cast.cli"
+FACE = "cast.commands"
 
 
 def layers() -> list[set[str]]:

@@ -1,0 +1,7 @@
+"""`python -m cast`."""
+
+import sys
+
+from cast.cli import main
+
+sys.exit(main())
