@@ -1,0 +1,203 @@
+"""Residual streams of two models on the same text: captured, paired, and summed up batch by batch."""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from cast.alignment import AlignedPairs, LayerMap, align
+from cast.errors import RequestError
+
+if TYPE_CHECKING:
+    from cast.models import LanguageModel, TokenBatch
+
+
+@contextmanager
+def captured(lm: "LanguageModel", depths: Collection[int]) -> Iterator[dict[int, Tensor]]:
+    """Capture h_l of every forward pass inside the block.
+
+    Args:
+        lm: the model.
+        depths: which l of 0 … depth to keep.
+
+    Yields:
+        A dictionary l → [B, n, d] in the model's own dtype, filled anew by each forward pass, gradients kept.
+        h_l is read as the *input* of block l+1 (of the final norm for the last), so that what a hook adds to the
+        output of block l is seen, whichever of the two was registered first.
+
+    Raises:
+        RequestError: a depth is outside the model.
+    """
+    architecture = lm.architecture
+    if outside := sorted(set(depths) - set(range(architecture.depth + 1))):
+        raise RequestError(f"{lm.name} has depths 0 to {architecture.depth}; there is no depth {outside[0]}.")
+    states: dict[int, Tensor] = {}
+    with ExitStack() as stack:
+        for depth in sorted(set(depths)):
+            reader = architecture.blocks[depth] if depth < architecture.depth else architecture.final_norm
+            if reader is not None:
+                hook = reader.register_forward_pre_hook(partial(_keep_input, states, depth), with_kwargs=True)
+            else:  # A model without a final norm: nothing that always sees all positions stands after the last block.
+                hook = architecture.blocks[-1].register_forward_hook(partial(_keep_output, states, depth))
+            stack.callback(hook.remove)
+        yield states
+
+
+def _keep_input(
+    states: dict[int, Tensor], depth: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    states[depth] = args[0] if args else kwargs["hidden_states"]
+
+
+def _keep_output(states: dict[int, Tensor], depth: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    states[depth] = output if isinstance(output, Tensor) else output[0]
+
+
+def residuals(lm: "LanguageModel", batch: "TokenBatch", depths: Collection[int]) -> dict[int, Tensor]:
+    """Run the model without its LM head, which is the dearest part where the vocabulary is large.
+
+    Returns:
+        l → [B, n, d] in the model's own dtype.
+    """
+    with captured(lm, depths) as states:
+        lm.model.base_model(
+            input_ids=batch.input_ids.to(lm.device), attention_mask=batch.attention_mask.to(lm.device), use_cache=False
+        )
+    return states
+
+
+@dataclass(frozen=True)
+class PairedBatch:
+    """Activations of both models at N aligned pairs, BOS left out.
+
+    Attributes:
+        source: target depth l → h^S_{m(l)}, [N, d_s] float32.
+        target: target depth l → h^T_l, [N, d_t] float32.
+        pairs: where in the batch the rows come from.
+    """
+
+    source: Mapping[int, Tensor]
+    target: Mapping[int, Tensor]
+    pairs: AlignedPairs
+
+    def __len__(self) -> int:
+        """Number of aligned pairs N."""
+        return len(self.pairs)
+
+
+def paired_batches(
+    source: "LanguageModel",
+    target: "LanguageModel",
+    texts: Iterable[str],
+    layer_map: LayerMap,
+    *,
+    batch_size: int,
+    depths: Collection[int] | None = None,
+    max_length: int = 256,
+) -> Iterator[PairedBatch]:
+    """Stream the paired activations of both models over texts, without gradients.
+
+    Args:
+        source: the source model.
+        target: the target model.
+        texts: general text; each is cut at `max_length` tokens in either model.
+        layer_map: m, which source depth belongs to which target depth.
+        batch_size: texts in one batch; memory depends on this, never on the number of texts.
+        depths: target depths to capture; None for all.
+        max_length: longest row in tokens.
+
+    Yields:
+        One `PairedBatch` for each batch of texts that has an aligned pair.
+    """
+    wanted = range(layer_map.target_depth + 1) if depths is None else sorted(set(depths))
+    iterator = iter(texts)
+    while chunk := tuple(islice(iterator, batch_size)):
+        batch = paired_batch(source, target, chunk, layer_map, depths=wanted, max_length=max_length)
+        if len(batch):
+            yield batch
+
+
+@torch.no_grad()
+def paired_batch(
+    source: "LanguageModel",
+    target: "LanguageModel",
+    texts: tuple[str, ...],
+    layer_map: LayerMap,
+    *,
+    depths: Collection[int],
+    max_length: int = 256,
+) -> PairedBatch:
+    """The paired activations of one batch of texts; see `paired_batches`."""
+    source_tokens, target_tokens = (lm.encode(texts, max_length=max_length) for lm in (source, target))
+    pairs = align(source_tokens, target_tokens)
+    at_source = residuals(source, source_tokens, {layer_map[depth] for depth in depths})
+    at_target = residuals(target, target_tokens, depths)
+    rows = {depth: states[pairs.row, pairs.source_position].float() for depth, states in at_source.items()}
+    return PairedBatch(
+        source={depth: rows[layer_map[depth]] for depth in depths},
+        target={depth: at_target[depth][pairs.row, pairs.target_position].float() for depth in depths},
+        pairs=pairs,
+    )
+
+
+class Moments:
+    """Means and centred second moments of rows x [N, dim_x] and y [N, dim_y], streamed in float64.
+
+    Each batch is centred on its own mean and merged (Chan, Golub & LeVeque 1983), so that a large mean, as massive
+    dimensions have, does not cancel the digits of the variance.
+
+    Attributes:
+        count: rows so far.
+        mean_x, mean_y: [dim_x] and [dim_y].
+        xx, xy, yy: sums of centred products, [dim_x, dim_x], [dim_x, dim_y] and [dim_y, dim_y].
+    """
+
+    def __init__(self, dim_x: int, dim_y: int) -> None:
+        self.count = 0
+        self.mean_x = torch.zeros(dim_x, dtype=torch.float64)
+        self.mean_y = torch.zeros(dim_y, dtype=torch.float64)
+        self.xx = torch.zeros(dim_x, dim_x, dtype=torch.float64)
+        self.xy = torch.zeros(dim_x, dim_y, dtype=torch.float64)
+        self.yy = torch.zeros(dim_y, dim_y, dtype=torch.float64)
+
+    def update(self, x: Tensor, y: Tensor) -> None:
+        """Add paired rows x [N, dim_x] and y [N, dim_y] of any float dtype."""
+        added = len(x)
+        if not added:
+            return
+        x, y = x.detach().double().cpu(), y.detach().double().cpu()
+        mean_x, mean_y = x.mean(0), y.mean(0)
+        x, y = x - mean_x, y - mean_y
+        total = self.count + added
+        step_x, step_y = mean_x - self.mean_x, mean_y - self.mean_y
+        weight = self.count * added / total
+        self.xx += x.T @ x + weight * torch.outer(step_x, step_x)
+        self.xy += x.T @ y + weight * torch.outer(step_x, step_y)
+        self.yy += y.T @ y + weight * torch.outer(step_y, step_y)
+        self.mean_x += step_x * (added / total)
+        self.mean_y += step_y * (added / total)
+        self.count = total
+
+    def swapped(self) -> "Moments":
+        """The same moments with x and y exchanged; nothing is copied."""
+        other = Moments.__new__(Moments)
+        other.count = self.count
+        other.mean_x, other.mean_y = self.mean_y, self.mean_x
+        other.xx, other.xy, other.yy = self.yy, self.xy.T, self.xx
+        return other
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps; `load_state` takes it back."""
+        names = ("mean_x", "mean_y", "xx", "xy", "yy")
+        return {"count": torch.tensor(self.count)} | {name: getattr(self, name) for name in names}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a kept state."""
+        self.count = int(state["count"])
+        for name in ("mean_x", "mean_y", "xx", "xy", "yy"):
+            getattr(self, name).copy_(state[name])

@@ -1,0 +1,137 @@
+"""Which positions of two tokenizations belong together, and which depths of two models.
+
+Two tokenizers cut one text at different places. Where a token of each ends at the same character, both models
+have read exactly the same text, so their residual states there are a pair. Elsewhere there is no pair.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from cast.errors import RequestError
+
+if TYPE_CHECKING:
+    from cast.models import TokenBatch
+
+
+@dataclass(frozen=True)
+class AlignedPairs:
+    """N positions of a source and a target batch that stand at the same character end, by row and then by end.
+
+    Attributes:
+        row: [N] int64, the text in the batch.
+        source_position: [N] int64, the token in the source's row.
+        target_position: [N] int64, the token in the target's row.
+    """
+
+    row: Tensor
+    source_position: Tensor
+    target_position: Tensor
+
+    def __len__(self) -> int:
+        """Number of pairs N."""
+        return self.row.numel()
+
+
+def positions_by_end(ends: Tensor, size: int) -> Tensor:
+    """Turn "where does each token end" into "which token ends here".
+
+    Args:
+        ends: [B, n] int64, the character end of each token; values below 1 (BOS, specials, padding, tokens before
+            the first character) are passed over.
+        size: number of columns of the result, more than the largest end.
+
+    Returns:
+        [B, size] int64: the *last* position whose end is the column, -1 where no token ends there. The last,
+        because only then the bytes of a character that was split over several tokens are complete.
+    """
+    rows, width = ends.shape
+    table = torch.full((rows, size), -1, dtype=torch.int64, device=ends.device)
+    position = torch.arange(width, device=ends.device).expand(rows, width)
+    position = position.masked_fill(ends < 1, -1)
+    return table.scatter_reduce_(1, ends.clamp(min=0).long(), position, reduce="amax")
+
+
+def align(source: "TokenBatch", target: "TokenBatch") -> AlignedPairs:
+    """Pair the positions of two tokenizations of the same texts whose character ends coincide.
+
+    Args:
+        source: B texts as the source's tokens.
+        target: the same texts as the target's tokens, possibly cut shorter.
+
+    Returns:
+        All pairs; none for an empty text. The BOS positions are never paired.
+
+    Raises:
+        RequestError: the batches do not hold the same texts.
+    """
+    if source.texts != target.texts:
+        raise RequestError("The two token batches hold different texts; align tokenizations of the same texts.")
+    size = 1 + max([0, *(int(ends.max()) for ends in (source.ends, target.ends) if ends.numel())])
+    at_source = positions_by_end(source.ends, size)
+    at_target = positions_by_end(target.ends.to(at_source.device), size)
+    row, end = torch.nonzero((at_source >= 0) & (at_target >= 0), as_tuple=True)
+    return AlignedPairs(row, at_source[row, end], at_target[row, end])
+
+
+@dataclass(frozen=True)
+class LayerMap:
+    """The monotone map m from target depths 0 … L_t to source depths, m(0) = 0 and m(L_t) = L_s.
+
+    Target block l hosts the source blocks m(l-1)+1 … m(l): none, one or several, so each source block acts once.
+
+    Attributes:
+        table: m(0), …, m(L_t).
+
+    Raises:
+        RequestError: the table is too short, does not start at 0, ends at 0, or falls.
+    """
+
+    table: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Hold the conditions above."""
+        if len(self.table) < 2 or self.table[0] != 0 or self.table[-1] < 1:
+            raise RequestError(f"A layer map must run from 0 to the source's depth, but is {self.table}.")
+        if any(after < before for before, after in zip(self.table, self.table[1:], strict=False)):
+            raise RequestError(f"A layer map must never fall from one target block to the next, but is {self.table}.")
+
+    @classmethod
+    def by_relative_depth(cls, source_depth: int, target_depth: int) -> "LayerMap":
+        """Map each target depth to the nearest source depth of the same share of the stack (halves go up).
+
+        Raises:
+            RequestError: a depth is below 1.
+        """
+        if min(source_depth, target_depth) < 1:
+            raise RequestError(f"Models need at least one block each, but have {source_depth} and {target_depth}.")
+        nearest = ((2 * depth * source_depth + target_depth) // (2 * target_depth) for depth in range(target_depth + 1))
+        return cls(tuple(nearest))
+
+    @property
+    def source_depth(self) -> int:
+        """L_s."""
+        return self.table[-1]
+
+    @property
+    def target_depth(self) -> int:
+        """L_t."""
+        return len(self.table) - 1
+
+    def __getitem__(self, depth: int) -> int:
+        """m(depth) for a target depth 0 … L_t."""
+        if not 0 <= depth <= self.target_depth:
+            raise IndexError(f"target depth {depth} is outside 0 … {self.target_depth}")
+        return self.table[depth]
+
+    def hosted_by(self, block: int) -> range:
+        """Source blocks (1-based) that target block 1 … L_t hosts; empty where it hosts none."""
+        return range(self[block - 1] + 1, self[block] + 1)
+
+    def host_of(self, block: int) -> int:
+        """The target block (1-based) that hosts source block 1 … L_s."""
+        if not 1 <= block <= self.source_depth:
+            raise IndexError(f"source block {block} is outside 1 … {self.source_depth}")
+        return next(depth for depth, mapped in enumerate(self.table) if mapped >= block)
