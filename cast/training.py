@@ -1,0 +1,239 @@
+"""An ordinary LoRA, trained with PEFT on examples: the reference every translation is measured against.
+
+The loss falls on the tokens of the completion and on the end of the text. Prompt and completion are tokenised
+as one string, as they are when the trained model is scored and when it generates, so no boundary token is
+learnt that never occurs.
+"""
+
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import get_cosine_schedule_with_warmup
+
+from cast import adapters
+from cast.adapters import Lora
+from cast.errors import RequestError, TaskError
+from cast.models import LanguageModel, TokenBatch
+from cast.pocket.tasks import Example
+from cast.progress import OnProgress, Progress, ignore
+
+
+@dataclass(frozen=True)
+class LoraTrainingConfig:
+    """What to train and for how long."""
+
+    rank: int = 8
+    """Rank of every kernel that `rank_pattern` does not name."""
+    alpha: float = 16.0
+    """Scaling is alpha / rank, or alpha / sqrt(rank) with `use_rslora`."""
+    targets: str | tuple[str, ...] = "all-linear"
+    """`all-linear` (all but the output head), or the ends of module names, as PEFT takes them."""
+    use_rslora: bool = False
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    """Ranks of modules whose name ends so, instead of `rank`."""
+    dropout: float = 0.0
+    steps: int = 400
+    batch_size: int = 16
+    learning_rate: float = 2e-3
+    """Peak of a cosine that ends at zero; 2e-3 suits a few million parameters, 5e-4 some hundred million."""
+    warmup: int = 20
+    """Steps over which the learning rate rises from zero."""
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """Largest norm of a step's gradient."""
+    max_length: int = 512
+    """Longest example in tokens, BOS and end included."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot train anything."""
+        for name in ("rank", "alpha", "steps", "batch_size", "learning_rate", "clip"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise RequestError(f"{name} is {value}; it must be a positive number.")
+        if not 0 <= self.dropout < 1:
+            raise RequestError(f"dropout is {self.dropout}; it must be at least 0 and below 1.")
+        if self.max_length < 3:
+            raise RequestError(f"max_length is {self.max_length}; an example needs at least 3 tokens.")
+        if not self.targets:
+            raise RequestError("targets names no module; give 'all-linear' or module names such as q_proj.")
+
+
+def completion_mask(batch: TokenBatch, prompts: Sequence[str]) -> Tensor:
+    """Mark the tokens that belong to the completion of `prompt + completion`: a run up to each row's end.
+
+    A token that straddles the boundary belongs to it: the prompt alone does not hold it.
+
+    Args:
+        batch: the tokenised whole strings, B rows of n tokens.
+        prompts: the B prompts with which those strings begin.
+
+    Returns:
+        bool [B, n]; false at BOS and padding.
+    """
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=batch.ends.device)
+    begun = (batch.ends > lengths[:, None]).cumsum(1) > 0
+    return begun & batch.attention_mask.bool()
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One example in tokens: all ids, and how many of the last are to be learnt."""
+
+    ids: Tensor  # int64 [n]
+    learnt: int
+
+
+def train_lora(
+    lm: LanguageModel,
+    examples: Sequence[Example],
+    config: LoraTrainingConfig,
+    *,
+    seed: int,
+    on_progress: OnProgress = ignore,
+) -> Lora:
+    """Train a LoRA of `lm` on `examples`; the model itself is as before when this returns or raises.
+
+    AdamW with a cosine schedule; adapter weights in float32 whatever the model's dtype. The same seed,
+    examples and machine give the same weights.
+
+    Args:
+        lm: the model to adapt; its weights stay frozen.
+        examples: prompts with their completions; they are drawn in shuffled passes.
+        config: kernel shape and schedule.
+        seed: decides the initial weights, the order of the examples, and dropout.
+        on_progress: gets stage `train` with `loss`, the mean of the last steps in nats a token.
+
+    Raises:
+        TaskError: no examples, an empty completion, or an example longer than `config.max_length`.
+        RequestError: `config.targets` names no linear module of the model.
+    """
+    rows = _tokenise(lm, examples, config.max_length)
+    with tempfile.TemporaryDirectory() as folder:
+        with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            with _injected(lm, config) as peft_model:
+                _optimise(lm, peft_model, rows, config, seed, on_progress)
+                peft_model.save_pretrained(folder, save_embedding_layers=False)
+        # Read what PEFT saved through the same checks as any other adapter.
+        return adapters.read(folder, lm)
+
+
+def _tokenise(lm: LanguageModel, examples: Sequence[Example], max_length: int) -> list[_Row]:
+    """Tokenise the whole strings and add the end of the text, which is learnt with the completion."""
+    if not examples:
+        raise TaskError("There are no examples to train on; give at least one prompt with its completion.")
+    end = sorted(lm.eos_ids)[:1] if lm.tokenizer.eos_token_id is None else [lm.tokenizer.eos_token_id]
+    batch = lm.encode([example.prompt + example.completion for example in examples])
+    learnt = completion_mask(batch, [example.prompt for example in examples]).sum(1).tolist()
+    lengths = batch.attention_mask.sum(1).tolist()
+    rows = []
+    for index, (ids, length) in enumerate(zip(batch.input_ids, lengths, strict=True)):
+        if not learnt[index]:
+            raise TaskError(f"Example {index + 1} has an empty completion: nothing can be learnt from it.")
+        if length + len(end) > max_length:
+            raise TaskError(
+                f"Example {index + 1} has {length + len(end)} tokens, more than max_length {max_length}; "
+                "shorten it or raise max_length."
+            )
+        ids = torch.cat([ids[:length], torch.tensor(end, dtype=ids.dtype, device=ids.device)])
+        rows.append(_Row(ids, learnt[index] + len(end)))
+    return rows
+
+
+@contextmanager
+def _injected(lm: LanguageModel, config: LoraTrainingConfig) -> Iterator[PeftModel]:
+    """Put PEFT's trainable layers into the model, and take them out again."""
+    targets = config.targets if isinstance(config.targets, str) else list(config.targets)
+    peft_config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.rank,
+        lora_alpha=config.alpha,
+        target_modules=targets,
+        use_rslora=config.use_rslora,
+        rank_pattern=dict(config.rank_pattern),
+        lora_dropout=config.dropout,
+    )
+    try:
+        peft_model = get_peft_model(lm.model, peft_config)
+    except ValueError as error:
+        raise RequestError(f"No LoRA can be put on {targets} of {lm.name}: {error}") from error
+    # PEFT records the folder the weights came from; the adapter must name the model as a user names it.
+    peft_config.base_model_name_or_path = lm.name
+    # The base stays in eval mode: its own dropout, where it has any, is no part of the adapter.
+    peft_model.eval()
+    for name, module in peft_model.named_modules():
+        if name.endswith("lora_dropout"):
+            module.train()
+    try:
+        yield peft_model
+    finally:
+        peft_model.unload()
+        # PEFT leaves its record on the base, and would warn of a second adapter at the next call.
+        if hasattr(lm.model, "peft_config"):
+            del lm.model.peft_config
+        lm.model.requires_grad_(False)
+
+
+def _optimise(
+    lm: LanguageModel,
+    peft_model: PeftModel,
+    rows: Sequence[_Row],
+    config: LoraTrainingConfig,
+    seed: int,
+    on_progress: OnProgress,
+) -> None:
+    """Run the optimiser for `config.steps` steps."""
+    parameters = [parameter for parameter in peft_model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
+    )
+    schedule = get_cosine_schedule_with_warmup(optimizer, min(config.warmup, config.steps), config.steps)
+    order = _shuffled_passes(len(rows), seed)
+    mean_loss = 0.0
+    for step in range(config.steps):
+        batch = [rows[next(order)] for _ in range(config.batch_size)]
+        loss = _completion_loss(lm, peft_model, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        # A running mean over about the last twenty steps, and over all of them at first.
+        mean_loss += (loss.item() - mean_loss) / min(step + 1, 20)
+        on_progress(Progress("train", step + 1, config.steps, {"loss": mean_loss}))
+
+
+def _shuffled_passes(count: int, seed: int) -> Iterator[int]:
+    """Yield every index once in each pass, each pass in a new order, for ever."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from torch.randperm(count, generator=generator).tolist()
+
+
+def _completion_loss(lm: LanguageModel, peft_model: PeftModel, batch: Sequence[_Row]) -> Tensor:
+    """Mean cross-entropy in nats over the learnt tokens of a batch; only their logits are computed."""
+    ids = torch.nn.utils.rnn.pad_sequence([row.ids for row in batch], batch_first=True)
+    lengths = torch.tensor([len(row.ids) for row in batch], device=ids.device)
+    learnt = torch.tensor([row.learnt for row in batch], device=ids.device)
+    place = torch.arange(ids.shape[1], device=ids.device)
+    inside = place < lengths[:, None]
+    rows, positions = torch.nonzero(inside & (place >= (lengths - learnt)[:, None]), as_tuple=True)
+
+    def select(_head: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        # The token at a position is predicted one position before it.
+        return (inputs[0][rows, positions - 1][None],)
+
+    # Narrowing the head's input leaves whatever the family does with its logits (scale, soft cap) in place.
+    handle = lm.architecture.head.register_forward_pre_hook(select)
+    try:
+        logits = peft_model(input_ids=ids, attention_mask=inside.long(), use_cache=False).logits[0]
+    finally:
+        handle.remove()
+    return cross_entropy(logits.float(), ids[rows, positions])
