@@ -27,8 +27,8 @@ def captured(lm: "LanguageModel", depths: Collection[int]) -> Iterator[dict[int,
 
     Yields:
         A dictionary l → [B, n, d] in the model's own dtype, filled anew by each forward pass, gradients kept.
-        h_l is read as the *input* of block l+1 (of the final norm for the last), so that what a hook adds to the
-        output of block l is seen, whichever of the two was registered first.
+        h_l is read as the *input* of block l+1 (of the final norm for the last), so that what a hook adds to
+        the output of block l is seen, whichever of the two was registered first.
 
     Raises:
         RequestError: a depth is outside the model.
@@ -42,7 +42,7 @@ def captured(lm: "LanguageModel", depths: Collection[int]) -> Iterator[dict[int,
             reader = architecture.blocks[depth] if depth < architecture.depth else architecture.final_norm
             if reader is not None:
                 hook = reader.register_forward_pre_hook(partial(_keep_input, states, depth), with_kwargs=True)
-            else:  # A model without a final norm: nothing that always sees all positions stands after the last block.
+            else:  # Without a final norm nothing after the last block always sees all positions.
                 hook = architecture.blocks[-1].register_forward_hook(partial(_keep_output, states, depth))
             stack.callback(hook.remove)
         yield states
@@ -54,7 +54,9 @@ def _keep_input(
     states[depth] = args[0] if args else kwargs["hidden_states"]
 
 
-def _keep_output(states: dict[int, Tensor], depth: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+def _keep_output(
+    states: dict[int, Tensor], depth: int, module: nn.Module, args: tuple[Any, ...], output: Any
+) -> None:
     states[depth] = output if isinstance(output, Tensor) else output[0]
 
 
@@ -66,7 +68,9 @@ def residuals(lm: "LanguageModel", batch: "TokenBatch", depths: Collection[int])
     """
     with captured(lm, depths) as states:
         lm.model.base_model(
-            input_ids=batch.input_ids.to(lm.device), attention_mask=batch.attention_mask.to(lm.device), use_cache=False
+            input_ids=batch.input_ids.to(lm.device),
+            attention_mask=batch.attention_mask.to(lm.device),
+            use_cache=False,
         )
     return states
 
@@ -148,8 +152,8 @@ def paired_batch(
 class Moments:
     """Means and centred second moments of rows x [N, dim_x] and y [N, dim_y], streamed in float64.
 
-    Each batch is centred on its own mean and merged (Chan, Golub & LeVeque 1983), so that a large mean, as massive
-    dimensions have, does not cancel the digits of the variance.
+    Each batch is centred on its own mean and merged (Chan, Golub & LeVeque 1983), so that a large mean, as
+    massive dimensions have, does not cancel the digits of the variance.
 
     Attributes:
         count: rows so far.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AlignedPairs:
-    """N positions of a source and a target batch that stand at the same character end, by row and then by end.
+    """N positions of a source and a target batch at the same character ends, by row and then by end.
 
     Attributes:
         row: [N] int64, the text in the batch.
@@ -39,8 +39,8 @@ def positions_by_end(ends: Tensor, size: int) -> Tensor:
     """Turn "where does each token end" into "which token ends here".
 
     Args:
-        ends: [B, n] int64, the character end of each token; values below 1 (BOS, specials, padding, tokens before
-            the first character) are passed over.
+        ends: [B, n] int64, the character end of each token; values below 1 (BOS, specials, padding, tokens
+            before the first character) are passed over.
         size: number of columns of the result, more than the largest end.
 
     Returns:
@@ -68,7 +68,7 @@ def align(source: "TokenBatch", target: "TokenBatch") -> AlignedPairs:
         RequestError: the batches do not hold the same texts.
     """
     if source.texts != target.texts:
-        raise RequestError("The two token batches hold different texts; align tokenizations of the same texts.")
+        raise RequestError("The two token batches hold different texts; only the same texts can be aligned.")
     size = 1 + max([0, *(int(ends.max()) for ends in (source.ends, target.ends) if ends.numel())])
     at_source = positions_by_end(source.ends, size)
     at_target = positions_by_end(target.ends.to(at_source.device), size)
@@ -80,7 +80,7 @@ def align(source: "TokenBatch", target: "TokenBatch") -> AlignedPairs:
 class LayerMap:
     """The monotone map m from target depths 0 … L_t to source depths, m(0) = 0 and m(L_t) = L_s.
 
-    Target block l hosts the source blocks m(l-1)+1 … m(l): none, one or several, so each source block acts once.
+    Target block l hosts the source blocks m(l-1)+1 … m(l), if any, so each source block acts once.
 
     Attributes:
         table: m(0), …, m(L_t).
@@ -96,7 +96,9 @@ class LayerMap:
         if len(self.table) < 2 or self.table[0] != 0 or self.table[-1] < 1:
             raise RequestError(f"A layer map must run from 0 to the source's depth, but is {self.table}.")
         if any(after < before for before, after in zip(self.table, self.table[1:], strict=False)):
-            raise RequestError(f"A layer map must never fall from one target block to the next, but is {self.table}.")
+            raise RequestError(
+                f"A layer map must never fall from one depth to the next, but is {self.table}."
+            )
 
     @classmethod
     def by_relative_depth(cls, source_depth: int, target_depth: int) -> "LayerMap":
@@ -106,9 +108,11 @@ class LayerMap:
             RequestError: a depth is below 1.
         """
         if min(source_depth, target_depth) < 1:
-            raise RequestError(f"Models need at least one block each, but have {source_depth} and {target_depth}.")
-        nearest = ((2 * depth * source_depth + target_depth) // (2 * target_depth) for depth in range(target_depth + 1))
-        return cls(tuple(nearest))
+            raise RequestError(f"Both models need a block, but they have {source_depth} and {target_depth}.")
+        doubled = 2 * target_depth
+        return cls(
+            tuple((2 * depth * source_depth + target_depth) // doubled for depth in range(target_depth + 1))
+        )
 
     @property
     def source_depth(self) -> int:

@@ -1,8 +1,8 @@
 """How well predicted activations agree with the true ones: pure functions on arrays [N, d].
 
-Dimensions of a residual stream differ by orders of magnitude (some carry values a thousand times the rest), so
-every measure here first standardises each dimension by the *truth's* mean and deviation. Without that, a head that
-gets three massive dimensions right and nothing else would look perfect. All sums are in float64.
+Dimensions of a residual stream differ by orders of magnitude (some carry values a thousand times the rest),
+so every measure here first standardises each dimension by the *truth's* mean and deviation. Without that, a
+head that gets three massive dimensions right and nothing else would look perfect. All sums are in float64.
 """
 
 from collections.abc import Callable
@@ -65,7 +65,7 @@ def cosine(prediction: Array, truth: Array) -> float:
 
 
 def knn_overlap(x: Array, y: Array, *, neighbours: int = 10) -> float:
-    """Mutual k-nearest-neighbour overlap (Huh et al., arXiv 2405.07987): shared neighbours / k, averaged over rows.
+    """Mutual k-nearest-neighbour overlap (Huh et al., arXiv 2405.07987): mean share of common neighbours.
 
     Args:
         x: [N, d_x].
