@@ -67,10 +67,8 @@ def residuals(lm: "LanguageModel", batch: "TokenBatch", depths: Collection[int])
         l → [B, n, d] in the model's own dtype.
     """
     with captured(lm, depths) as states:
-        lm.model.base_model(
-            input_ids=batch.input_ids.to(lm.device),
-            attention_mask=batch.attention_mask.to(lm.device),
-            use_cache=False,
+        lm.architecture.decoder(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
         )
     return states
 

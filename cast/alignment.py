@@ -97,7 +97,7 @@ class LayerMap:
             raise RequestError(f"A layer map must run from 0 to the source's depth, but is {self.table}.")
         if any(after < before for before, after in zip(self.table, self.table[1:], strict=False)):
             raise RequestError(
-                f"A layer map must never fall from one depth to the next, but is {self.table}."
+                f"A layer map must not fall from one depth to the next, but is {self.table}."
             )
 
     @classmethod
