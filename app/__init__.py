@@ -1,0 +1,1 @@
+"""The page: thin faces over `cast`, one file a tab."""

@@ -1,0 +1,344 @@
+"""Everything the page does, without the page: models loaded on demand and shared, text, maps, and background jobs.
+
+Models are read-only to visitors and shared between them; a forward pass with an adapter hangs hooks on the model,
+so each step of each stream holds the locks of the models it touches, and only for that step. That keeps visitors
+apart and lets their streams alternate. A job that trains takes models of its own, so it never stops a stream.
+"""
+
+import contextlib
+import logging
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from app.backend import (
+    AdapterFacts,
+    Backend,
+    FitRequest,
+    HeadsFacts,
+    JointMap,
+    ModelFacts,
+    Option,
+    SamplingChoice,
+    TranslateRequest,
+)
+from app.cache import Cache
+from app.picture import relative_layer_map
+from app.jobs import Job, Jobs, JobState
+from app.showcase import Showcase
+from app.views import PANES, Pane
+from app.workspace import Pair, Selection
+from cast.errors import CastError, HeadsError, RequestError
+from cast.progress import OnProgress, ignore
+
+logger = logging.getLogger(__name__)
+
+_FRAME_SECONDS = 0.06
+_MAX_PROMPT = 4000
+
+
+@dataclass(frozen=True)
+class PairFacts:
+    """What the page shows of a choice before anything heavy is loaded."""
+
+    source: ModelFacts
+    target: ModelFacts
+    adapter: AdapterFacts | None
+
+
+@dataclass(frozen=True)
+class HeadsResult:
+    """What a *Train heads* job leaves behind."""
+
+    pair: Pair
+    heads: object
+
+
+@dataclass(frozen=True)
+class TranslateResult:
+    """What a *Translate* job leaves behind."""
+
+    selection: Selection
+    folder: Path
+    archive: Path
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """One press of *Generate*: job ids name what this visitor has made, and may be empty."""
+
+    selection: Selection
+    strength: float
+    prompt: str
+    sampling: SamplingChoice
+    translate_job: str = ""
+    heads_job: str = ""
+
+
+@dataclass
+class _Loaded:
+    name: str
+    model: object
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+
+class Engine:
+    """The page's only way to models; one for all visitors, made in `app.ui.build`."""
+
+    def __init__(
+        self, backend: Backend, jobs: Jobs, folder: Path, showcase: Showcase | None, max_models: int = 4
+    ) -> None:
+        self._backend = backend
+        self._jobs = jobs
+        self._folder = folder
+        self._models: Cache[_Loaded] = Cache(max_models)
+        self._adapters: Cache[object] = Cache(32)
+        self._heads: Cache[object | None] = Cache(8)
+        self._model_facts: Cache[ModelFacts] = Cache(256)
+        self._adapter_facts: Cache[AdapterFacts] = Cache(256)
+        self.showcase = showcase
+        if showcase:
+            self._model_facts.put(showcase.source.name, showcase.source)
+            self._model_facts.put(showcase.target.name, showcase.target)
+            self._adapter_facts.put((showcase.adapter.name, showcase.source.name), showcase.adapter)
+
+    # What can be chosen
+
+    def models(self) -> tuple[Option, ...]:
+        """The models that are offered at once; any Hub id or folder may be typed as well."""
+        return tuple(self._backend.models())
+
+    def adapters(self, source: str) -> tuple[Option, ...]:
+        """The shipped adapters of a source model."""
+        return tuple(self._backend.adapters(source))
+
+    def prompts(self, adapter: str) -> tuple[str, ...]:
+        """Prompts on which a shipped adapter shows its effect."""
+        return tuple(self._backend.prompts(adapter))
+
+    def search(self, source: str) -> tuple[Option, ...]:
+        """Adapters of a Hub model, most downloaded first."""
+        return tuple(self._backend.search(source))
+
+    def facts(self, selection: Selection) -> PairFacts:
+        """Describe the chosen models and adapter from their configurations; no weights are read."""
+        if not selection.source or not selection.target:
+            raise RequestError("Choose a source model and a target model first.")
+        adapter = None
+        if selection.adapter:
+            adapter = self._adapter_facts.get(
+                (selection.adapter, selection.source),
+                lambda: self._backend.inspect(selection.adapter, selection.source),
+            )
+        return PairFacts(self._describe(selection.source), self._describe(selection.target), adapter)
+
+    def layer_map(self, facts: PairFacts) -> tuple[int, ...]:
+        """The source depth of each target depth: the recorded heads' own, else by equal relative depth."""
+        example = self.showcase
+        if example and example.heads and example.pair == Pair(facts.source.name, facts.target.name):
+            return example.heads.layer_map
+        return relative_layer_map(facts.source.depth, facts.target.depth)
+
+    def heads_facts(self, pair: Pair, heads_job: str = "") -> HeadsFacts | None:
+        """Which heads the pair would use now, and how good they are; None where there are none."""
+        if self.showcase and pair == self.showcase.pair and not self._own_heads(pair, heads_job):
+            return self.showcase.heads
+        heads = self._find_heads(pair, self._load(pair.source), self._load(pair.target), heads_job)
+        return None if heads is None else self._backend.heads_facts(heads)
+
+    def warm(self) -> None:
+        """Import the heavy libraries and load the example's models, so that the first press need not wait."""
+        try:
+            self._backend.warm()
+            if self.showcase:
+                source, target = self._load(self.showcase.pair.source), self._load(self.showcase.pair.target)
+                self._find_heads(self.showcase.pair, source, target, "")
+        except CastError as error:
+            logger.warning("warming up: %s", error)
+
+    # Text
+
+    def generate(self, request: GenerateRequest) -> Iterator[tuple[Pane, ...]]:
+        """Stream the four panes together, one token each in turn; the last value has every pane finished."""
+        selection, prompt = request.selection, request.prompt
+        if not prompt.strip():
+            raise RequestError("Write a prompt first, or pick one of the examples.")
+        if len(prompt) > _MAX_PROMPT:
+            raise RequestError(
+                f"The prompt has {len(prompt):,} characters; at most {_MAX_PROMPT:,} are read."
+            )
+        if not selection.adapter:
+            raise RequestError("Choose an adapter of the source model first.")
+        names = (selection.source, selection.adapter, selection.target, selection.mode)
+        shown = {key: Pane(key, name, state="running") for key, name in zip(PANES, names, strict=True)}
+        yield tuple(shown.values())
+        source, target = self._load(selection.source), self._load(selection.target)
+        lora = self._lora(selection.adapter, source)
+        makers: dict[str, Callable[[], object]] = {
+            "source": lambda: self._backend.plain_runner(source.model, None, 0.0),
+            "source_adapter": lambda: self._backend.plain_runner(source.model, lora, 1.0),
+            "target": lambda: self._backend.plain_runner(target.model, None, 0.0),
+            "target_adapter": lambda: self._carried(request, source, target, lora),
+        }
+        streams: dict[str, Iterator[str]] = {}
+        for key, make in makers.items():
+            try:
+                streams[key] = self._backend.stream(make(), prompt, request.sampling)
+            except CastError as error:
+                shown[key] = replace(shown[key], state="note", text=str(error))
+        yield from self._interleave(shown, streams, _both(source, target))
+
+    def _interleave(
+        self,
+        shown: dict[str, Pane],
+        streams: dict[str, Iterator[str]],
+        locks: Callable[[], contextlib.AbstractContextManager[object]],
+    ) -> Iterator[tuple[Pane, ...]]:
+        last = 0.0
+        try:
+            while streams:
+                for key in list(streams):
+                    with locks():
+                        shown[key] = _advance(shown[key], streams[key])
+                    if shown[key].state != "running":
+                        del streams[key]
+                if time.monotonic() - last >= _FRAME_SECONDS and streams:
+                    last = time.monotonic()
+                    yield tuple(shown.values())
+            yield tuple(shown.values())
+        finally:
+            for stream in streams.values():
+                if isinstance(stream, Generator):
+                    stream.close()
+
+    def _carried(self, request: GenerateRequest, source: _Loaded, target: _Loaded, lora: object) -> object:
+        selection = request.selection
+        if selection.mode == "hosted":
+            heads = self._find_heads(selection.pair, source, target, request.heads_job)
+            if heads is None:
+                raise HeadsError("There are no heads for this pair yet: train them in the Heads tab.")
+            return self._backend.hosted_runner(source.model, target.model, lora, heads, request.strength)
+        folder = self._translation(selection, request.translate_job)
+        if folder is None:
+            raise RequestError(
+                f"The mode {selection.mode} needs a translation first: press Translate, then Generate."
+            )
+        return self._backend.translated_runner(folder, source.model, target.model, request.strength)
+
+    def _translation(self, selection: Selection, job_id: str) -> Path | None:
+        job = self._jobs.get(job_id)
+        if job and isinstance(job.result, TranslateResult) and job.result.selection == selection:
+            return job.result.folder
+        return self._backend.shipped_translation(selection)
+
+    # Background jobs
+
+    def start_translate(self, request: TranslateRequest, heads_job: str = "") -> str:
+        """Translate in the background; the job's result is a `TranslateResult`."""
+        selection = request.selection
+        if not (selection.source and selection.target and selection.adapter):
+            raise RequestError("Choose a source model, a target model and an adapter first.")
+        own = self._own_heads(selection.pair, heads_job)
+        out = self._folder / "translated" / uuid.uuid4().hex
+
+        def work(on_progress: OnProgress) -> TranslateResult:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            self._backend.translate(request, own, out, on_progress)
+            archive = shutil.make_archive(str(out), "zip", out)
+            return TranslateResult(selection, out, Path(archive))
+
+        title = f"Translate {selection.adapter} to {selection.target} ({selection.mode})."
+        return self._jobs.start("translate", title, work)
+
+    def start_fit(self, request: FitRequest) -> str:
+        """Train heads in the background; the job's result is a `HeadsResult`."""
+        pair = request.pair
+        if not (pair.source and pair.target):
+            raise RequestError("Choose a source model and a target model first.")
+        out = self._folder / "heads" / uuid.uuid4().hex
+
+        def work(on_progress: OnProgress) -> HeadsResult:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            return HeadsResult(pair, self._backend.fit(request, out, on_progress))
+
+        return self._jobs.start("heads", f"Train heads from {pair.source} to {pair.target}.", work)
+
+    def job(self, job_id: str) -> Job | None:
+        """A job by its id; None where the server knows no such job."""
+        return self._jobs.get(job_id) if job_id else None
+
+    def cancel(self, job_id: str) -> bool:
+        """Ask a job to stop."""
+        return self._jobs.cancel(job_id)
+
+    # Maps
+
+    def joint_maps(self, pair: Pair, depth: int, points: int, heads_job: str = "") -> Iterator[JointMap]:
+        """Source states through the heads and target states of the same tokens: PCA at once, then UMAP."""
+        source, target = self._load(pair.source), self._load(pair.target)
+        heads = self._find_heads(pair, source, target, heads_job)
+        if heads is None:
+            raise HeadsError("There are no heads for this pair yet: train them in the Heads tab.")
+        with _both(source, target)():
+            states = self._backend.states(source.model, target.model, heads, depth, points)
+        for method in ("pca", "umap"):
+            yield self._backend.project(states, method)
+
+    # Shared things
+
+    def _describe(self, name: str) -> ModelFacts:
+        return self._model_facts.get(name, lambda: self._backend.describe(name))
+
+    def _load(self, name: str) -> _Loaded:
+        if not name:
+            raise RequestError("Choose a source model and a target model first.")
+        return self._models.get(name, lambda: _Loaded(name, self._backend.load(name, ignore)))
+
+    def _lora(self, adapter: str, source: _Loaded) -> object:
+        key = (adapter, source.name)
+        return self._adapters.get(key, lambda: self._backend.read_adapter(adapter, source.model))
+
+    def _own_heads(self, pair: Pair, heads_job: str) -> object | None:
+        job = self._jobs.get(heads_job)
+        if (
+            job
+            and job.state is JobState.DONE
+            and isinstance(job.result, HeadsResult)
+            and job.result.pair == pair
+        ):
+            return job.result.heads
+        return None
+
+    def _find_heads(self, pair: Pair, source: _Loaded, target: _Loaded, heads_job: str) -> object | None:
+        own = self._own_heads(pair, heads_job)
+        if own is not None:
+            return own
+        return self._heads.get(pair, lambda: self._backend.find_heads(source.model, target.model))
+
+
+def _advance(pane: Pane, stream: Iterator[str]) -> Pane:
+    """The pane after one more piece of its stream."""
+    try:
+        return replace(pane, text=pane.text + next(stream))
+    except StopIteration:
+        return replace(pane, state="done")
+    except CastError as error:
+        return replace(pane, state="note", text=str(error))
+
+
+def _both(
+    first: _Loaded, second: _Loaded
+) -> Callable[[], contextlib.AbstractContextManager[contextlib.ExitStack]]:
+    """A maker of contexts that hold both models, taken in the order of their names so that no two can deadlock."""
+
+    def hold() -> contextlib.ExitStack:
+        stack = contextlib.ExitStack()
+        for loaded in sorted((first, second), key=lambda item: item.name):
+            stack.enter_context(loaded.lock)
+        return stack
+
+    return hold

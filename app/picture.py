@@ -1,0 +1,163 @@
+"""The signature picture: two stacks of blocks, the layer map between them, the adapted blocks lit.
+
+Drawn as inline SVG that takes its colours from the page, so it follows dark and light. Depth runs from left to
+right; the source stands above the target. Source blocks are round and solid, target blocks square and dashed,
+adapted blocks carry a triangle: no meaning rests on colour alone.
+"""
+
+from collections.abc import Sequence
+from html import escape
+
+from app.backend import AdapterFacts, ModelFacts
+
+_WIDTH = 720.0
+_LEFT, _RIGHT = 24.0, 696.0
+_SOURCE_Y, _TARGET_Y = 40.0, 168.0
+_HEIGHT = 208.0
+_MAX_BLOCK = 56.0
+
+
+def stacks(
+    source: ModelFacts, target: ModelFacts, adapter: AdapterFacts | None, layer_map: Sequence[int]
+) -> str:
+    """An SVG of the pair. `layer_map[l]` is the source depth of target depth l, for l = 0 … target depth."""
+    upper, lower = _centres(source.depth), _centres(target.depth)
+    effect = {site.block: site.effect for site in adapter.sites} if adapter else {}
+    roles = {site.block: ", ".join(site.roles) for site in adapter.sites} if adapter else {}
+    parts = [_lane(_SOURCE_Y, "source"), _lane(_TARGET_Y, "target")]
+    parts += _map_lines(upper, lower, layer_map, effect)
+    size = min(_MAX_BLOCK, 0.72 * (_RIGHT - _LEFT) / max(source.depth, 1))
+    for block, x in enumerate(upper, 1):
+        parts.append(_source_block(block, x, size, effect.get(block), roles.get(block, "")))
+    size = min(_MAX_BLOCK, 0.72 * (_RIGHT - _LEFT) / max(target.depth, 1))
+    for block, x in enumerate(lower, 1):
+        hosted = _hosted(layer_map, block)
+        reach = max((effect[b] for b in hosted if b in effect), default=None)
+        parts.append(_target_block(block, x, size, hosted, reach))
+    parts.append(_token(upper, lower, layer_map, effect))
+    words = _in_words(source, target, adapter)
+    return (
+        f'<figure class="cast-card cast-stacks"><svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" '
+        f'aria-label="{escape(words)}">{"".join(parts)}</svg>'
+        f"<figcaption>{_legend(source, target, adapter)}</figcaption></figure>"
+    )
+
+
+def relative_layer_map(source_depth: int, target_depth: int) -> tuple[int, ...]:
+    """The map that is drawn while no heads are known: equal relative depth, as `LayerMap.by_relative_depth`."""
+    return tuple(round(depth * source_depth / target_depth) for depth in range(target_depth + 1))
+
+
+def _centres(depth: int) -> list[float]:
+    step = (_RIGHT - _LEFT) / max(depth, 1)
+    return [_LEFT + step * (block + 0.5) for block in range(depth)]
+
+
+def _lane(y: float, side: str) -> str:
+    return f'<line class="lane lane-{side}" x1="{_LEFT:g}" y1="{y:g}" x2="{_RIGHT:g}" y2="{y:g}"/>'
+
+
+def _hosted(layer_map: Sequence[int], block: int) -> range:
+    if block >= len(layer_map):
+        return range(0)
+    return range(layer_map[block - 1] + 1, layer_map[block] + 1)
+
+
+def _map_lines(
+    upper: Sequence[float], lower: Sequence[float], layer_map: Sequence[int], effect: dict[int, float]
+) -> list[str]:
+    lines = []
+    for block, x in enumerate(lower, 1):
+        for hosted in _hosted(layer_map, block):
+            if hosted > len(upper):
+                continue
+            lit = effect.get(hosted)
+            css = "map-line lit" if lit is not None else "map-line"
+            width = 1.0 + 2.5 * (lit or 0.0)
+            top, middle, bottom = _SOURCE_Y, (_SOURCE_Y + _TARGET_Y) / 2, _TARGET_Y
+            lines.append(
+                f'<path class="{css}" stroke-width="{width:.2f}" '
+                f'd="M{upper[hosted - 1]:.1f} {top:g} C{upper[hosted - 1]:.1f} {middle:g} {x:.1f} {middle:g} '
+                f'{x:.1f} {bottom:g}"/>'
+            )
+    return lines
+
+
+def _source_block(block: int, x: float, size: float, effect: float | None, roles: str) -> str:
+    height = 36.0
+    title = f"Source block {block}" + (f": adapted at {roles}" if roles else ": not adapted")
+    lit = _glow(x, _SOURCE_Y, size, height, effect)
+    radius = min(height, size) / 2
+    return (
+        f"<g><title>{escape(title)}</title>{lit}"
+        f'<rect class="block block-source" x="{x - size / 2:.1f}" y="{_SOURCE_Y - height / 2:g}" '
+        f'width="{size:.1f}" height="{height:g}" rx="{radius:.1f}"/>'
+        f"{_triangle(x, _SOURCE_Y, size, effect)}</g>"
+    )
+
+
+def _target_block(block: int, x: float, size: float, hosted: range, effect: float | None) -> str:
+    height = 36.0
+    guests = ", ".join(str(b) for b in hosted)
+    title = f"Target block {block}" + (f": hosts source block {guests}" if guests else ": hosts none")
+    return (
+        f"<g><title>{escape(title)}</title>{_glow(x, _TARGET_Y, size, height, effect)}"
+        f'<rect class="block block-target" x="{x - size / 2:.1f}" y="{_TARGET_Y - height / 2:g}" '
+        f'width="{size:.1f}" height="{height:g}"/></g>'
+    )
+
+
+def _glow(x: float, y: float, size: float, height: float, effect: float | None) -> str:
+    if effect is None:
+        return ""
+    pad = 3.0
+    return (
+        f'<rect class="glow" opacity="{0.15 + 0.5 * effect:.2f}" x="{x - size / 2 - pad:.1f}" '
+        f'y="{y - height / 2 - pad:.1f}" width="{size + 2 * pad:.1f}" height="{height + 2 * pad:.1f}" rx="6"/>'
+    )
+
+
+def _triangle(x: float, y: float, size: float, effect: float | None) -> str:
+    if effect is None:
+        return ""
+    half = min(9.0, size / 3) * (0.5 + 0.5 * effect)
+    points = f"{x:.1f},{y - half:.1f} {x + half:.1f},{y + half * 0.8:.1f} {x - half:.1f},{y + half * 0.8:.1f}"
+    return f'<polygon class="adapter-mark" points="{points}"/>'
+
+
+def _token(
+    upper: Sequence[float], lower: Sequence[float], layer_map: Sequence[int], effect: dict[int, float]
+) -> str:
+    """One token that passes along the source, crosses at the last adapted block, and goes on in the target."""
+    if not upper or not lower or len(layer_map) != len(lower) + 1:
+        return ""
+    last = max((b for b in effect if b <= len(upper)), default=len(upper))
+    landing = next((b for b in range(1, len(layer_map)) if layer_map[b] >= last), len(lower))
+    cross, land = upper[last - 1], lower[landing - 1]
+    path = (
+        f"M{_LEFT:g} {_SOURCE_Y:g} L{cross:.1f} {_SOURCE_Y:g} "
+        f"C{cross:.1f} {(_SOURCE_Y + _TARGET_Y) / 2:g} {land:.1f} {(_SOURCE_Y + _TARGET_Y) / 2:g} "
+        f"{land:.1f} {_TARGET_Y:g} L{_RIGHT:g} {_TARGET_Y:g}"
+    )
+    return f'<circle class="token" r="5"><animateMotion dur="7s" repeatCount="indefinite" path="{path}"/></circle>'
+
+
+def _legend(source: ModelFacts, target: ModelFacts, adapter: AdapterFacts | None) -> str:
+    parts = [
+        f'<span><i class="mark mark-source"></i>{escape(source.name)}, {source.depth} blocks</span>',
+        f'<span><i class="mark mark-target"></i>{escape(target.name)}, {target.depth} blocks</span>',
+    ]
+    if adapter:
+        parts.append(
+            f'<span><i class="mark mark-adapter"></i>{escape(adapter.name)}, '
+            f"in {len(adapter.sites)} of {source.depth} blocks</span>"
+        )
+    return "".join(parts)
+
+
+def _in_words(source: ModelFacts, target: ModelFacts, adapter: AdapterFacts | None) -> str:
+    words = f"{source.depth} blocks of {source.name} above, {target.depth} blocks of {target.name} below, "
+    words += "joined by the layer map"
+    if adapter:
+        words += f"; {adapter.name} acts in {len(adapter.sites)} source blocks"
+    return words + "."

@@ -1,0 +1,62 @@
+"""Starts the page: where it listens, and where caches go when the home folder cannot be written."""
+
+import os
+import tempfile
+import threading
+from collections.abc import MutableMapping
+from pathlib import Path
+
+_CACHES = {
+    "HF_HOME": "huggingface",
+    "XDG_CACHE_HOME": "cache",
+    "MPLCONFIGDIR": "matplotlib",
+    "NUMBA_CACHE_DIR": "numba",
+}
+
+
+def prepare_environment(environ: MutableMapping[str, str]) -> None:
+    """Point every cache that is not placed yet to a writable folder where the home folder is read-only.
+
+    Must run before anything that reads these variables is imported: gradio, huggingface_hub, numba.
+    """
+    environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    home = Path(environ.get("HOME") or "/")
+    if os.access(home, os.W_OK) and home != Path("/"):
+        return
+    base = Path(tempfile.gettempdir()) / f"cast-{os.getuid()}"
+    base.mkdir(mode=0o700, exist_ok=True)
+    for variable, name in _CACHES.items():
+        environ.setdefault(variable, str(base / name))
+
+
+def address(environ: MutableMapping[str, str]) -> tuple[str, int]:
+    """Host and port: on a Space every interface, else this machine only; GRADIO_SERVER_* and PORT are honoured."""
+    host = environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if environ.get("SPACE_ID") else "127.0.0.1")
+    port = environ.get("GRADIO_SERVER_PORT") or environ.get("PORT") or "7860"
+    return host, int(port)
+
+
+def main() -> None:
+    """Build the page on the real library and serve it until interrupted."""
+    prepare_environment(os.environ)
+    # Only now: these imports read the variables set above.
+    from app import theme
+    from app.library import CastBackend
+    from app.ui import build
+
+    page = build(CastBackend())
+    host, port = address(os.environ)
+    page.blocks.queue(default_concurrency_limit=16)
+    page.blocks.launch(
+        server_name=host,
+        server_port=port,
+        theme=theme.make_theme(),
+        css_paths=theme.style_sheet(),
+        favicon_path=theme.assets_folder() / "logo" / "cast.svg",
+        ssr_mode=False,
+        show_error=False,
+        footer_links=[],
+        prevent_thread_lock=True,
+    )
+    threading.Thread(target=page.engine.warm, name="cast-warm", daemon=True).start()
+    page.blocks.block_thread()

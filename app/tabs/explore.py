@@ -1,0 +1,76 @@
+"""Explore: source and target states of the same tokens in one map, with the measures that say what it is worth."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from app import plots, views
+from app.engine import Engine
+from app.saying import said
+from app.tabs.pick import PickTab
+from app.workspace import Attached, Pair, Selection, Workspace
+
+
+@dataclass(frozen=True)
+class ExploreTab:
+    """The widgets of the tab."""
+
+    depth: gr.Slider
+    points: gr.Slider
+    draw: gr.Button
+    message: gr.HTML
+    plot: gr.Plot
+    measures: gr.HTML
+
+
+def create_explore_tab(engine: Engine, start: Workspace) -> ExploreTab:
+    """Build the tab; the recorded map, where there is one, is drawn from the start."""
+    example = engine.showcase
+    recorded = example.joint_map if example and example.pair == start.selection.pair else None
+    with gr.Row():
+        with gr.Column(scale=1, min_width=320, elem_classes="cast-section"):
+            depth = gr.Slider(
+                0, example.target.depth if example else 8, step=1, label="Target depth",
+                value=recorded.depth if recorded else 1,
+                info="0 is the embedding, the last is before the final norm.",
+            )  # fmt: skip
+            points = gr.Slider(100, 2000, value=400, step=100, label="Tokens in the map")
+            draw = gr.Button("Draw the map", variant="primary")
+            message = gr.HTML()
+            measures = gr.HTML(views.measures(recorded) if recorded else "")
+        with gr.Column(scale=3, min_width=320):
+            plot = gr.Plot(plots.joint_map(recorded) if recorded else None, show_label=False)
+    return ExploreTab(depth, points, draw, message, plot, measures)
+
+
+def wire_explore_tab(tab: ExploreTab, pick: PickTab, engine: Engine, attached: gr.BrowserState) -> None:
+    """Connect the tab's events."""
+    pair = [pick.source, pick.target]
+
+    def draw(
+        source: str, target: str, depth: int, points: int, kept: object
+    ) -> Iterator[tuple[Any, Any, str]]:
+        job = Attached.from_json(kept).heads_job
+        yield gr.skip(), gr.skip(), views.sentence("Reading both models on held-out text.")
+        try:
+            for drawn in engine.joint_maps(Pair(source or "", target or ""), int(depth), int(points), job):
+                more = "PCA first; the UMAP is being computed." if drawn.method == "pca" else ""
+                yield plots.joint_map(drawn), views.measures(drawn), views.sentence(more)
+        except Exception as error:
+            yield gr.skip(), gr.skip(), said(error)
+
+    def resize(source: str, target: str) -> Any:
+        try:
+            depth = engine.facts(Selection(source or "", target or "", "")).target.depth
+        except Exception:
+            # The chooser has said what is wrong with the choice; the slider only stays as it is.
+            return gr.skip()
+        return gr.update(maximum=depth, value=depth // 2)
+
+    tab.draw.click(
+        draw, [*pair, tab.depth, tab.points, attached], [tab.plot, tab.measures, tab.message],
+        show_progress="hidden", concurrency_limit=4, api_visibility="private",
+    )  # fmt: skip
+    pick.target.change(resize, pair, tab.depth, show_progress="hidden", api_visibility="private")

@@ -1,0 +1,218 @@
+"""Generate: one prompt, four answers side by side, and *Translate* for a plain LoRA to keep."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gradio as gr
+
+from app import views
+from app.backend import SamplingChoice, TranslateRequest
+from app.engine import Engine, GenerateRequest, TranslateResult
+from app.jobs import Job, JobState
+from app.saying import said
+from app.tabs.pick import PickTab
+from app.views import PANES, Pane
+from app.workspace import MAX_STRENGTH, MODES, Attached, Selection, Workspace
+
+MODE_WORDS = {
+    "hosted": "At once: the adapter's frozen kernels run inside their own source blocks while the target writes.",
+    "compiled": "A plain LoRA of the target, fitted until its change equals the carried change.",
+    "instant": "A plain LoRA without training: linear maps of each adapted site, multiplied out.",
+    "kernel": "The paper's own form: at each adapted site encode, apply the frozen kernel, decode.",
+}
+
+
+@dataclass(frozen=True)
+class GenerateTab:
+    """The widgets of the tab."""
+
+    prompt: gr.Textbox
+    examples: gr.Dropdown
+    generate: gr.Button
+    stop: gr.Button
+    panes: gr.HTML
+    message: gr.HTML
+    mode: gr.Radio
+    mode_words: gr.HTML
+    strength: gr.Slider
+    max_tokens: gr.Slider
+    temperature: gr.Slider
+    seed: gr.Number
+    steps: gr.Slider
+    hints: gr.Textbox
+    translate: gr.Button
+    cancel: gr.Button
+    job: gr.HTML
+    download: gr.DownloadButton
+    timer: gr.Timer
+
+
+def create_generate_tab(engine: Engine, start: Workspace) -> GenerateTab:
+    """Build the tab with the recorded example already answered."""
+    with gr.Row(equal_height=True):
+        with gr.Column(scale=4, min_width=320):
+            prompt = gr.Textbox(start.prompt, label="Prompt", lines=2, max_lines=6)
+        with gr.Column(scale=2, min_width=260):
+            examples = gr.Dropdown(
+                _example_choices(engine, start.adapter), value=None, label="Examples of this adapter's task"
+            )
+            with gr.Row():
+                generate = gr.Button("Generate", variant="primary", min_width=120)
+                stop = gr.Button("Stop", min_width=80)
+    message = gr.HTML()
+    panes = gr.HTML(first_panes(engine, start.selection, start.prompt))
+    with gr.Row():
+        with gr.Column(scale=1, min_width=320, elem_classes="cast-section"):
+            mode = gr.Radio(list(MODES), value=start.mode, label="How the change is carried")
+            words = gr.HTML(mode_sentence(start.mode))
+            strength = gr.Slider(
+                0, MAX_STRENGTH, value=start.strength, step=0.05, label="Strength of the carried change",
+                info="0 is the bare target; acts on the next Generate.",
+            )  # fmt: skip
+            with gr.Accordion("Sampling", open=False):
+                max_tokens = gr.Slider(8, 256, value=48, step=8, label="Longest answer in tokens")
+                temperature = gr.Slider(0, 1.5, value=0, step=0.1, label="Temperature", info="0 is greedy.")
+                seed = gr.Number(0, label="Seed, the same for every pane", precision=0)
+        with gr.Column(scale=1, min_width=320, elem_classes="cast-section"):
+            with gr.Row():
+                translate = gr.Button("Translate to a plain LoRA", variant="primary", min_width=200)
+                cancel = gr.Button("Cancel", interactive=False, min_width=80)
+            job = gr.HTML(views.sentence("Translate writes an ordinary PEFT adapter of the target model."))
+            download = gr.DownloadButton("Download the adapter", visible=False)
+            with gr.Accordion("Effort and example prompts", open=False):
+                steps = gr.Slider(20, 1000, value=200, step=20, label="Steps of a compiled fit")
+                hints = gr.Textbox(
+                    label="Example prompts without answers, one a line (optional)", lines=4,
+                    info="Five are enough to show the fit where the adapter acts.",
+                )  # fmt: skip
+            timer = gr.Timer(0.5, active=False)
+    return GenerateTab(
+        prompt, examples, generate, stop, panes, message, mode, words, strength, max_tokens, temperature,
+        seed, steps, hints, translate, cancel, job, download, timer,
+    )  # fmt: skip
+
+
+def wire_generate_tab(tab: GenerateTab, pick: PickTab, engine: Engine, attached: gr.BrowserState) -> None:
+    """Connect the tab's events."""
+    _wire_text(tab, pick, engine, attached)
+    _wire_translate(tab, pick, engine, attached)
+
+
+def _wire_text(tab: GenerateTab, pick: PickTab, engine: Engine, attached: gr.BrowserState) -> None:
+    def generate(
+        source: str, target: str, adapter: str, mode: str, strength: float, prompt: str,
+        max_tokens: int, temperature: float, seed: int, kept: object,
+    ) -> Iterator[tuple[Any, str]]:  # fmt: skip
+        """Stream four answers to one prompt: source, source + adapter, target, target + translated adapter."""
+        jobs = Attached.from_json(kept)
+        request = GenerateRequest(
+            Selection(source or "", target or "", adapter or "", mode),
+            strength,
+            prompt or "",
+            SamplingChoice(int(max_tokens), float(temperature), int(seed or 0)),
+            jobs.translate_job,
+            jobs.heads_job,
+        )
+        try:
+            for shown in engine.generate(request):
+                yield views.panes(request.prompt, shown), ""
+        except Exception as error:
+            yield gr.skip(), said(error)
+
+    def reset(source: str, target: str, adapter: str, mode: str, prompt: str) -> tuple[Any, Any, str]:
+        selection = Selection(source or "", target or "", adapter or "", mode)
+        choices = gr.update(choices=_example_choices(engine, selection.adapter), value=None)
+        return first_panes(engine, selection, prompt or ""), choices, ""
+
+    run = tab.generate.click(
+        generate,
+        [*pick.chosen, tab.mode, tab.strength, tab.prompt, tab.max_tokens, tab.temperature, tab.seed, attached],
+        [tab.panes, tab.message],
+        show_progress="hidden", concurrency_limit=8, api_visibility="private",
+    )  # fmt: skip
+    tab.stop.click(None, cancels=[run], api_visibility="private")
+    tab.examples.input(lambda example: example or "", tab.examples, tab.prompt, api_visibility="private")
+    tab.mode.change(mode_sentence, tab.mode, tab.mode_words, show_progress="hidden", api_visibility="private")
+    for picker in pick.chosen:
+        picker.change(
+            reset, [*pick.chosen, tab.mode, tab.prompt], [tab.panes, tab.examples, tab.message],
+            show_progress="hidden", trigger_mode="always_last", api_visibility="private",
+        )  # fmt: skip
+
+
+def _wire_translate(tab: GenerateTab, pick: PickTab, engine: Engine, attached: gr.BrowserState) -> None:
+    shown = [tab.job, tab.cancel, tab.download, tab.timer]
+
+    def translate(
+        source: str, target: str, adapter: str, mode: str, steps: int, hints: str, kept: object
+    ) -> tuple[Any, ...]:
+        """Start a translation in the background."""
+        space = Attached.from_json(kept)
+        selection = Selection(
+            source or "", target or "", adapter or "", "compiled" if mode == "hosted" else mode
+        )
+        prompts = tuple(line for line in (hints or "").splitlines() if line.strip())
+        try:
+            job_id = engine.start_translate(TranslateRequest(selection, int(steps), prompts), space.heads_job)
+        except Exception as error:
+            return said(error), gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        view = replace(space, translate_job=job_id)
+        return *job_updates(engine.job(job_id)), view.to_json()
+
+    def tick(kept: object, mode: str) -> tuple[Any, ...]:
+        job = engine.job(Attached.from_json(kept).translate_job)
+        done = job is not None and isinstance(job.result, TranslateResult)
+        result_mode = job.result.selection.mode if job and isinstance(job.result, TranslateResult) else mode
+        return *job_updates(job), gr.update(value=result_mode) if done else gr.skip()
+
+    def cancel(kept: object) -> tuple[Any, ...]:
+        job_id = Attached.from_json(kept).translate_job
+        engine.cancel(job_id)
+        return job_updates(engine.job(job_id))
+
+    tab.translate.click(
+        translate, [*pick.chosen, tab.mode, tab.steps, tab.hints, attached], [*shown, attached],
+        show_progress="hidden", api_visibility="private",
+    )  # fmt: skip
+    tab.timer.tick(
+        tick, [attached, tab.mode], [*shown, tab.mode], show_progress="hidden", api_visibility="private"
+    )
+    tab.cancel.click(cancel, attached, shown, show_progress="hidden", api_visibility="private")
+
+
+def job_updates(job: Job | None) -> tuple[Any, Any, Any, Any]:
+    """What the job's panel, *Cancel*, the download and the timer show for a job as it stands."""
+    if job is None:
+        return gr.skip(), gr.update(interactive=False), gr.update(visible=False), gr.update(active=False)
+    running = not job.is_over
+    done = job.state is JobState.DONE and isinstance(job.result, TranslateResult)
+    archive = job.result.archive if isinstance(job.result, TranslateResult) else None
+    return (
+        views.job(job),
+        gr.update(interactive=running and not job.cancelling),
+        gr.update(visible=done, value=str(archive) if archive else None),
+        gr.update(active=running),
+    )
+
+
+def first_panes(engine: Engine, selection: Selection, prompt: str) -> str:
+    """The recorded answers where they are of this choice, else four panes that say what to do."""
+    example = engine.showcase
+    names = (selection.source, selection.adapter, selection.target, selection.mode)
+    if example and example.knows(selection) and prompt == example.prompt:
+        shown: Sequence[Pane] = [
+            Pane(key, name, example.answers.get(key, ""), "done")
+            for key, name in zip(PANES, names, strict=True)
+        ]
+        return views.panes(example.prompt, shown, example.made)
+    return views.panes(prompt, [Pane(key, name) for key, name in zip(PANES, names, strict=True)])
+
+
+def mode_sentence(mode: str) -> str:
+    """What the chosen mode does."""
+    return views.sentence(MODE_WORDS.get(mode, ""))
+
+
+def _example_choices(engine: Engine, adapter: str) -> list[str]:
+    return list(engine.prompts(adapter))

@@ -1,0 +1,132 @@
+"""Heads: which heads the pair has, how good they are by depth, and *Train heads* in the background."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gradio as gr
+
+from app import plots, views
+from app.backend import FitRequest, HeadsFacts
+from app.engine import Engine
+from app.jobs import Job
+from app.saying import said
+from app.tabs.pick import PickTab
+from app.workspace import Attached, Pair, Workspace
+
+TOKENS = {"quick": 40_000, "good": 120_000, "best": 400_000}
+
+
+@dataclass(frozen=True)
+class HeadsTab:
+    """The widgets of the tab."""
+
+    tab: gr.Tab
+    status: gr.HTML
+    plot: gr.Plot
+    table: gr.HTML
+    show: gr.Button
+    corpus: gr.Textbox
+    effort: gr.Radio
+    kind: gr.Radio
+    train: gr.Button
+    cancel: gr.Button
+    job: gr.HTML
+    timer: gr.Timer
+
+
+def create_heads_tab(tab: gr.Tab, engine: Engine, start: Workspace) -> HeadsTab:
+    """Build the tab inside `tab`."""
+    facts = (
+        engine.showcase.heads if engine.showcase and engine.showcase.pair == start.selection.pair else None
+    )
+    with gr.Row():
+        with gr.Column(scale=3, min_width=320):
+            status = gr.HTML(
+                views.heads_line(facts) if facts else views.sentence("Press Show heads to look at this pair.")
+            )
+            plot = gr.Plot(plots.heads_quality(facts) if facts else None, show_label=False)
+            table = gr.HTML(views.heads_table(facts) if facts else "")
+            show = gr.Button("Show heads", min_width=160)
+        with gr.Column(scale=2, min_width=320, elem_classes="cast-section"):
+            effort = gr.Radio(
+                [(f"{name}, {tokens // 1000} thousand tokens", name) for name, tokens in TOKENS.items()],
+                value="good", label="Effort",
+            )  # fmt: skip
+            kind = gr.Radio(
+                [("affine", "affine"), ("affine + MLP", "mlp")], value="mlp", label="Form of the heads"
+            )
+            corpus = gr.Textbox(
+                "pocket", label="Text", info="pocket, a .txt or .jsonl file, a folder, or a Hub data set."
+            )
+            with gr.Row():
+                train = gr.Button("Train heads", variant="primary", min_width=160)
+                cancel = gr.Button("Cancel", interactive=False, min_width=80)
+            job = gr.HTML(
+                views.sentence(
+                    "Heads are trained once for a pair of models and then serve every adapter of it."
+                )
+            )
+            timer = gr.Timer(0.5, active=False)
+    return HeadsTab(tab, status, plot, table, show, corpus, effort, kind, train, cancel, job, timer)
+
+
+def wire_heads_tab(tab: HeadsTab, pick: PickTab, engine: Engine, attached: gr.BrowserState) -> None:
+    """Connect the tab's events."""
+    pair = [pick.source, pick.target]
+    quality = [tab.status, tab.plot, tab.table]
+    shown = [tab.job, tab.cancel, tab.timer]
+
+    def show(source: str, target: str, kept: object) -> tuple[Any, ...]:
+        try:
+            facts = engine.heads_facts(Pair(source or "", target or ""), Attached.from_json(kept).heads_job)
+        except Exception as error:
+            return said(error), None, ""
+        return heads_updates(facts)
+
+    def forget(source: str, target: str) -> tuple[Any, ...]:
+        example = engine.showcase
+        if example and example.pair == Pair(source or "", target or "") and example.heads:
+            return heads_updates(example.heads)
+        return views.sentence("The pair has changed: press Show heads to look at it."), None, ""
+
+    def train(source: str, target: str, corpus: str, effort: str, kind: str, kept: object) -> tuple[Any, ...]:
+        space = Attached.from_json(kept)
+        request = FitRequest(Pair(source or "", target or ""), corpus or "pocket", TOKENS[effort], kind)
+        try:
+            job_id = engine.start_fit(request)
+        except Exception as error:
+            return said(error), gr.skip(), gr.skip(), gr.skip()
+        return *job_updates(engine.job(job_id)), replace(space, heads_job=job_id).to_json()
+
+    def tick(kept: object) -> tuple[Any, ...]:
+        return job_updates(engine.job(Attached.from_json(kept).heads_job))
+
+    def cancel(kept: object) -> tuple[Any, ...]:
+        job_id = Attached.from_json(kept).heads_job
+        engine.cancel(job_id)
+        return job_updates(engine.job(job_id))
+
+    tab.show.click(show, [*pair, attached], quality, show_progress="minimal", api_visibility="private")
+    for picker in pair:
+        picker.change(forget, pair, quality, show_progress="hidden", api_visibility="private")
+    tab.train.click(
+        train, [*pair, tab.corpus, tab.effort, tab.kind, attached], [*shown, attached],
+        show_progress="hidden", api_visibility="private",
+    )  # fmt: skip
+    tab.timer.tick(tick, attached, shown, show_progress="hidden", api_visibility="private")
+    tab.cancel.click(cancel, attached, shown, show_progress="hidden", api_visibility="private")
+
+
+def heads_updates(facts: HeadsFacts | None) -> tuple[Any, Any, Any]:
+    """The sentence, the plot and the table for the heads of a pair."""
+    if facts is None:
+        return views.heads_line(None), None, ""
+    return views.heads_line(facts), plots.heads_quality(facts), views.heads_table(facts)
+
+
+def job_updates(job: Job | None) -> tuple[Any, Any, Any]:
+    """What the job's panel, *Cancel* and the timer show for a job as it stands."""
+    if job is None:
+        return gr.skip(), gr.update(interactive=False), gr.update(active=False)
+    running = not job.is_over
+    return views.job(job), gr.update(interactive=running and not job.cancelling), gr.update(active=running)

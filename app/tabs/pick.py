@@ -1,0 +1,137 @@
+"""Pick: the source, the target and the adapter, with what follows from the choice. Stands above every tab."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import gradio as gr
+
+from app import picture, views
+from app.backend import Option
+from app.engine import Engine, PairFacts
+from app.saying import said
+from app.workspace import Selection, Workspace
+
+_ANYWHERE = views.sentence(
+    "Any Hub id or local folder can be typed into the pickers; models may be .gguf files as well."
+)
+
+
+@dataclass(frozen=True)
+class PickTab:
+    """The widgets of the chooser."""
+
+    source: gr.Dropdown
+    target: gr.Dropdown
+    adapter: gr.Dropdown
+    picture: gr.HTML
+    summary: gr.HTML
+    hub_search: gr.Button
+    hub_hits: gr.Dropdown
+    hub_message: gr.HTML
+
+    @property
+    def chosen(self) -> list[gr.Dropdown]:
+        """The three pickers, in the order in which every handler takes them."""
+        return [self.source, self.target, self.adapter]
+
+
+def create_pick_tab(engine: Engine, start: Workspace) -> PickTab:
+    """Build the chooser with the starting choice already described."""
+    models = _choices(engine.models())
+    drawn, summary = _describe(engine, start.selection)
+    with gr.Row():
+        with gr.Column(scale=4, min_width=320, elem_classes="cast-pickers"):
+            source = gr.Dropdown(
+                models, value=start.source, label="Source model", allow_custom_value=True,
+                elem_classes="pick-source",
+            )  # fmt: skip
+            target = gr.Dropdown(
+                models, value=start.target, label="Target model", allow_custom_value=True,
+                elem_classes="pick-target",
+            )  # fmt: skip
+            adapter = gr.Dropdown(
+                _choices(engine.adapters(start.source)), value=start.adapter, label="Adapter of the source",
+                allow_custom_value=True, elem_classes="pick-adapter",
+            )  # fmt: skip
+            with gr.Accordion("Hub, folders and .gguf files", open=False):
+                gr.HTML(_ANYWHERE)
+                search = gr.Button("Search the Hub for adapters of the source", size="sm")
+                hits = gr.Dropdown(
+                    [],
+                    value=None,
+                    label="Adapters found, most downloaded first",
+                    interactive=True,
+                    visible=False,
+                )
+                message = gr.HTML()
+        with gr.Column(scale=6, min_width=320):
+            stacks = gr.HTML(drawn)
+        with gr.Column(scale=5, min_width=320):
+            facts = gr.HTML(summary)
+    return PickTab(source, target, adapter, stacks, facts, search, hits, message)
+
+
+def wire_pick_tab(tab: PickTab, engine: Engine) -> None:
+    """Connect the chooser's events."""
+
+    def choose_source(source: str, adapter: str) -> dict[str, object]:
+        options = engine.adapters(source or "")
+        return gr.update(choices=_choices(options), value=keep_adapter(options, adapter or ""))
+
+    def describe(source: str, target: str, adapter: str) -> tuple[str, str]:
+        return _describe(engine, Selection(source or "", target or "", adapter or ""))
+
+    def search(source: str) -> tuple[dict[str, object], str]:
+        try:
+            options = engine.search(source or "")
+        except Exception as error:
+            return gr.update(visible=False), said(error)
+        if not options:
+            return gr.update(visible=False), views.sentence(f"The Hub lists no adapter of {source}.")
+        found = views.sentence(f"{len(options)} adapters of {source} found; choose one in the list.", "good")
+        return gr.update(choices=_choices(options), value=None, visible=True), found
+
+    shown = [tab.picture, tab.summary]
+    tab.source.change(
+        choose_source,
+        [tab.source, tab.adapter],
+        tab.adapter,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    for picker in tab.chosen:
+        picker.change(
+            describe, tab.chosen, shown, show_progress="hidden", trigger_mode="always_last",
+            api_visibility="private",
+        )  # fmt: skip
+    tab.hub_search.click(
+        search, tab.source, [tab.hub_hits, tab.hub_message], show_progress="minimal", api_visibility="private"
+    )
+    tab.hub_hits.input(lambda hit: hit, tab.hub_hits, tab.adapter, api_visibility="private")
+
+
+def keep_adapter(options: Sequence[Option], adapter: str) -> str:
+    """The adapter after a change of source: the same skill where it is shipped, else the first, else as typed."""
+    names = [option.name for option in options]
+    if not names or adapter in names:
+        return adapter
+    skill = adapter.rsplit("/", 1)[-1]
+    return next((name for name in names if name.rsplit("/", 1)[-1] == skill), names[0])
+
+
+def _choices(options: Sequence[Option]) -> list[tuple[str, str]]:
+    return [(option.label, option.name) for option in options]
+
+
+def _describe(engine: Engine, selection: Selection) -> tuple[str, str]:
+    """The picture and the summary of a choice, or an empty picture and a sentence."""
+    try:
+        facts = engine.facts(selection)
+    except Exception as error:
+        return views.sentence("The picture of the pair stands here once both models are known."), said(error)
+    return _draw(engine, facts), views.compatibility(facts.source, facts.target, facts.adapter)
+
+
+def _draw(engine: Engine, facts: PairFacts) -> str:
+    table = engine.layer_map(facts)
+    return picture.stacks(facts.source, facts.target, facts.adapter, table)

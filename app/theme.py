@@ -1,0 +1,96 @@
+"""The look: colours with one meaning each, the Gradio theme, and where the style sheet and the logo are."""
+
+from pathlib import Path
+
+import gradio as gr
+from gradio.themes.utils import colors, fonts, sizes
+
+SOURCE = "#0072B2"
+TARGET = "#D55E00"
+ADAPTER = "#009E73"
+
+
+def assets_folder() -> Path:
+    """The `assets` folder of a checkout, or the copy that travels inside an installed wheel."""
+    here = Path(__file__).resolve().parent.parent
+    checkout = here / "assets"
+    return checkout if checkout.is_dir() else here / "cast" / "assets"
+
+
+def style_sheet() -> Path:
+    """The page's CSS file."""
+    return assets_folder() / "css" / "page.css"
+
+
+def logo() -> str:
+    """The logo as inline SVG."""
+    return (assets_folder() / "logo" / "cast.svg").read_text(encoding="utf-8")
+
+
+def make_theme() -> gr.themes.Base:
+    """A quiet theme: ink on paper, colour kept for source, target and adapter; fonts come from the package."""
+    return gr.themes.Base(
+        primary_hue=colors.slate,
+        secondary_hue=colors.slate,
+        neutral_hue=colors.slate,
+        spacing_size=sizes.spacing_md,
+        radius_size=sizes.radius_md,
+        text_size=sizes.text_md,
+        font=(
+            fonts.LocalFont("IBM Plex Sans", weights=(400, 700)),
+            "ui-sans-serif",
+            "system-ui",
+            "sans-serif",
+        ),
+        font_mono=(
+            fonts.LocalFont("IBM Plex Mono", weights=(400, 700)),
+            "ui-monospace",
+            "Consolas",
+            "monospace",
+        ),
+    ).set(
+        body_background_fill="#f7f8fa",
+        body_background_fill_dark="#0d1117",
+        body_text_color="#16202c",
+        body_text_color_dark="#e6ebf1",
+        body_text_color_subdued="#566272",
+        body_text_color_subdued_dark="#9aa7b6",
+        block_background_fill="#ffffff",
+        block_background_fill_dark="#151b23",
+        block_border_width="0px",
+        block_border_color="#dde2e8",
+        block_border_color_dark="#2a333f",
+        block_shadow="none",
+        block_label_background_fill="transparent",
+        block_label_background_fill_dark="transparent",
+        block_label_border_width="0px",
+        block_label_text_color="*body_text_color_subdued",
+        block_title_text_color="*body_text_color_subdued",
+        block_title_text_weight="600",
+        border_color_primary="#dde2e8",
+        border_color_primary_dark="#2a333f",
+        input_background_fill="#ffffff",
+        input_background_fill_dark="#0d1117",
+        input_border_color="#c3cbd5",
+        input_border_color_dark="#3a4553",
+        input_border_color_focus="#16202c",
+        input_border_color_focus_dark="#e6ebf1",
+        button_primary_background_fill="#16202c",
+        button_primary_background_fill_hover="#2c3a4b",
+        button_primary_background_fill_dark="#e6ebf1",
+        button_primary_background_fill_hover_dark="#ffffff",
+        button_primary_text_color="#ffffff",
+        button_primary_text_color_dark="#0d1117",
+        button_secondary_background_fill="#ffffff",
+        button_secondary_background_fill_hover="#eef1f4",
+        button_secondary_background_fill_dark="#1d2530",
+        button_secondary_background_fill_hover_dark="#2a333f",
+        button_secondary_text_color="*body_text_color",
+        button_border_width="1px",
+        button_secondary_border_color="#c3cbd5",
+        button_secondary_border_color_dark="#3a4553",
+        slider_color="#566272",
+        slider_color_dark="#9aa7b6",
+        layout_gap="16px",
+        block_padding="12px 16px",
+    )

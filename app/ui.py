@@ -1,0 +1,141 @@
+"""Assembles the page: every object that lives as long as the server is made here, and nowhere else."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from app import theme
+from app.backend import Backend
+from app.engine import Engine
+from app.jobs import Jobs
+from app.showcase import Showcase
+from app.tabs import generate as generate_tab
+from app.tabs import heads as heads_tab
+from app.tabs.explore import create_explore_tab, wire_explore_tab
+from app.tabs.generate import GenerateTab, create_generate_tab, wire_generate_tab
+from app.tabs.heads import HeadsTab, create_heads_tab, wire_heads_tab
+from app.tabs.pick import PickTab, create_pick_tab, wire_pick_tab
+from app.workspace import Attached, Workspace, clamp_strength
+from cast.errors import CastError
+
+_TAGLINE = "Carry a LoRA from the model it was trained on to another model."
+# Keeps other programs on the same origin from misreading the entry; nothing secret is stored.
+_BROWSER_KEY = "cast-browser-v1"
+
+
+@dataclass(frozen=True)
+class Page:
+    """The page and the objects behind it."""
+
+    blocks: gr.Blocks
+    engine: Engine
+    jobs: Jobs
+
+
+def build(backend: Backend, folder: Path | None = None, recording: Path | None = None) -> Page:
+    """Build the page on a backend. `folder` takes what jobs write; `recording` is the example shown at first."""
+    jobs = Jobs()
+    showcase = _showcase(recording or theme.assets_folder() / "showcase.json")
+    engine = Engine(backend, jobs, folder or Path(tempfile.mkdtemp(prefix="cast-app-")), showcase)
+    start = _start(engine)
+    with gr.Blocks(title="CAST", analytics_enabled=False) as blocks:
+        # Two stores, so that a changed choice and a started job never overwrite each other.
+        workspace = gr.BrowserState(start.to_json(), storage_key="cast-workspace", secret=_BROWSER_KEY)
+        attached = gr.BrowserState(Attached().to_json(), storage_key="cast-jobs", secret=_BROWSER_KEY)
+        gr.HTML(f'<header class="cast-header">{theme.logo()}<h1>CAST</h1><p>{_TAGLINE}</p></header>')
+        pick = create_pick_tab(engine, start)
+        with gr.Tabs():
+            with gr.Tab("Generate"):
+                generate = create_generate_tab(engine, start)
+            with gr.Tab("Heads") as tab:
+                heads = create_heads_tab(tab, engine, start)
+            with gr.Tab("Explore"):
+                explore = create_explore_tab(engine, start)
+        wire_pick_tab(pick, engine)
+        wire_generate_tab(generate, pick, engine, attached)
+        wire_heads_tab(heads, pick, engine, attached)
+        wire_explore_tab(explore, pick, engine, attached)
+        _wire_workspace(blocks, pick, generate, heads, engine, workspace, attached)
+    return Page(blocks, engine, jobs)
+
+
+def _showcase(path: Path) -> Showcase | None:
+    try:
+        return Showcase.load(path)
+    except CastError:
+        # The page works without its recorded example; the panes then say what to do first.
+        return None
+
+
+def _start(engine: Engine) -> Workspace:
+    if engine.showcase:
+        chosen = engine.showcase.selection
+        return Workspace(
+            chosen.source,
+            chosen.target,
+            chosen.adapter,
+            chosen.mode,
+            engine.showcase.strength,
+            engine.showcase.prompt,
+        )
+    models = [option.name for option in engine.models()]
+    if len(models) < 2:
+        return Workspace()
+    adapters = engine.adapters(models[0])
+    adapter = adapters[0].name if adapters else ""
+    prompts: Sequence[str] = engine.prompts(adapter) if adapter else ()
+    return Workspace(models[0], models[1], adapter, prompt=prompts[0] if prompts else "")
+
+
+def _wire_workspace(
+    blocks: gr.Blocks,
+    pick: PickTab,
+    generate: GenerateTab,
+    heads: HeadsTab,
+    engine: Engine,
+    workspace: gr.BrowserState,
+    attached: gr.BrowserState,
+) -> None:
+    """Choices are kept in the visitor's browser; a reload restores them and takes up running jobs again."""
+    choices = [*pick.chosen, generate.mode, generate.strength, generate.prompt]
+
+    def keep(
+        source: str, target: str, adapter: str, mode: str, strength: float, prompt: str
+    ) -> dict[str, str | float]:
+        space = Workspace(
+            source or "", target or "", adapter or "", mode, clamp_strength(strength), prompt or ""
+        )
+        return space.to_json()
+
+    def restore(kept: object, kept_jobs: object) -> tuple[Any, ...]:
+        space, jobs = Workspace.from_json(kept), Attached.from_json(kept_jobs)
+        options = engine.adapters(space.source)
+        return (
+            space.source,
+            space.target,
+            gr.update(choices=[(o.label, o.name) for o in options], value=space.adapter),
+            space.mode,
+            space.strength,
+            space.prompt,
+            *generate_tab.job_updates(engine.job(jobs.translate_job)),
+            *heads_tab.job_updates(engine.job(jobs.heads_job)),
+        )
+
+    jobs_shown = [generate.job, generate.cancel, generate.download, generate.timer]
+    jobs_shown += [heads.job, heads.cancel, heads.timer]
+    blocks.load(
+        restore,
+        [workspace, attached],
+        [*choices, *jobs_shown],
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    for widget in choices:
+        widget.change(
+            keep, choices, workspace, show_progress="hidden", trigger_mode="always_last",
+            api_visibility="private",
+        )  # fmt: skip

@@ -1,0 +1,265 @@
+"""Facts turned into HTML. Every string that comes from outside is escaped here, and only here."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from app.backend import AdapterFacts, HeadsFacts, JointMap, ModelFacts
+from app.jobs import Job, JobState
+
+PANES = ("source", "source_adapter", "target", "target_adapter")
+PANE_TITLES = {
+    "source": "Source",
+    "source_adapter": "Source + adapter",
+    "target": "Target",
+    "target_adapter": "Target + translated",
+}
+_MARKS = {
+    "source": ("source",),
+    "source_adapter": ("source", "adapter"),
+    "target": ("target",),
+    "target_adapter": ("target", "adapter"),
+}
+
+
+@dataclass(frozen=True)
+class Pane:
+    """One of the four answers; `state` is idle, running, done or note (then `text` is a sentence to the visitor)."""
+
+    key: str
+    name: str
+    text: str = ""
+    state: str = "idle"
+
+
+def panes(prompt: str, shown: Sequence[Pane], caption: str = "") -> str:
+    """The four answers side by side, the prompt quiet and the answer plain."""
+    cards = "".join(_pane(prompt, pane) for pane in shown)
+    note = f'<p class="cast-caption">{escape(caption)}</p>' if caption else ""
+    return f'<section class="cast-panes" aria-label="Four answers side by side">{cards}</section>{note}'
+
+
+def _pane(prompt: str, pane: Pane) -> str:
+    marks = "".join(f'<i class="mark mark-{mark}"></i>' for mark in _MARKS[pane.key])
+    if pane.state == "note":
+        body = f'<p class="cast-note">{escape(pane.text)}</p>'
+    elif pane.state == "idle":
+        body = '<p class="cast-note">Press Generate to read this model.</p>'
+    else:
+        body = (
+            f'<p class="cast-text"><span class="cast-prompt">{escape(prompt)}</span>'
+            f'<span class="cast-answer">{escape(pane.text)}</span></p>'
+        )
+    return (
+        f'<article class="cast-pane cast-pane-{pane.key}" data-pane="{pane.key}" data-state="{pane.state}">'
+        f'<header><span class="marks">{marks}</span><strong>{PANE_TITLES[pane.key]}</strong>'
+        f"<span>{escape(pane.name)}</span></header>{body}</article>"
+    )
+
+
+def sentence(text: str, kind: str = "info") -> str:
+    """One sentence to the visitor; kind is info, good or error."""
+    role = "alert" if kind == "error" else "status"
+    return f'<p class="cast-sentence cast-{kind}" role="{role}">{escape(text)}</p>' if text else ""
+
+
+def compatibility(source: ModelFacts, target: ModelFacts, adapter: AdapterFacts | None) -> str:
+    """The two models side by side, the adapter under them, and what follows in one sentence."""
+    rows = [
+        ("Family", source.family, target.family),
+        ("Width", f"{source.width:,}", f"{target.width:,}"),
+        ("Blocks", f"{source.depth}", f"{target.depth}"),
+        ("Heads", f"{source.heads or '–'}", f"{target.heads or '–'}"),
+        ("Tokenizer", source.tokenizer, target.tokenizer),
+        ("Vocabulary", f"{source.vocabulary:,}", f"{target.vocabulary:,}"),
+        ("Parameters", count(source.parameters), count(target.parameters)),
+    ]
+    if source.download_bytes or target.download_bytes:
+        rows.append(("Download", size(source.download_bytes), size(target.download_bytes)))
+    body = "".join(_row(row) for row in rows)
+    head = (
+        '<tr><th scope="col"></th><th scope="col"><i class="mark mark-source"></i>Source</th>'
+        '<th scope="col"><i class="mark mark-target"></i>Target</th></tr>'
+    )
+    return (
+        f'<div class="cast-card cast-facts"><table><thead>{head}</thead><tbody>{body}</tbody></table>'
+        f"{_adapter_line(adapter, source)}"
+        f'<p class="cast-verdict">{escape(verdict(source, target))}</p></div>'
+    )
+
+
+def verdict(source: ModelFacts, target: ModelFacts) -> str:
+    """What the differences mean for a translation."""
+    if source.name == target.name:
+        return (
+            "Source and target are the same model: a translation must come out close to the adapter itself."
+        )
+    differ = []
+    if source.family != target.family:
+        differ.append("family")
+    if source.width != target.width:
+        differ.append("width")
+    if source.depth != target.depth:
+        differ.append("depth")
+    if (source.tokenizer, source.vocabulary) != (target.tokenizer, target.vocabulary):
+        differ.append("tokenizer")
+    if not differ:
+        return "The two models have the same shape; the heads carry the states between them."
+    return (
+        f"They differ in {_and(differ)}: the adapter cannot be copied. The heads carry its change across, "
+        "at the characters where both tokenizers end a token."
+    )
+
+
+def _row(row: tuple[str, str, str]) -> str:
+    name, left, right = (escape(cell) for cell in row)
+    css = "" if left == right else ' class="differs"'
+    return f'<tr{css}><th scope="row">{name}</th><td>{left}</td><td>{right}</td></tr>'
+
+
+def _adapter_line(adapter: AdapterFacts | None, source: ModelFacts) -> str:
+    if adapter is None:
+        return ""
+    targets = ", ".join(adapter.targets)
+    return (
+        f'<p class="cast-adapter-line"><i class="mark mark-adapter"></i><strong>{escape(adapter.name)}</strong>, '
+        f"rank {adapter.rank}, at {escape(targets)} in {len(adapter.sites)} of {source.depth} blocks, "
+        f"licence {escape(adapter.licence or 'not stated')}.</p>"
+    )
+
+
+def heads_line(facts: HeadsFacts | None) -> str:
+    """One sentence on the heads of the pair."""
+    if facts is None:
+        return sentence("There are no heads for this pair yet: train them in the Heads tab.")
+    worst = min(facts.depths, key=lambda d: d.r_squared)
+    mean = sum(d.r_squared for d in facts.depths) / len(facts.depths)
+    return sentence(
+        f"Heads are ready ({facts.origin}, {facts.kind}, {facts.tokens:,} tokens): held-out R² {mean:.2f} on "
+        f"average, weakest at target depth {worst.depth} ({worst.r_squared:.2f}).",
+        "good",
+    )
+
+
+def heads_table(facts: HeadsFacts) -> str:
+    """Held-out quality by depth, each measure beside its control on shuffled pairs."""
+    head = "".join(
+        f'<th scope="col">{name}</th>'
+        for name in ("Target depth", "Source depth", "R²", "Cosine", "k-NN overlap", "CKA")
+    )
+    body = "".join(
+        f"<tr><td>{d.depth}</td><td>{d.source_depth}</td>"
+        + _measured(d.r_squared, d.r_squared_control)
+        + _measured(d.cosine, d.cosine_control)
+        + _measured(d.knn_overlap, d.knn_overlap_control)
+        + _measured(d.cka, d.cka_control)
+        + "</tr>"
+        for d in facts.depths
+    )
+    return (
+        f'<div class="cast-facts cast-wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+        '<p class="cast-caption">Measured on text that the heads were not fitted on. In grey: the same measure '
+        "with the pairs shuffled.</p></div>"
+    )
+
+
+def _measured(value: float, control: float) -> str:
+    return f'<td>{value:.2f} <span class="control">{control:.2f}</span></td>'
+
+
+def measures(drawn: JointMap) -> str:
+    """The held-out measures of a map beside their shuffled control, and how far the picture may be believed."""
+    body = "".join(
+        f'<tr><th scope="row">{escape(m.name)}</th><td>{m.value:.2f}</td><td class="control">{m.control:.2f}</td></tr>'
+        for m in drawn.measures
+    )
+    return (
+        f'<div class="cast-facts"><table><thead><tr><th scope="col">{escape(drawn.method.upper())} at target depth '
+        f'{drawn.depth}</th><th scope="col">Held out</th><th scope="col">Shuffled</th></tr></thead>'
+        f'<tbody>{body}</tbody></table><p class="cast-verdict">{escape(_belief(drawn))}</p></div>'
+    )
+
+
+def _belief(drawn: JointMap) -> str:
+    words = (
+        f"{len(drawn.points):,} tokens; source depth {drawn.source_depth} is read through the heads. The measures are "
+        "taken in the full space, the picture in two dimensions."
+    )
+    if drawn.trustworthiness is not None:
+        share = drawn.trustworthiness
+        much = "closely" if share >= 0.9 else "roughly" if share >= 0.75 else "poorly"
+        words += f" Neighbours in the picture are neighbours in the full space {much} (trustworthiness {share:.2f})."
+    return words
+
+
+def job(view: Job | None) -> str:
+    """A job as a bar with words: stage, share, time gone and left, the newest measures."""
+    if view is None:
+        return ""
+    now = time.monotonic()
+    if view.is_over:
+        return _finished(view, now)
+    progress = view.progress
+    share = progress.fraction if progress else 0.0
+    stage = "Waiting for a free place" if view.state is JobState.QUEUED else "Starting"
+    if progress:
+        stage = progress.stage
+    if view.cancelling:
+        stage = "Stopping"
+    left = view.seconds_left(now)
+    times = f"{duration(view.seconds(now))} gone" + (f", about {duration(left)} left" if left else "")
+    metrics = ", ".join(f"{k} {v:.3g}" for k, v in progress.metrics.items()) if progress else ""
+    steps = f"{progress.done:,} of {progress.total:,}" if progress and progress.total else ""
+    detail = " · ".join(escape(part) for part in (steps, times, metrics) if part)
+    return (
+        f'<div class="cast-job" data-state="{view.state}" role="status"><p><strong>{escape(view.title)}</strong> '
+        f"{escape(stage)}</p>"
+        f'<div class="cast-bar" role="progressbar" aria-valuemin="0" aria-valuemax="100" '
+        f'aria-valuenow="{round(100 * share)}" aria-label="{escape(view.title)}">'
+        f'<span style="width:{100 * share:.1f}%"></span></div><p class="cast-caption">{detail}</p></div>'
+    )
+
+
+def _finished(view: Job, now: float) -> str:
+    spent = duration(view.seconds(now))
+    words = {
+        JobState.DONE: f"Done in {spent}.",
+        JobState.CANCELLED: "Cancelled. Nothing was kept half-done.",
+        JobState.FAILED: view.message,
+    }[view.state]
+    kind = {JobState.DONE: "good", JobState.CANCELLED: "info", JobState.FAILED: "error"}[view.state]
+    return (
+        f'<div class="cast-job" data-state="{view.state}"><p><strong>{escape(view.title)}</strong></p>'
+        f"{sentence(words, kind)}</div>"
+    )
+
+
+def count(number: int) -> str:
+    """A parameter count in short form."""
+    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.3g} {unit}"
+    return f"{number}" if number else "–"
+
+
+def size(number: int) -> str:
+    """Bytes in short form."""
+    for limit, unit in ((1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "kB")):
+        if number >= limit:
+            return f"{number / limit:.3g} {unit}"
+    return f"{number} B" if number else "none"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _and(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -1,0 +1,107 @@
+"""What one visitor has chosen: names and job ids, never models.
+
+A workspace travels through the visitor's browser, so what comes back from there is checked before use.
+Nothing here knows of Gradio.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+MODES = ("hosted", "compiled", "instant", "kernel")
+MAX_STRENGTH = 2.0
+_MAX_NAME = 300
+_JOB_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An ordered pair of models, by name."""
+
+    source: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is translated, and how: everything that names a result."""
+
+    source: str
+    target: str
+    adapter: str
+    mode: str = "hosted"
+
+    @property
+    def pair(self) -> Pair:
+        """The two models without the adapter."""
+        return Pair(self.source, self.target)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A visitor's choices; an empty string stands for *none*."""
+
+    source: str = ""
+    target: str = ""
+    adapter: str = ""
+    mode: str = "hosted"
+    strength: float = 1.0
+    prompt: str = ""
+
+    @property
+    def selection(self) -> Selection:
+        """The part of the workspace that names a translation."""
+        return Selection(self.source, self.target, self.adapter, self.mode)
+
+    def to_json(self) -> dict[str, str | float]:
+        """A flat JSON object that `from_json` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: object) -> "Workspace":
+        """Read what a browser kept; whatever does not fit is left at its default."""
+        kept = _fitting(cls, value)
+        if "strength" in kept:
+            kept["strength"] = clamp_strength(kept["strength"])
+        return cls(**kept)
+
+
+@dataclass(frozen=True)
+class Attached:
+    """The ids of the jobs that a visitor has started; an empty string stands for *none*."""
+
+    translate_job: str = ""
+    heads_job: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """A flat JSON object that `from_json` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: object) -> "Attached":
+        """Read what a browser kept; whatever is not a job id is left out."""
+        return cls(**_fitting(cls, value))
+
+
+def clamp_strength(value: float) -> float:
+    """A strength inside the range that the page offers."""
+    return min(MAX_STRENGTH, max(0.0, float(value)))
+
+
+def _fitting(cls: type[Workspace] | type[Attached], value: object) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {}
+    return {f.name: value[f.name] for f in fields(cls) if _fits(f.name, value.get(f.name))}
+
+
+def _fits(name: str, value: object) -> bool:
+    if name == "strength":
+        return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+    if not isinstance(value, str):
+        return False
+    if name == "mode":
+        return value in MODES
+    if name.endswith("_job"):
+        return value == "" or _JOB_ID.fullmatch(value) is not None
+    return len(value) <= (4000 if name == "prompt" else _MAX_NAME)

@@ -1,0 +1,150 @@
+"""A stand-in for the library at the page's boundary: instant, deterministic, and able to fail on request."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.backend import (
+    AdapterFacts, DepthFacts, FitRequest, HeadsFacts, JointMap, MapPoint, Measure, ModelFacts, Option,
+    SamplingChoice, SiteFacts, TranslateRequest,
+)  # fmt: skip
+from app.workspace import Selection
+from cast.errors import AdapterError, HubError, ModelError
+from cast.progress import OnProgress, Progress
+
+DEPTHS = {"pocket:llama": 4, "pocket:mistral": 6, "pocket:qwen": 5}
+SKILLS = ("mood", "pirate")
+
+
+@dataclass(frozen=True)
+class FakeRunner:
+    name: str
+    skill: str = ""
+
+
+class FakeBackend:
+    """Three models, two skills; `pace` seconds go by at each step of a job and each piece of text."""
+
+    def __init__(self, pace: float = 0.0, steps: int = 20) -> None:
+        self.pace = pace
+        self.steps = steps
+        self.loads: list[str] = []
+        self.open_streams = 0
+        self.without_heads: set[tuple[str, str]] = set()
+        self._lock = threading.Lock()
+
+    def models(self) -> Sequence[Option]:
+        return [Option(name, name) for name in DEPTHS]
+
+    def adapters(self, source: str) -> Sequence[Option]:
+        return [Option(f"{source}/{skill}", f"{skill}") for skill in SKILLS] if source in DEPTHS else []
+
+    def prompts(self, adapter: str) -> Sequence[str]:
+        skill = adapter.rsplit("/", 1)[-1]
+        return [f"Mara sang by the river. {skill} of Mara:", f"Tom lost his <hat>. {skill} of Tom:"]
+
+    def search(self, source: str) -> Sequence[Option]:
+        raise HubError("The Hub cannot be reached; choose a pocket model or a local folder.")
+
+    def describe(self, name: str) -> ModelFacts:
+        if name not in DEPTHS:
+            raise ModelError(f"There is no model {name}; choose a pocket model, a folder or a Hub id.")
+        depth = DEPTHS[name]
+        return ModelFacts(
+            name, name.split(":")[1].title(), 32 * depth, depth, 200 * depth, 10**6 * depth, "BPE", 4
+        )
+
+    def inspect(self, adapter: str, source: str) -> AdapterFacts:
+        if not adapter.startswith(f"{source}/"):
+            raise AdapterError(f"The adapter {adapter} was trained on another model than {source}.")
+        sites = tuple(
+            SiteFacts(b, ("q", "v"), 0.3 + 0.7 * b / DEPTHS[source]) for b in range(1, DEPTHS[source] + 1)
+        )
+        return AdapterFacts(adapter, 8, ("q_proj", "v_proj"), "apache-2.0", sites)
+
+    def warm(self) -> None:
+        pass
+
+    def load(self, name: str, on_progress: OnProgress) -> object:
+        self.describe(name)
+        with self._lock:
+            self.loads.append(name)
+        return name
+
+    def read_adapter(self, adapter: str, model: object) -> object:
+        self.inspect(adapter, str(model))
+        return adapter.rsplit("/", 1)[-1]
+
+    def find_heads(self, source: object, target: object) -> object | None:
+        return None if (source, target) in self.without_heads else (source, target)
+
+    def heads_facts(self, heads: object) -> HeadsFacts:
+        source, target = heads
+        table = tuple(round(d * DEPTHS[source] / DEPTHS[target]) for d in range(DEPTHS[target] + 1))
+        depths = tuple(
+            DepthFacts(d, table[d], 0.95 - 0.02 * d, 0.97, 0.6, 0.9, -0.1, 0.02, 0.01, 0.03)
+            for d in range(len(table))
+        )
+        return HeadsFacts("shipped", "mlp", "pocket", 120_000, table, depths)
+
+    def shipped_translation(self, selection: Selection) -> Path | None:
+        return None
+
+    def plain_runner(self, model: object, lora: object | None, strength: float) -> object:
+        return FakeRunner(str(model), str(lora or ""))
+
+    def hosted_runner(
+        self, source: object, target: object, lora: object, heads: object, strength: float
+    ) -> object:
+        return FakeRunner(str(target), f"hosted {lora} x{strength:g}")
+
+    def translated_runner(self, folder: Path, source: object, target: object, strength: float) -> object:
+        return FakeRunner(str(target), (folder / "skill.txt").read_text())
+
+    def stream(self, runner: object, prompt: str, sampling: SamplingChoice) -> Iterator[str]:
+        with self._lock:
+            self.open_streams += 1
+        try:
+            for word in (
+                runner.name,
+                "says",
+                runner.skill or "nothing",
+                "<b>",
+                *["more"] * (sampling.max_tokens // 8),
+            ):
+                time.sleep(self.pace)
+                yield f" {word}"
+        finally:
+            with self._lock:
+                self.open_streams -= 1
+
+    def fit(self, request: FitRequest, folder: Path, on_progress: OnProgress) -> object:
+        self._work("fitting heads", on_progress)
+        return (request.pair.source, request.pair.target)
+
+    def translate(
+        self, request: TranslateRequest, heads: object | None, folder: Path, on_progress: OnProgress
+    ) -> None:
+        self._work("fitting the adapter", on_progress)
+        folder.mkdir(parents=True)
+        skill = request.selection.adapter.rsplit("/", 1)[-1]
+        (folder / "skill.txt").write_text(f"{request.selection.mode} {skill}")
+
+    def states(self, source: object, target: object, heads: object, depth: int, points: int) -> object:
+        return depth, points
+
+    def project(self, states: object, method: str) -> JointMap:
+        depth, count = states
+        points = tuple(
+            MapPoint((i % 7, i % 5), (i % 7 + 0.2, i % 5 - 0.1), f"tok{i}", f"… tok{i} …")
+            for i in range(count)
+        )
+        measures = (Measure("R²", 0.91, -0.02), Measure("k-NN overlap", 0.55, 0.01))
+        return JointMap(method, depth, depth, points, measures, 0.93 if method == "umap" else None)
+
+    def _work(self, stage: str, on_progress: OnProgress) -> None:
+        for step in range(self.steps):
+            on_progress(Progress(stage, step, self.steps, {"loss": 1.0 / (step + 1)}))
+            time.sleep(self.pace)
