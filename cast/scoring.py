@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from cast.errors import TaskError
 from cast.models import TokenBatch
 from cast.progress import OnProgress, Progress, ignore
 from cast.runners import Runner
@@ -155,8 +156,9 @@ def _scored_rows(runner: Runner, pairs: Sequence[tuple[str, str]]) -> Iterator[_
     """Score every `(prompt, completion)`, as many at once as their logits allow, in order."""
     batch = runner.lm.encode([prompt + completion for prompt, completion in pairs])
     mask = completion_mask(batch, [prompt for prompt, _ in pairs])
+    _check_whole(runner, batch, pairs)
     rows, positions = torch.nonzero(mask, as_tuple=True)
-    if len(pairs) > 1 and len(rows) * len(runner.lm.tokenizer) > _LOGITS_AT_ONCE:
+    if len(pairs) > 1 and len(rows) * runner.lm.vocabulary > _LOGITS_AT_ONCE:
         half = len(pairs) // 2
         yield from _scored_rows(runner, pairs[:half])
         yield from _scored_rows(runner, pairs[half:])
@@ -169,6 +171,17 @@ def _scored_rows(runner: Runner, pairs: Sequence[tuple[str, str]]) -> Iterator[_
         count = len(row) - start
         yield _ScoredRow(row, start, log_probs[done : done + count])
         done += count
+
+
+def _check_whole(runner: Runner, batch: TokenBatch, pairs: Sequence[tuple[str, str]]) -> None:
+    """Refuse a prompt so long that its completion was cut off: what is left would score too well."""
+    limit = runner.lm.context_length
+    for (prompt, _), length in zip(pairs, batch.attention_mask.sum(1).tolist(), strict=True):
+        if prompt and limit and length >= limit:
+            raise TaskError(
+                f"A prompt with its completion fills all {limit} tokens that {runner.lm.name} can read; "
+                "leave out or shorten such examples."
+            )
 
 
 def _rows_of(batch: TokenBatch, prompts: Sequence[str]) -> tuple[list[int], list[list[int]]]:

@@ -9,7 +9,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -24,6 +24,9 @@ from cast.models import LanguageModel, TokenBatch
 from cast.pocket.tasks import Example
 from cast.progress import OnProgress, Progress, ignore
 
+# Batches that are drawn together and sorted by length.
+_POOL = 8
+
 
 @dataclass(frozen=True)
 class LoraTrainingConfig:
@@ -34,7 +37,7 @@ class LoraTrainingConfig:
     alpha: float = 16.0
     """Scaling is alpha / rank, or alpha / sqrt(rank) with `use_rslora`."""
     targets: str | tuple[str, ...] = "all-linear"
-    """`all-linear` (all but the output head), or the ends of module names, as PEFT takes them."""
+    """`all-linear` (every linear layer in the blocks), or the ends of module names, as PEFT takes them."""
     use_rslora: bool = False
     rank_pattern: dict[str, int] = field(default_factory=dict)
     """Ranks of modules whose name ends so, instead of `rank`."""
@@ -77,9 +80,9 @@ def completion_mask(batch: TokenBatch, prompts: Sequence[str]) -> Tensor:
     Returns:
         bool [B, n]; false at BOS and padding.
     """
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=batch.ends.device)
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
     begun = (batch.ends > lengths[:, None]).cumsum(1) > 0
-    return begun & batch.attention_mask.bool()
+    return begun.to(batch.attention_mask.device) & batch.attention_mask.bool()
 
 
 @dataclass(frozen=True)
@@ -116,32 +119,35 @@ def train_lora(
     """
     rows = _tokenise(lm, examples, config.max_length)
     with tempfile.TemporaryDirectory() as folder:
-        with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
+        devices = [lm.device] if lm.device.type == "cuda" else []
+        # The lock keeps other threads from running the model while PEFT's layers are inside it.
+        with lm.lock, torch.random.fork_rng(devices=devices), torch.enable_grad():
             torch.manual_seed(seed)
             with _injected(lm, config) as peft_model:
                 _optimise(lm, peft_model, rows, config, seed, on_progress)
                 peft_model.save_pretrained(folder, save_embedding_layers=False)
         # Read what PEFT saved through the same checks as any other adapter.
-        return adapters.read(folder, lm)
+        return replace(adapters.read(folder, lm), name="trained")
 
 
 def _tokenise(lm: LanguageModel, examples: Sequence[Example], max_length: int) -> list[_Row]:
     """Tokenise the whole strings and add the end of the text, which is learnt with the completion."""
     if not examples:
         raise TaskError("There are no examples to train on; give at least one prompt with its completion.")
+    longest = min(max_length, lm.context_length or max_length)
     end = sorted(lm.eos_ids)[:1] if lm.tokenizer.eos_token_id is None else [lm.tokenizer.eos_token_id]
     batch = lm.encode([example.prompt + example.completion for example in examples])
     learnt = completion_mask(batch, [example.prompt for example in examples]).sum(1).tolist()
     lengths = batch.attention_mask.sum(1).tolist()
     rows = []
     for index, (ids, length) in enumerate(zip(batch.input_ids, lengths, strict=True)):
+        if length + len(end) > longest:
+            raise TaskError(
+                f"Example {index + 1} has more than {longest} tokens; shorten it, or raise max_length "
+                f"as far as {lm.name} can read."
+            )
         if not learnt[index]:
             raise TaskError(f"Example {index + 1} has an empty completion: nothing can be learnt from it.")
-        if length + len(end) > max_length:
-            raise TaskError(
-                f"Example {index + 1} has {length + len(end)} tokens, more than max_length {max_length}; "
-                "shorten it or raise max_length."
-            )
         ids = torch.cat([ids[:length], torch.tensor(end, dtype=ids.dtype, device=ids.device)])
         rows.append(_Row(ids, learnt[index] + len(end)))
     return rows
@@ -150,35 +156,47 @@ def _tokenise(lm: LanguageModel, examples: Sequence[Example], max_length: int) -
 @contextmanager
 def _injected(lm: LanguageModel, config: LoraTrainingConfig) -> Iterator[PeftModel]:
     """Put PEFT's trainable layers into the model, and take them out again."""
-    targets = config.targets if isinstance(config.targets, str) else list(config.targets)
+    sites = lm.architecture.sites
+    # PEFT's own `all-linear` also takes linear layers outside the blocks, which CAST does not carry.
+    everywhere = config.targets == "all-linear"
+    targets = [site.name for site in sites] if everywhere else [*_names(config.targets)]
     peft_config = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.rank,
-        lora_alpha=config.alpha,
+        # A whole alpha is written as an integer, which some loaders insist on.
+        lora_alpha=int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
         target_modules=targets,
         use_rslora=config.use_rslora,
         rank_pattern=dict(config.rank_pattern),
         lora_dropout=config.dropout,
+        fan_in_fan_out=any(site.fan_in_fan_out for site in sites),
     )
+    peft_model = None
     try:
         peft_model = get_peft_model(lm.model, peft_config)
-    except ValueError as error:
-        raise RequestError(f"No LoRA can be put on {targets} of {lm.name}: {error}") from error
-    # PEFT records the folder the weights came from; the adapter must name the model as a user names it.
-    peft_config.base_model_name_or_path = lm.name
-    # The base stays in eval mode: its own dropout, where it has any, is no part of the adapter.
-    peft_model.eval()
-    for name, module in peft_model.named_modules():
-        if name.endswith("lora_dropout"):
-            module.train()
-    try:
+        # PEFT records the folder the weights came from; the adapter must name the model as a user names it.
+        peft_config.base_model_name_or_path = lm.name
+        # The base stays in eval mode: its own dropout, where it has any, is no part of the adapter.
+        peft_model.eval()
+        for name, module in peft_model.named_modules():
+            if name.endswith("lora_dropout"):
+                module.train()
         yield peft_model
+    except ValueError as error:
+        if peft_model is not None:
+            raise
+        raise RequestError(f"No LoRA can be put on {targets} of {lm.name}: {error}") from error
     finally:
-        peft_model.unload()
+        if peft_model is not None:
+            peft_model.unload()
         # PEFT leaves its record on the base, and would warn of a second adapter at the next call.
         if hasattr(lm.model, "peft_config"):
             del lm.model.peft_config
         lm.model.requires_grad_(False)
+
+
+def _names(targets: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (targets,) if isinstance(targets, str) else targets
 
 
 def _optimise(
@@ -195,10 +213,8 @@ def _optimise(
         parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
     )
     schedule = get_cosine_schedule_with_warmup(optimizer, min(config.warmup, config.steps), config.steps)
-    order = _shuffled_passes(len(rows), seed)
     mean_loss = 0.0
-    for step in range(config.steps):
-        batch = [rows[next(order)] for _ in range(config.batch_size)]
+    for step, batch in zip(range(config.steps), _batches(rows, config.batch_size, seed), strict=False):
         loss = _completion_loss(lm, peft_model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, config.clip)
@@ -210,11 +226,19 @@ def _optimise(
         on_progress(Progress("train", step + 1, config.steps, {"loss": mean_loss}))
 
 
-def _shuffled_passes(count: int, seed: int) -> Iterator[int]:
-    """Yield every index once in each pass, each pass in a new order, for ever."""
+def _batches(rows: Sequence[_Row], size: int, seed: int) -> Iterator[list[_Row]]:
+    """Yield batches for ever, in shuffled passes; rows of a batch are of similar length, to pad little."""
     generator = torch.Generator().manual_seed(seed)
+    # No more than a pass at once, else a batch could hold one row several times.
+    count = max(1, min(_POOL, len(rows) // size))
+    order: list[int] = []
     while True:
-        yield from torch.randperm(count, generator=generator).tolist()
+        while len(order) < count * size:
+            order += torch.randperm(len(rows), generator=generator).tolist()
+        pool, order = order[: count * size], order[count * size :]
+        pool.sort(key=lambda index: len(rows[index].ids))
+        for batch in torch.randperm(count, generator=generator).tolist():
+            yield [rows[index] for index in pool[batch * size : (batch + 1) * size]]
 
 
 def _completion_loss(lm: LanguageModel, peft_model: PeftModel, batch: Sequence[_Row]) -> Tensor:

@@ -1,0 +1,103 @@
+"""The result of one run (one method, pair, task and seed), kept as a JSON file that tables and plots read."""
+
+import json
+import platform
+import re
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from cast.errors import RequestError
+from cast.storage import write_atomically
+
+TextKind = Literal["general", "prompts", "self-generated"]
+
+_PACKAGES = ("torch", "transformers", "peft", "numpy")
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that figures depend on."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one method made of one adapter. Scores are shares in [0, 1]; what does not apply is None."""
+
+    method: str
+    """A mode of CAST, or a baseline's name."""
+    source: str
+    target: str
+    task: str
+    seed: int
+    """Of the whole fit."""
+    metric: str
+    """Which score the four below are: `choice`, `style` or `exact`."""
+    base: float
+    translated: float
+    retrained: float | None
+    source_adapted: float | None
+    """The source with its own adapter: a second ceiling."""
+    lift: float | None
+    """Recovered lift; None where the task is left out by rule or there is no retrained reference."""
+    interval: tuple[float, float] | None
+    """Bootstrap 95 % interval of `lift`."""
+    off_task: float | None
+    """Relative change of bits per byte on held-out general text."""
+    strength: float = 1.0
+    text: TextKind = "general"
+    """What the method was fitted on."""
+    tokens: int = 0
+    """Aligned tokens or, for methods without alignment, target tokens it was fitted on."""
+    seconds: float = 0.0
+    """Wall-clock time of the translation, heads not counted."""
+    peak_memory_bytes: int = 0
+    versions: dict[str, str] = field(default_factory=library_versions)
+    revision: str = ""
+    """Commit of the code, where it is known."""
+
+    @property
+    def file_name(self) -> str:
+        """Name that tells this run from every other one of the same grid."""
+        parts = [self.source, self.target, self.task, self.method, f"seed{self.seed}"]
+        if self.strength != 1.0:
+            parts.append(f"strength{self.strength:g}")
+        if self.text != "general":
+            parts.append(self.text)
+        return "__".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.") for part in parts) + ".json"
+
+    def write_result(self, folder: Path) -> Path:
+        """Write the run into `folder` and return the file's path.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        path = folder / self.file_name
+        write_atomically(path, (json.dumps(asdict(self), indent=2) + "\n").encode())
+        return path
+
+
+def read_results(folder: Path) -> list[Result]:
+    """Every run kept in `folder`, in the order of the file names.
+
+    Raises:
+        RequestError: a file there is no result.
+    """
+    names = {entry.name for entry in fields(Result)}
+    results = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record["interval"] is not None:
+                record["interval"] = tuple(record["interval"])
+            results.append(Result(**{name: value for name, value in record.items() if name in names}))
+        except (ValueError, KeyError, TypeError) as error:
+            raise RequestError(f"{path} is no result of a run ({error}); move it elsewhere.") from error
+    return results
