@@ -1,10 +1,10 @@
 """Residual streams of two models on the same text: captured, paired, and summed up batch by batch."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -90,6 +90,27 @@ class PairedBatch:
     def __len__(self) -> int:
         """Number of aligned pairs N."""
         return len(self.pairs)
+
+    def take(self, rows: Tensor) -> "PairedBatch":
+        """The pairs of the given indices [K], in their order."""
+        picked = AlignedPairs(*(index[rows] for index in self.pairs.columns()))
+        source, target = (
+            {depth: states[rows] for depth, states in side.items()} for side in (self.source, self.target)
+        )
+        return PairedBatch(source, target, picked)
+
+    @staticmethod
+    def joined(batches: Sequence["PairedBatch"]) -> "PairedBatch":
+        """One batch of at least one batch of the same depths, in order; texts are numbered on."""
+        first = accumulate((int(batch.pairs.row.max()) + 1 for batch in batches), initial=0)
+        columns = zip(*(batch.pairs.columns() for batch in batches), strict=True)
+        rows, *positions = (list(column) for column in columns)
+        rows = [row + offset for row, offset in zip(rows, first, strict=False)]
+        return PairedBatch(
+            {depth: torch.cat([batch.source[depth] for batch in batches]) for depth in batches[0].source},
+            {depth: torch.cat([batch.target[depth] for batch in batches]) for depth in batches[0].target},
+            AlignedPairs(torch.cat(rows), *(torch.cat(position) for position in positions)),
+        )
 
 
 def paired_batches(
