@@ -1,0 +1,247 @@
+"""The change that a source adapter makes, carried to the target, and how far a target is from showing it.
+
+For target depth l and an aligned pair let c_l = D_l(h^{S+}_{m(l)}) - D_l(h^S_{m(l)}) be the carried change.
+The objective is the sum of three terms, all in units of the effect that shall arrive:
+
+- FVU, the mean over l of Σ‖c_l - (h^{T+}_l - h^T_l)‖² / Σ‖c_l‖², l over the depths at or after the first
+  adapted source block, every dimension measured in units of its own deviation;
+- KL(softmax logits(h^T_L + c_L) ‖ adapted target) at the aligned pairs, relative to the same with the bare
+  target;
+- KL(base ‖ adapted target) at the target's other positions, relative to the same size: there the source has
+  no state of its own, and a change would break words that the target completes by itself.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cast.activations import residuals
+from cast.adapters import Lora, applied
+from cast.alignment import AlignedPairs, align
+from cast.errors import AdapterError
+from cast.heads import HeadSet
+from cast.models import LanguageModel, TokenBatch
+from cast.recipes import TranslationConfig
+
+# Logits held at once, in numbers: 128 MiB of float32. A head of 262,144 rows gets 128 positions a step.
+_LOGITS_AT_ONCE = 2**25
+# Strengths among which the one that matches the source's effect is sought.
+_STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
+
+
+@dataclass(frozen=True)
+class CarriedBatch:
+    """One batch of text in the target, with the source adapter's change carried to it."""
+
+    tokens: TokenBatch
+    pairs: AlignedPairs
+    base: dict[int, Tensor]
+    """Depth l → h^T_l at the N aligned pairs, float32 [N, d_t]."""
+    change: dict[int, Tensor]
+    """Depth l → strength · c_l, float32 [N, d_t]."""
+    other_rows: Tensor
+    other_positions: Tensor
+    """The K positions of the target that are neither BOS nor padding nor part of a pair."""
+    base_others: Tensor
+    """h^T_L there, float32 [K, d_t]."""
+
+
+class Carrier:
+    """Runs source, adapted source and base target on texts, and carries the change over."""
+
+    def __init__(
+        self, source: LanguageModel, target: LanguageModel, lora: Lora, heads: HeadSet, max_length: int
+    ) -> None:
+        self.source, self.target, self.lora, self.heads = source, target, lora, heads
+        self.max_length = max_length
+        first = min(lora.layers)
+        self.depths = tuple(depth for depth in heads.depths if depth and heads.layer_map[depth] >= first)
+
+    @torch.no_grad()
+    def carry(self, texts: Sequence[str], strength: float) -> CarriedBatch:
+        """The carried change of one batch of texts."""
+        source_tokens = self.source.encode(texts, max_length=self.max_length)
+        tokens = self.target.encode(texts, max_length=self.max_length)
+        pairs = align(source_tokens, tokens)
+        before, after = self._source_states(
+            source_tokens, {self.heads.layer_map[depth] for depth in self.depths}
+        )
+        states = residuals(self.target, tokens, self.depths)
+        change = {}
+        for depth in self.depths:
+            decode, at = self.heads.at(depth).decode, self.heads.layer_map[depth]
+            changed, unchanged = (run[at][pairs.row, pairs.source_position] for run in (after, before))
+            change[depth] = strength * (decode(changed) - decode(unchanged)).to(self.target.device)
+        rows, positions = _unpaired(tokens, pairs)
+        return CarriedBatch(
+            tokens=tokens,
+            pairs=pairs,
+            base={depth: states[depth][pairs.row, pairs.target_position].float() for depth in self.depths},
+            change=change,
+            other_rows=rows,
+            other_positions=positions,
+            base_others=states[self.target.depth][rows, positions].float(),
+        )
+
+    def _source_states(
+        self, tokens: TokenBatch, depths: Collection[int]
+    ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """Source states without and with the adapter, depth → [B, n, d_s]."""
+        before = residuals(self.source, tokens, depths)
+        with applied(self.source, self.lora):
+            return before, residuals(self.source, tokens, depths)
+
+    @torch.no_grad()
+    def last_source_states(self, tokens: TokenBatch) -> tuple[Tensor, Tensor]:
+        """The source's last residuals [B, n, d_s], without and with the adapter."""
+        before, after = self._source_states(tokens, [self.source.depth])
+        return before[self.source.depth], after[self.source.depth]
+
+
+def _unpaired(tokens: TokenBatch, pairs: AlignedPairs) -> tuple[Tensor, Tensor]:
+    """Rows and positions of the tokens that are neither BOS nor padding nor aligned."""
+    free = tokens.attention_mask.bool().cpu()
+    free[:, 0] = False
+    free[pairs.row, pairs.target_position] = False
+    rows, positions = torch.nonzero(free, as_tuple=True)
+    return rows, positions
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The terms of one batch."""
+
+    fvu_by_depth: dict[int, Tensor]
+    missing: Tensor
+    """KL(carried ‖ adapted), nats a pair."""
+    disturbed: Tensor
+    """KL(base ‖ adapted) where no ends are shared, nats a position."""
+
+    @property
+    def fvu(self) -> Tensor:
+        """Mean over the depths."""
+        return torch.stack(list(self.fvu_by_depth.values())).mean()
+
+
+class Objective:
+    """Compares the adapted target with the carried change.
+
+    The sizes that the terms are measured in come once from held-out batches, so that a batch in which the
+    adapter hardly acts weighs little.
+    """
+
+    def __init__(self, target: LanguageModel, held_out: Sequence[CarriedBatch], seed: int) -> None:
+        self._target = target
+        self._random = torch.Generator().manual_seed(seed)
+        depths = held_out[0].change.keys()
+        pairs = sum(len(batch.pairs) for batch in held_out)
+        self._scale = {
+            depth: torch.cat([batch.base[depth] for batch in held_out]).std(0).clamp_min(1e-6)
+            for depth in depths
+        }
+        self._power = {
+            depth: sum(float((batch.change[depth] / self._scale[depth]).square().sum()) for batch in held_out)
+            / pairs
+            for depth in depths
+        }
+        with torch.no_grad():
+            effects = [
+                self._missing(batch, batch.base[target.depth]) * len(batch.pairs) for batch in held_out
+            ]
+        self.effect = float(torch.stack(effects).sum()) / pairs
+        """KL(carried ‖ base), nats a pair."""
+        if self.effect <= 0 or not all(power > 0 for power in self._power.values()):
+            raise AdapterError(
+                "The adapter changes nothing on this text; check that its weights are not zero, or give text "
+                "that shows what it does."
+            )
+
+    def total(self, loss: Loss, config: TranslationConfig) -> Tensor:
+        """The number that the fit lowers."""
+        return (
+            loss.fvu + (config.kl_weight * loss.missing + config.hold_weight * loss.disturbed) / self.effect
+        )
+
+    def __call__(self, batch: CarriedBatch, states: dict[int, Tensor]) -> Loss:
+        """Compare the adapted target's states, depth → [B, n, d_t], with one carried batch."""
+        pairs, count = batch.pairs, len(batch.pairs)
+        at_pairs = {depth: states[depth][pairs.row, pairs.target_position].float() for depth in batch.change}
+        fvu = {
+            depth: ((batch.base[depth] + batch.change[depth] - at_pairs[depth]) / self._scale[depth])
+            .square()
+            .sum()
+            / (count * self._power[depth])
+            for depth in batch.change
+        }
+        last = self._target.depth
+        others = states[last][batch.other_rows, batch.other_positions].float()
+        disturbed = (
+            divergence(self._target, batch.base_others, others, self._random)
+            if len(others)
+            else at_pairs[last].new_zeros(())
+        )
+        return Loss(fvu, self._missing(batch, at_pairs[last]), disturbed)
+
+    def _missing(self, batch: CarriedBatch, adapted: Tensor) -> Tensor:
+        last = self._target.depth
+        return divergence(self._target, batch.base[last] + batch.change[last], adapted, self._random)
+
+
+@torch.no_grad()
+def matched_strength(carrier: Carrier, batches: Sequence[Sequence[str]], seed: int) -> float:
+    """The strength at which the carried change moves the target as far as the adapter moves the source.
+
+    Both are measured as KL(adapted ‖ base) of the next-token distribution at aligned pairs, where both models
+    have read the same text and predict its continuation.
+
+    Args:
+        carrier: the models, the adapter and the heads.
+        batches: a few batches of general text.
+        seed: of the positions that are looked at where the vocabulary is large.
+    """
+    source, target = carrier.source, carrier.target
+    random = torch.Generator().manual_seed(seed)
+    wanted, curve, pairs = 0.0, torch.zeros(len(_STRENGTHS)), 0
+    for texts in batches:
+        batch = carrier.carry(texts, 1.0)
+        count = len(batch.pairs)
+        tokens = source.encode(texts, max_length=carrier.max_length)
+        base, change = batch.base[target.depth], batch.change[target.depth]
+        before, after = (
+            states[batch.pairs.row, batch.pairs.source_position]
+            for states in carrier.last_source_states(tokens)
+        )
+        wanted += count * float(divergence(source, after, before, random))
+        curve += count * torch.stack(
+            [divergence(target, base + strength * change, base, random).cpu() for strength in _STRENGTHS]
+        )
+        pairs += count
+    reached = [index for index, value in enumerate(curve.tolist()) if value >= wanted]
+    if not pairs or not reached:
+        return _STRENGTHS[-1]
+    upper = reached[0]
+    if upper == 0:
+        return _STRENGTHS[0]
+    below, above = float(curve[upper - 1]), float(curve[upper])
+    share = (wanted - below) / max(above - below, 1e-12)
+    return _STRENGTHS[upper - 1] + share * (_STRENGTHS[upper] - _STRENGTHS[upper - 1])
+
+
+def divergence(lm: LanguageModel, wanted: Tensor, given: Tensor, random: torch.Generator) -> Tensor:
+    """Mean KL in nats between the next-token distributions of two sets of last residuals [K, d], K > 0.
+
+    Where the head is large, a random sample of the rows stands for all. Gradients reach `given` only.
+    """
+    budget = max(16, _LOGITS_AT_ONCE // lm.vocabulary)
+    if len(wanted) > budget:
+        chosen = torch.randperm(len(wanted), generator=random)[:budget]
+        wanted, given = wanted[chosen], given[chosen]
+    with torch.no_grad():
+        teacher = _log_probs(lm, wanted)
+    return (teacher.exp() * (teacher - _log_probs(lm, given))).sum(-1).mean()
+
+
+def _log_probs(lm: LanguageModel, hidden: Tensor) -> Tensor:
+    return lm.architecture.logits(hidden.to(lm.dtype)).float().log_softmax(-1)

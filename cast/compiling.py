@@ -1,0 +1,256 @@
+"""Fits a plain LoRA of the target whose effect is the source adapter's, carried over, on text without labels.
+
+What is compared is in `cast.carrying`; here are the kernels to start from and the optimiser's loop.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import get_cosine_schedule_with_warmup
+
+from cast.activations import residuals
+from cast.adapters import Kernel, Lora, applied
+from cast.carrying import CarriedBatch, Carrier, Loss, Objective
+from cast.errors import CorpusError
+from cast.models import LanguageModel
+from cast.progress import OnProgress, Progress, ignore
+from cast.recipes import Quality, TranslationConfig
+from cast.sites import SiteMaps
+
+_HELD_OUT_BATCHES = 2
+_TEST_EVERY = 25
+_PATIENCE = 4
+_WARMUP = 20
+_CLIP = 1.0
+
+
+def starting_kernels(
+    target: LanguageModel, maps: SiteMaps, lora: Lora, config: TranslationConfig
+) -> tuple[Kernel, ...]:
+    """Kernels to start the fit from, on every linear site of the blocks that host an adapted source block.
+
+    A begins as the source kernels' own input side carried over: the right singular directions of Q·B·A·P,
+    strongest first. So the fit knows the cue that the source listens to, even where general text hardly shows
+    it. Rows left over, and sites without counterpart, start as PEFT starts: uniform, small. B starts at zero.
+    """
+    rank = config.served_rank(lora.rank)
+    carried = {kernel.site: kernel for kernel in maps.instant(lora)}
+    hosting = {site.layer for site in carried}
+    random = torch.Generator().manual_seed(config.seed)
+    kernels = []
+    for site in target.architecture.sites:
+        if site.layer not in hosting or (site.role == "other" and site not in carried):
+            continue
+        bound = 1 / math.sqrt(site.in_features)
+        a = (torch.rand(rank, site.in_features, generator=random) * 2 - 1) * bound
+        if site in carried:
+            directions = _input_directions(carried[site])[:rank]
+            # As long as the uniform rows are on average, so that one learning rate suits both.
+            a[: len(directions)] = directions / math.sqrt(3)
+        b = torch.zeros(site.out_features, rank)
+        kernels.append(Kernel(site, a.to(target.device), b.to(target.device), 1.0))
+    return tuple(kernels)
+
+
+def _input_directions(kernel: Kernel) -> Tensor:
+    """Orthonormal input directions [r, in] of B·A, the one with the largest effect first."""
+    triangle = torch.linalg.qr(kernel.b.double().cpu(), mode="r").R
+    directions: Tensor = torch.linalg.svd(triangle @ kernel.a.double().cpu(), full_matrices=False)[2]
+    return directions.float()
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A fitted LoRA, still as bare kernels, with what was measured on held-out text."""
+
+    kernels: tuple[Kernel, ...]
+    quality: Quality
+    tokens: int
+    """Target tokens that were fitted on."""
+    steps: int
+    """Steps until the best held-out result."""
+
+
+class _TextPool:
+    """Batches of text without end: general text in shuffled passes, with a share of prompts mixed in."""
+
+    def __init__(self, texts: Sequence[str], prompts: Sequence[str], config: TranslationConfig) -> None:
+        self._random = torch.Generator().manual_seed(config.seed)
+        self._texts = self._passes(texts)
+        self._prompts = self._passes(prompts) if prompts else None
+        self._size = config.batch_size
+        self._mixed_in = round(config.prompt_share * config.batch_size) if prompts else 0
+
+    def _passes(self, texts: Sequence[str]) -> Iterator[str]:
+        while True:
+            for index in torch.randperm(len(texts), generator=self._random).tolist():
+                yield texts[index]
+
+    def batch(self) -> list[str]:
+        """The next batch."""
+        mixed = [next(self._prompts) for _ in range(self._mixed_in)] if self._prompts is not None else []
+        return mixed + [next(self._texts) for _ in range(self._size - len(mixed))]
+
+
+def compile_lora(
+    carrier: Carrier,
+    start: Sequence[Kernel],
+    texts: Sequence[str],
+    config: TranslationConfig,
+    *,
+    prompts: Sequence[str] = (),
+    strength: float = 1.0,
+    on_progress: OnProgress = ignore,
+) -> Compiled:
+    """Fit the kernels of a plain LoRA so that the target changes as the source does.
+
+    AdamW in float32 whatever the models' number type, a cosine schedule, and the kernels of the best held-out
+    result. It ends early once that result no longer improves.
+
+    Args:
+        carrier: the two models, the source adapter and the heads.
+        start: the kernels to start from; they are not changed.
+        texts: general text. The first two batches are held out.
+        config: steps, batch, weights of the terms.
+        prompts: unlabelled prompts to mix in; a batch of them is held out as well, where there are enough.
+        strength: factor on the carried change.
+        on_progress: gets stage `compile` with `fvu` and `kl` of the held-out text.
+
+    Raises:
+        CorpusError: there are fewer than three batches of text.
+        AdapterError: the adapter has no effect on the text.
+    """
+    held, texts, prompts = _split(texts, prompts, config)
+    held_out = [batch for batch in (carrier.carry(chunk, strength) for chunk in held) if len(batch.pairs)]
+    if not held_out:
+        raise CorpusError("The text has no position where both tokenizers end a token; give longer text.")
+    objective = Objective(carrier.target, held_out, config.seed)
+    fit = _Fit(carrier, objective, start, config)
+    pool = _TextPool(texts, prompts, config)
+    best, best_step, tokens = fit.measure(held_out), 0, 0
+    kept = fit.kernels()
+    for step in range(1, config.steps + 1):
+        batch = carrier.carry(pool.batch(), strength)
+        tokens += int(batch.tokens.attention_mask.sum())
+        if len(batch.pairs):
+            fit.step(batch)
+        if step % _TEST_EVERY == 0 or step == config.steps:
+            result = fit.measure(held_out)
+            if result.total < best.total * (1 - 1e-3):
+                best, best_step, kept = result, step, fit.kernels()
+            elif step - best_step >= _PATIENCE * _TEST_EVERY:
+                break
+        on_progress(Progress("compile", step, config.steps, {"fvu": best.fvu, "kl": best.missing}))
+    return Compiled(kept, best.quality(objective), tokens, best_step)
+
+
+def _split(
+    texts: Sequence[str], prompts: Sequence[str], config: TranslationConfig
+) -> tuple[list[Sequence[str]], Sequence[str], Sequence[str]]:
+    """Held-out batches, and the texts and prompts that are left."""
+    size = config.batch_size
+    if len(texts) <= _HELD_OUT_BATCHES * size:
+        raise CorpusError(
+            f"There are {len(texts)} texts, and a compiled translation needs more than "
+            f"{_HELD_OUT_BATCHES * size}; give more general text, or a smaller batch size."
+        )
+    held = [texts[start * size : (start + 1) * size] for start in range(_HELD_OUT_BATCHES)]
+    if config.prompt_share and len(prompts) >= 4 * size:
+        held.append(prompts[:size])
+        prompts = prompts[size:]
+    return held, texts[_HELD_OUT_BATCHES * size :], prompts
+
+
+@dataclass(frozen=True)
+class _Result:
+    """The objective on held-out text, in plain numbers."""
+
+    total: float
+    fvu_by_depth: dict[int, float]
+    missing: float
+    effect_by_depth: dict[int, float]
+
+    @property
+    def fvu(self) -> float:
+        return sum(self.fvu_by_depth.values()) / len(self.fvu_by_depth)
+
+    def quality(self, objective: Objective) -> Quality:
+        return Quality(
+            fvu=self.fvu,
+            fvu_by_depth={str(depth): value for depth, value in self.fvu_by_depth.items()},
+            effect_by_depth={str(depth): value for depth, value in self.effect_by_depth.items()},
+            kl_carried_base=objective.effect,
+            kl_carried_adapted=self.missing,
+        )
+
+
+class _Fit:
+    """Trainable kernels on the target, with their optimiser."""
+
+    def __init__(
+        self, carrier: Carrier, objective: Objective, start: Sequence[Kernel], config: TranslationConfig
+    ) -> None:
+        self._target, self._depths = carrier.target, carrier.depths
+        self._objective, self._config = objective, config
+        self._sites = [kernel.site for kernel in start]
+        self._sides = [(_parameter(kernel.a), _parameter(kernel.scaling * kernel.b)) for kernel in start]
+        self._parameters = [side for sides in self._sides for side in sides]
+        self._optimizer = torch.optim.AdamW(
+            self._parameters, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
+        )
+        self._schedule = get_cosine_schedule_with_warmup(
+            self._optimizer, min(_WARMUP, config.steps // 4), config.steps
+        )
+
+    def _lora(self) -> Lora:
+        """The kernels as they stand, sharing memory and gradients with the parameters."""
+        kernels = (Kernel(site, a, b, 1.0) for site, (a, b) in zip(self._sites, self._sides, strict=True))
+        return Lora("compiled", self._target.name, tuple(kernels))
+
+    def kernels(self) -> tuple[Kernel, ...]:
+        """A copy of the kernels as they stand."""
+        return tuple(
+            Kernel(site, a.detach().cpu().clone(), b.detach().cpu().clone(), 1.0)
+            for site, (a, b) in zip(self._sites, self._sides, strict=True)
+        )
+
+    def _loss(self, batch: CarriedBatch) -> tuple[Loss, dict[int, Tensor]]:
+        with applied(self._target, self._lora()):
+            states = residuals(self._target, batch.tokens, self._depths)
+        return self._objective(batch, states), states
+
+    def step(self, batch: CarriedBatch) -> None:
+        """One step of the optimiser."""
+        loss, _ = self._loss(batch)
+        self._objective.total(loss, self._config).backward()
+        torch.nn.utils.clip_grad_norm_(self._parameters, _CLIP)
+        self._optimizer.step()
+        self._schedule.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def measure(self, held_out: Sequence[CarriedBatch]) -> _Result:
+        """The objective on held-out batches, each pair counting alike."""
+        count = sum(len(batch.pairs) for batch in held_out)
+        total = missing = 0.0
+        fvu = dict.fromkeys(self._depths, 0.0)
+        moved, size = dict.fromkeys(self._depths, 0.0), dict.fromkeys(self._depths, 0.0)
+        for batch in held_out:
+            loss, states = self._loss(batch)
+            share = len(batch.pairs) / count
+            total += share * float(self._objective.total(loss, self._config))
+            missing += share * float(loss.missing)
+            for depth in self._depths:
+                fvu[depth] += share * float(loss.fvu_by_depth[depth])
+                adapted = states[depth][batch.pairs.row, batch.pairs.target_position].float()
+                moved[depth] += float((adapted - batch.base[depth]).square().sum())
+                size[depth] += float(batch.base[depth].square().sum())
+        effect = {depth: math.sqrt(moved[depth] / size[depth]) for depth in self._depths}
+        return _Result(total, fvu, missing, effect)
+
+
+def _parameter(value: Tensor) -> Tensor:
+    return value.detach().float().clone().requires_grad_()

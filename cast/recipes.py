@@ -1,0 +1,212 @@
+"""What to do for a translation (`TranslationConfig`), and the record of what was done (`Recipe`)."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from cast.errors import AdapterError, RequestError
+
+Mode = Literal["compiled", "hosted", "instant", "kernel"]
+DecodeFit = Literal["adjoint", "ridge", "procrustes"]
+EncodeFit = Literal["affine", "mlp"]
+RECIPE_FILE = "cast.json"
+FORMAT_VERSION = 1
+# The ranks that vLLM serves within its default limit of 16, and the next ones that it can be told to serve.
+SERVED_RANKS = (8, 16, 32, 64)
+# A recipe is a few kilobytes; a larger file is something else.
+_LARGEST_RECIPE = 1 << 20
+
+
+@dataclass(frozen=True)
+class TranslationConfig:
+    """How to carry one adapter over. The fields of other modes than `mode` are ignored."""
+
+    mode: Mode = "compiled"
+    segment: int | None = None
+    """Hosted: target blocks that share one encode and one decode; None for the whole source stack."""
+    strength: float | None = 1.0
+    """Multiplies the carried change. None matches the size of the source's own effect on general text: the
+    strength at which target and source change their next-token distributions equally, in nats a pair."""
+    steps: int = 300
+    """Compiled: optimiser steps."""
+    batch_size: int = 16
+    """Texts a step."""
+    rank: int | None = None
+    """Compiled: rank of the written LoRA; None takes the source's, at least 16, rounded up to one that vLLM
+    serves."""
+    learning_rate: float = 2e-3
+    """Compiled: peak of a cosine that ends near zero; 2e-3 suits models of a few million parameters, 5e-4
+    larger ones."""
+    seed: int = 0
+    max_length: int = 256
+    """Longest text in tokens of either model; what is longer is cut."""
+    kl_weight: float = 1.0
+    """Compiled: weight of the next-token term against the residual term; both are 1 for an untouched
+    target."""
+    hold_weight: float = 1.0
+    """Compiled: weight of keeping the base's distribution where the tokenizers share no character end."""
+    prompt_share: float = 0.5
+    """Compiled: share of the rows of a batch that are drawn from `prompts`, where some are given."""
+    site_tokens: int = 20_000
+    """Aligned pairs on which site maps are fitted (kernel, instant, and the start of compiled)."""
+    site_decode: DecodeFit = "adjoint"
+    """How the decode side of a site map is fitted."""
+    site_encode: EncodeFit = "affine"
+    """Kernel: the form of the encode side of a site map."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be carried out."""
+        for name, known in (("mode", Mode), ("site_decode", DecodeFit), ("site_encode", EncodeFit)):
+            if getattr(self, name) not in get_args(known):
+                choices = ", ".join(get_args(known))
+                raise RequestError(f"There is no {name} {getattr(self, name)!r}; choose one of {choices}.")
+        if self.strength is not None and not math.isfinite(self.strength):
+            raise RequestError(f"strength is {self.strength}; it must be a finite number.")
+        for name in ("steps", "batch_size", "site_tokens", "max_length", "learning_rate", "rank", "segment"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise RequestError(f"{name} is {value}; it must be positive.")
+        for name in ("kl_weight", "hold_weight"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise RequestError(f"{name} is {value}; it must not be negative.")
+        if not 0 <= self.prompt_share <= 1:
+            raise RequestError(f"prompt_share is {self.prompt_share}; it must be between 0 and 1.")
+
+    def served_rank(self, source_rank: int) -> int:
+        """Rank of the compiled LoRA for a source adapter of rank `source_rank`."""
+        wanted = self.rank or max(source_rank, 16)
+        if self.rank is not None:
+            return wanted
+        return next((rank for rank in SERVED_RANKS if rank >= wanted), wanted)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How well a translation follows the carried change, measured on held-out general text."""
+
+    fvu: float | None = None
+    """Mean over depths of the unexplained share of the carried residual change: 0 is perfect, 1 is the bare
+    target."""
+    fvu_by_depth: Mapping[str, float] = field(default_factory=dict)
+    """The same for each target depth, by its number."""
+    effect_by_depth: Mapping[str, float] = field(default_factory=dict)
+    """Root mean square of the adapted target's own residual change over that of the target's states, by
+    depth."""
+    kl_carried_base: float | None = None
+    """KL(carried ‖ base target) in nats an aligned pair: the size of the effect that should arrive."""
+    kl_carried_adapted: float | None = None
+    """KL(carried ‖ adapted target) in nats an aligned pair: what is still missing."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a translation was made of; stored beside it as `cast.json`."""
+
+    mode: Mode
+    source: str
+    source_fingerprint: str
+    target: str
+    target_fingerprint: str
+    adapter: str
+    """Name of the source adapter: a Hub id, a folder or `pocket:llama/mood`."""
+    strength: float = 1.0
+    segment: int | None = None
+    heads: str | None = None
+    """Folder or id of the heads, as it was named; None for the shipped or cached ones of this pair."""
+    heads_recipe: Mapping[str, Any] = field(default_factory=dict)
+    licence: str | None = None
+    """Licence of the source adapter."""
+    tokens: int = 0
+    """Target tokens of general text that the translation was fitted on."""
+    seconds: float = 0.0
+    quality: Quality = field(default_factory=Quality)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The fields of the `TranslationConfig` that was used."""
+    version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        """This recipe as the text of `cast.json`."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+
+    def to_config(self) -> TranslationConfig:
+        """The configuration that makes this translation again.
+
+        Raises:
+            AdapterError: the recorded configuration is not one that this version knows.
+        """
+        known = {item.name for item in fields(TranslationConfig)}
+        values = {key: value for key, value in self.config.items() if key in known}
+        values |= {"mode": self.mode, "segment": self.segment, "strength": self.strength}
+        try:
+            return TranslationConfig(**values)
+        except (TypeError, ValueError) as error:
+            raise AdapterError(f"{RECIPE_FILE} holds a configuration that cannot be used: {error}") from error
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """Read the `cast.json` of a translated adapter of any mode; the file is not trusted.
+
+    Raises:
+        AdapterError: the file is missing, too large, not JSON, of another format version, or lacks a field.
+    """
+    path = folder / RECIPE_FILE
+    try:
+        if path.stat().st_size > _LARGEST_RECIPE:
+            raise AdapterError(f"{path} is larger than any recipe; it is not a translated adapter.")
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise AdapterError(f"{folder} holds no {RECIPE_FILE}; it is not a translated adapter.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise AdapterError(f"{path} cannot be read as JSON; translate the adapter again.") from error
+    return _recipe_of(data, path)
+
+
+def _recipe_of(data: Any, path: Path) -> Recipe:
+    """Check the fields one by one and build the recipe."""
+    if not isinstance(data, dict):
+        raise AdapterError(f"{path} is not a recipe; translate the adapter again.")
+    if data.get("version") != FORMAT_VERSION:
+        raise AdapterError(
+            f"{path} has format version {data.get('version')!r}, this CAST reads {FORMAT_VERSION}; "
+            "translate the adapter again."
+        )
+    quality = data.get("quality")
+    values = {
+        item.name: data[item.name] for item in fields(Recipe) if item.name in data and item.name != "quality"
+    }
+    for name, kinds in _FIELD_TYPES.items():
+        if name in values and not isinstance(values[name], kinds):
+            raise AdapterError(f"{path}: {name} has the wrong type; translate the adapter again.")
+    if values.get("mode") not in get_args(Mode):
+        raise AdapterError(
+            f"{path} names an unknown mode {values.get('mode')!r}; translate the adapter again."
+        )
+    if isinstance(quality, dict):
+        known = {item.name for item in fields(Quality)}
+        values["quality"] = Quality(**{key: value for key, value in quality.items() if key in known})
+    try:
+        return Recipe(**values)
+    except TypeError as error:
+        raise AdapterError(f"{path} lacks a field ({error}); translate the adapter again.") from error
+
+
+_FIELD_TYPES: dict[str, tuple[type, ...]] = {
+    "mode": (str,),
+    "source": (str,),
+    "source_fingerprint": (str,),
+    "target": (str,),
+    "target_fingerprint": (str,),
+    "adapter": (str,),
+    "strength": (int, float),
+    "segment": (int, type(None)),
+    "heads": (str, type(None)),
+    "heads_recipe": (dict,),
+    "licence": (str, type(None)),
+    "tokens": (int,),
+    "seconds": (int, float),
+    "config": (dict,),
+}

@@ -1,0 +1,286 @@
+"""One adapter carried from its source model to a target, in each of the four modes.
+
+`compiled` and `instant` end in a plain LoRA of the target; `hosted` and `kernel` end in a recipe that needs
+the source adapter at generation time. Either way the result is a `TranslatedAdapter`.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from cast import adapters
+from cast.adapters import Kernel, Lora
+from cast.carrying import Carrier, matched_strength
+from cast.compiling import compile_lora, starting_kernels
+from cast.errors import AdapterError, RequestError
+from cast.heads import HeadSet
+from cast.hosting import HostedRunner
+from cast.kernel_mode import KernelRunner
+from cast.models import LanguageModel
+from cast.progress import OnProgress, ignore
+from cast.recipes import RECIPE_FILE, Quality, Recipe, TranslationConfig, read_recipe
+from cast.runners import PlainRunner, Runner
+from cast.site_fitting import fit_site_maps
+from cast.sites import SiteMaps
+from cast.storage import written_folder
+
+__all__ = ["Recipe", "TranslatedAdapter", "TranslationConfig", "load_translated", "translate"]
+
+# Batches of text on which the strength is matched where none is given.
+_STRENGTH_BATCHES = 4
+
+
+@dataclass(frozen=True)
+class TranslatedAdapter:
+    """An adapter of the source that acts on the target."""
+
+    recipe: Recipe
+    lora: Lora | None = None
+    """The plain LoRA of the target (`compiled`, `instant`); None where the source's kernels run
+    themselves."""
+    source_lora: Lora | None = None
+    heads: HeadSet | None = None
+    """What `hosted` runs through."""
+    maps: SiteMaps | None = None
+    """What `kernel` runs through."""
+
+    @property
+    def mode(self) -> str:
+        """How it was carried over."""
+        return self.recipe.mode
+
+    def runner(self, source: LanguageModel | None, target: LanguageModel, strength: float = 1.0) -> Runner:
+        """The target with this adapter acting.
+
+        Args:
+            source: the source model; only `hosted` runs it, the other modes take None.
+            target: the model that is read and that writes.
+            strength: factor on the change as it was translated; 0 is exactly the base.
+
+        Raises:
+            RequestError: `hosted` was given no source model.
+        """
+        if self.lora is not None:
+            return PlainRunner(target, self.lora, strength)
+        strength *= self.recipe.strength
+        if self.source_lora is not None and self.maps is not None:
+            return KernelRunner(target, self.source_lora, self.maps, strength)
+        if source is None or self.source_lora is None or self.heads is None:
+            raise RequestError(
+                "Mode hosted runs the source model beside the target; load the source as well."
+            )
+        return HostedRunner(source, self.source_lora, target, self.heads, self.recipe.segment, strength)
+
+    def save(self, folder: Path, target: LanguageModel) -> None:
+        """Write a PEFT folder with recipe and card, or for `hosted` and `kernel` recipe and card alone.
+
+        Args:
+            folder: where it shall stand; missing or empty.
+            target: the model that it acts on; a PEFT folder is read back and checked against it.
+
+        Raises:
+            AdapterError: the adapter changes nothing.
+            OutputError: the folder is not empty or cannot be written.
+        """
+        if self.lora is not None:
+            adapters.write(
+                self.lora, folder, target, card=card(self.recipe), extra={RECIPE_FILE: self.recipe.to_json()}
+            )
+            return
+        if self.recipe.strength == 0:
+            raise AdapterError("At strength 0 the adapter changes nothing; choose another strength.")
+        with written_folder(folder) as draft:
+            (draft / RECIPE_FILE).write_text(self.recipe.to_json(), encoding="utf-8")
+            (draft / "README.md").write_text(card(self.recipe), encoding="utf-8")
+
+
+def card(recipe: Recipe) -> str:
+    """The model card of a translated adapter, in Markdown with the Hub's metadata."""
+    plain = recipe.mode in {"compiled", "instant"}
+    metadata = [
+        "library_name: " + ("peft" if plain else "cast"),
+        f"base_model: {json.dumps(recipe.target)}",
+        *(["base_model_relation: adapter"] if plain else []),
+        f"tags: [lora, cast, translated-adapter, {recipe.mode}]",
+        *([f"license: {json.dumps(recipe.licence)}"] if recipe.licence else []),
+        f"source_model: {json.dumps(recipe.source)}",
+        f"source_adapter: {json.dumps(recipe.adapter)}",
+    ]
+    use = (
+        f"It is an ordinary PEFT LoRA of `{recipe.target}`."
+        if plain
+        else f"It holds no weights: `{RECIPE_FILE}` says how CAST runs the source adapter in the target."
+    )
+    return "\n".join(
+        [
+            "---", *metadata, "---", "",
+            f"# {recipe.adapter} for {recipe.target}", "",
+            f"A LoRA that was trained on `{recipe.source}`, carried to `{recipe.target}` by CAST in mode "
+            f"`{recipe.mode}` at strength {recipe.strength:g}. {use}", "",
+            *_quality_lines(recipe), "",
+        ]
+    )  # fmt: skip
+
+
+def _quality_lines(recipe: Recipe) -> list[str]:
+    """What was measured, as a list in Markdown."""
+    quality = recipe.quality
+    if quality.fvu is None or quality.kl_carried_base is None or quality.kl_carried_adapted is None:
+        return []
+    return [
+        f"Fitted on {recipe.tokens:,} tokens of text without labels. On held-out text:",
+        "",
+        f"- unexplained share of the carried residual change: {quality.fvu:.3f} (1 is the bare target)",
+        f"- size of the carried effect: {quality.kl_carried_base:.4f} nats a token; still missing: "
+        f"{quality.kl_carried_adapted:.4f}",
+    ]
+
+
+def load_translated(folder: Path) -> Recipe:
+    """The recipe of a translated adapter of any mode.
+
+    A `compiled` or `instant` folder is a PEFT folder as well: `adapters.read` gives its LoRA. For `hosted`
+    and `kernel` the recipe names what `translate` needs to make the adapter again: source, adapter, heads,
+    and `recipe.to_config()`.
+
+    Raises:
+        AdapterError: it holds no recipe, or one that cannot be used.
+    """
+    return read_recipe(folder)
+
+
+def translate(
+    source: LanguageModel,
+    target: LanguageModel,
+    lora: Lora,
+    heads: HeadSet,
+    texts: Iterable[str],
+    config: TranslationConfig | None = None,
+    *,
+    prompts: Sequence[str] = (),
+    cache: Path | None = None,
+    heads_name: str | None = None,
+    on_progress: OnProgress = ignore,
+) -> TranslatedAdapter:
+    """Carry an adapter of `source` to `target`.
+
+    Args:
+        source: the model that the adapter was trained on.
+        target: the model that it shall act on; it may be the source itself.
+        lora: the source adapter.
+        heads: heads from this source to this target.
+        texts: general text; at most what `config` asks for is taken, so the stream may be endless.
+        config: mode and its settings; the default is `compiled`.
+        prompts: unlabelled prompts that `compiled` mixes into the text.
+        cache: folder in which fitted site maps are kept; None keeps none.
+        heads_name: folder or id of the heads, for the recipe.
+        on_progress: gets stages `sites` and `compile`.
+
+    Raises:
+        HeadsError: the heads are for another pair, or leave out a depth that is needed.
+        CorpusError: there is too little text.
+        AdapterError: the adapter changes nothing.
+    """
+    config = config or TranslationConfig()
+    heads.check(source, target)
+    started = time.monotonic()
+    taken = list(islice(texts, _texts_needed(config)))
+    carrier = Carrier(source, target, lora, heads, config.max_length)
+    if config.strength is None:
+        size = config.batch_size
+        batches = [taken[start * size : (start + 1) * size] for start in range(_STRENGTH_BATCHES)]
+        config = replace(config, strength=matched_strength(carrier, [b for b in batches if b], config.seed))
+    work = _Work(carrier, taken, tuple(prompts), config, cache, on_progress)
+    made = _MODES[config.mode](work)
+    recipe = replace(
+        made.recipe,
+        heads=heads_name,
+        heads_recipe=asdict(heads.recipe),
+        seconds=round(time.monotonic() - started, 2),
+    )
+    return replace(made, recipe=recipe)
+
+
+def _texts_needed(config: TranslationConfig) -> int:
+    """Most texts that a translation reads; general text is a few dozen tokens long at least."""
+    compiled = (config.steps + 2) * config.batch_size if config.mode == "compiled" else 0
+    return max(compiled, config.site_tokens // 16, _STRENGTH_BATCHES * config.batch_size)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One translation on its way."""
+
+    carrier: Carrier
+    texts: Sequence[str]
+    prompts: Sequence[str]
+    config: TranslationConfig
+    cache: Path | None
+    on_progress: OnProgress
+
+    @property
+    def strength(self) -> float:
+        return 1.0 if self.config.strength is None else self.config.strength
+
+    def site_maps(self) -> SiteMaps:
+        carrier = self.carrier
+        return fit_site_maps(
+            carrier.source, carrier.target, carrier.lora, carrier.heads, self.texts, self.config,
+            cache=self.cache, on_progress=self.on_progress,
+        )  # fmt: skip
+
+    def recipe(self, *, tokens: int = 0, quality: Quality | None = None) -> Recipe:
+        source, target, lora = self.carrier.source, self.carrier.target, self.carrier.lora
+        return Recipe(
+            mode=self.config.mode,
+            source=source.name,
+            source_fingerprint=source.fingerprint,
+            target=target.name,
+            target_fingerprint=target.fingerprint,
+            adapter=lora.name,
+            strength=self.strength,
+            segment=self.config.segment,
+            licence=lora.licence,
+            tokens=tokens,
+            quality=quality or Quality(),
+            config=asdict(self.config),
+        )
+
+    def plain(self, kernels: tuple[Kernel, ...], recipe: Recipe) -> TranslatedAdapter:
+        lora = self.carrier.lora
+        name = f"{lora.name} carried to {self.carrier.target.name}"
+        return TranslatedAdapter(recipe, Lora(name, self.carrier.target.name, kernels, licence=lora.licence))
+
+
+def _compiled(work: _Work) -> TranslatedAdapter:
+    start = starting_kernels(work.carrier.target, work.site_maps(), work.carrier.lora, work.config)
+    fitted = compile_lora(
+        work.carrier, start, work.texts, work.config,
+        prompts=work.prompts, strength=work.strength, on_progress=work.on_progress,
+    )  # fmt: skip
+    return work.plain(fitted.kernels, work.recipe(tokens=fitted.tokens, quality=fitted.quality))
+
+
+def _instant(work: _Work) -> TranslatedAdapter:
+    kernels = work.site_maps().instant(work.carrier.lora, work.strength)
+    return work.plain(kernels, work.recipe(tokens=work.config.site_tokens))
+
+
+def _hosted(work: _Work) -> TranslatedAdapter:
+    return TranslatedAdapter(work.recipe(), source_lora=work.carrier.lora, heads=work.carrier.heads)
+
+
+def _kernel(work: _Work) -> TranslatedAdapter:
+    recipe = work.recipe(tokens=work.config.site_tokens)
+    return TranslatedAdapter(recipe, source_lora=work.carrier.lora, maps=work.site_maps())
+
+
+_MODES: dict[str, Callable[[_Work], TranslatedAdapter]] = {
+    "compiled": _compiled,
+    "instant": _instant,
+    "hosted": _hosted,
+    "kernel": _kernel,
+}
