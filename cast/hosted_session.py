@@ -1,0 +1,137 @@
+"""The hosted runner at work on texts that grow token by token, with caches on both sides."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import cache, partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from cast.boundaries import Tokens, settled, tokens_of
+from cast.stepping import RaggedCache, TokenStream, locked
+from cast.transcript import Transcript, common_prefix
+
+if TYPE_CHECKING:
+    from cast.hosting import HostedRunner
+
+
+class HostedBatch:
+    """B texts that grow together, each with its own caches of the target and of the source.
+
+    A text's end counts as shared once it is settled (see `cast.boundaries`). Source caches hold up to the
+    longest prefix that retokenizing the text leaves as it was. Where it changes which earlier ends are
+    shared, the target runs again from there if hosted blocks act inside it; the whole stack acts on the last
+    residual only.
+
+    Attributes:
+        target: the target's stream.
+        adapted, plain: the source on its own tokens, with and without the LoRA.
+    """
+
+    def __init__(self, runner: "HostedRunner", rows: int) -> None:
+        self._runner = runner
+        self._transcripts = [Transcript(runner.lm) for _ in range(rows)]
+        self._shared: list[list[int]] = [[] for _ in range(rows)]
+        self._caches = (RaggedCache(rows), RaggedCache(rows))
+        self.target = TokenStream(runner.lm, rows)
+        self.adapted = TokenStream(runner.source, rows, runner.lora)
+        self.plain = TokenStream(runner.source, rows)
+
+    @torch.no_grad()
+    def next_logits(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Logits [B, V] (float32) after each of B rows of ids, the full ids so far with BOS."""
+        runner = self._runner
+        with locked(runner.source, runner.lm):
+            if not runner.strength:
+                self.target.advance(rows)
+                hidden = self._last_states()
+            else:
+                own = self._settled_tokens(rows)
+                ends = [transcript.ends for transcript in self._transcripts]
+                shared = [_shared_positions(*pair) for pair in zip(ends, own, strict=True)]
+                if runner.segments is None:
+                    hidden = self._whole(rows, own, shared)
+                else:
+                    hidden = self._by_segment(rows, shared)
+        return runner.lm.architecture.logits(hidden).float()
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep only these rows of the batch."""
+        self._transcripts = [self._transcripts[row] for row in rows]
+        self._shared = [self._shared[row] for row in rows]
+        for held in (self.target, self.adapted, self.plain, *self._caches):
+            held.select(rows)
+
+    def _last_states(self) -> Tensor:
+        return torch.stack([states[-1] for states in self.target.states])
+
+    def _settled_tokens(self, rows: Sequence[Sequence[int]]) -> list[Tokens]:
+        """The source's tokens of each text, those left out that its next characters will probably change."""
+        for transcript, ids in zip(self._transcripts, rows, strict=True):
+            transcript.read(ids)
+        texts = [transcript.text for transcript in self._transcripts]
+        own = tokens_of(self._runner.source, texts)
+        crossings = [
+            self._runner.gauge.crossings(text, tokens) for text, tokens in zip(texts, own, strict=True)
+        ]
+        if any(crossings):
+            self.adapted.advance([tokens.ids for tokens in own])
+        return [
+            settled(tokens, found, cache(partial(self._log_probs, row))) if found else tokens
+            for row, (tokens, found) in enumerate(zip(own, crossings, strict=True))
+        ]
+
+    def _log_probs(self, row: int, index: int) -> Tensor:
+        logits = self._runner.source.architecture.logits(self.adapted.states[row][index])
+        return torch.log_softmax(logits.float(), -1)
+
+    def _whole(
+        self, rows: Sequence[Sequence[int]], own: Sequence[Tokens], shared: Sequence[list[int]]
+    ) -> Tensor:
+        self.target.advance(rows)
+        hidden = self._last_states()
+        acting = [row for row, positions in enumerate(shared) if positions[-1] > 0]
+        if not acting:
+            return hidden
+        states = []
+        for stream in (self.adapted, self.plain):
+            stream.advance([now.ids if at[-1] > 0 else None for now, at in zip(own, shared, strict=True)])
+            states.append(torch.stack([stream.states[row][shared[row][-1]] for row in acting]))
+        hidden[acting] += self._runner.carried(self._runner.lm.depth, *states)
+        return hidden
+
+    def _by_segment(self, rows: Sequence[Sequence[int]], shared: list[list[int]]) -> Tensor:
+        for row, (before, now) in enumerate(zip(self._shared, shared, strict=True)):
+            self.target.keep(row, common_prefix(before, now))
+        step = self.target.plan(rows)
+        entries = []
+        for row, (start, now) in enumerate(zip(step.starts, shared, strict=True)):
+            for kept in self._caches:
+                kept.keep(row, sum(position >= 0 for position in now[:start]))
+            entries.append(
+                [(column, position) for column, position in enumerate(now[start:]) if position >= 0]
+            )
+        for kept in self._caches:
+            kept.pack()
+        with self._runner.hosting(entries, self._caches) if any(entries) else nullcontext():
+            self.target.run(step)
+        self._shared = shared
+        return self._last_states()
+
+
+class HostedSession:
+    """One growing text; see `cast.runners.Session`."""
+
+    def __init__(self, batch: HostedBatch) -> None:
+        self.batch = batch
+
+    def next_logits(self, token_ids: Sequence[int]) -> Tensor:
+        """See `Session.next_logits`."""
+        return self.batch.next_logits([token_ids])[0]
+
+
+def _shared_positions(ends: Sequence[int], own: Tokens) -> list[int]:
+    """For each target id the source position that ends at the same character; 0 for the BOS, -1 for none."""
+    position = {end: index for index, end in enumerate(own.ends) if end > 0}
+    return [0, *(position.get(end, -1) for end in ends[1:])]

@@ -1,0 +1,282 @@
+"""Models run piece by piece: rows of tokens that grow at their ends, and single blocks on given states.
+
+Both know no family: masks, rotary tables and position biases come from the model's own decoder.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from cast.activations import captured
+from cast.adapters import Lora, applied
+from cast.models import LanguageModel
+from cast.transcript import common_prefix
+
+
+@contextmanager
+def locked(*models: LanguageModel) -> Iterator[None]:
+    """Hold the locks of several models, always in one order, so that no two runners wait for each other."""
+    with ExitStack() as stack:
+        for lm in sorted(models, key=id):
+            stack.enter_context(lm.lock)
+        yield
+
+
+class RaggedCache(DynamicCache):
+    """Keys and values of B rows of unequal lengths, each standing against the right edge before a pass.
+
+    A pass appends the same number of columns to every row, of which each row may own fewer; so before the
+    next one the rows are moved right again. No gap is ever left inside a row, and every layer keeps all
+    columns (sliding windows are left to the mask), so a row can be cut at any place and goes on exactly.
+    """
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.columns = 0
+        self._lengths = [0] * rows
+        self._stops = [0] * rows
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns before the current forward pass, also for layers that were never run."""
+        return self.columns
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Keys that a query of the current forward pass may see, and the first of them."""
+        return self.columns + query_length, 0
+
+    def keep(self, row: int, length: int) -> None:
+        """Forget what a row holds after its first `length` tokens."""
+        cut = max(self._lengths[row] - length, 0)
+        self._lengths[row] -= cut
+        self._stops[row] -= cut
+
+    def pack(self) -> None:
+        """Move every row to the right edge, and free columns that none needs; due before each pass."""
+        width = max(self._lengths, default=0)
+        if self.columns == width and min(self._stops, default=width) == width:
+            return
+        index = (torch.tensor(self._stops)[:, None] - width + torch.arange(width)).clamp(min=0)
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.keys, layer.values = (_columns(held, index) for held in (layer.keys, layer.values))
+        self.columns = width
+        self._stops = [width] * len(self._stops)
+
+    def mask_with(self, valid: Tensor) -> Tensor:
+        """The attention mask [B, columns + q] of a pass over q new columns, [B, q] bool of which are real."""
+        edge = self.columns - torch.tensor(self._lengths)
+        return torch.cat([torch.arange(self.columns) >= edge[:, None], valid.cpu()], dim=1).long()
+
+    def grow(self, valid: Tensor) -> None:
+        """Record, after a pass, how many of the q new columns each row owns; they are its first ones."""
+        counts = valid.sum(1).tolist()
+        self._lengths = [length + count for length, count in zip(self._lengths, counts, strict=True)]
+        self._stops = [self.columns + count for count in counts]
+        self.columns += valid.shape[1]
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep only these rows of the batch."""
+        self._lengths, self._stops = ([held[row] for row in rows] for held in (self._lengths, self._stops))
+        self.batch_select_indices(torch.tensor(rows, dtype=torch.long))
+        self.pack()
+
+
+def _columns(held: Tensor, index: Tensor) -> Tensor:
+    """Columns [B, w] of keys or values [B, heads, columns, d]."""
+    shape = (held.shape[0], held.shape[1], index.shape[1], held.shape[3])
+    return held.gather(2, index.to(held.device)[:, None, :, None].expand(shape))
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one forward pass of a `TokenStream` runs.
+
+    Attributes:
+        starts: for each row, how many of its tokens the cache already holds.
+        tokens: for each row, the new tokens.
+        valid: [B, q] bool, which columns of the pass hold a token.
+    """
+
+    starts: tuple[int, ...]
+    tokens: tuple[tuple[int, ...], ...]
+    valid: Tensor
+
+
+class TokenStream:
+    """A model that reads B rows of tokens again and again, and runs only what differs from the last time.
+
+    Attributes:
+        states: for each row and token, the last residual h_L [d].
+        passed: tokens that have run through the model so far, padding not counted.
+    """
+
+    def __init__(self, lm: LanguageModel, rows: int, lora: Lora | None = None, strength: float = 1.0) -> None:
+        self.lm = lm
+        self._adapted = partial(applied, lm, lora, strength) if lora is not None and strength else nullcontext
+        self._cache = RaggedCache(rows)
+        self._ids: list[list[int]] = [[] for _ in range(rows)]
+        self.states: list[list[Tensor]] = [[] for _ in range(rows)]
+        self.passed = 0
+
+    def keep(self, row: int, length: int) -> None:
+        """Forget what a row holds after its first `length` tokens."""
+        self._cache.keep(row, length)
+        del self._ids[row][length:], self.states[row][length:]
+
+    def plan(self, rows: Sequence[Sequence[int] | None]) -> Step:
+        """Cut every row to the longest prefix that it shares with the given ids; the rest is the step to run.
+
+        A row given as None is left as it is.
+        """
+        starts, tokens = [], []
+        for row, ids in enumerate(rows):
+            wanted = self._ids[row] if ids is None else ids
+            start = common_prefix(self._ids[row], wanted)
+            tokens.append(tuple(wanted[start:]))
+            starts.append(start)
+            self.keep(row, start)
+        self._cache.pack()
+        return Step(tuple(starts), tuple(tokens), ragged([len(new) for new in tokens]))
+
+    @torch.no_grad()
+    def run(self, step: Step) -> None:
+        """Run a planned step; hooks that others have set on the model act."""
+        if not step.valid.numel():
+            return
+        lm, (rows, width) = self.lm, step.valid.shape
+        ids = torch.full((rows, width), lm.bos_id)
+        ids[step.valid] = torch.tensor([token for new in step.tokens for token in new])
+        positions = torch.tensor(step.starts)[:, None] + torch.arange(width)
+        with self._adapted(), captured(lm, [lm.depth]) as states:
+            _decode(
+                lm, self._cache, step.valid, positions.where(step.valid, torch.zeros(())).long(),
+                input_ids=ids.to(lm.device),
+            )  # fmt: skip
+        self._cache.grow(step.valid)
+        for row, new in enumerate(step.tokens):
+            self._ids[row].extend(new)
+            self.states[row].extend(states[lm.depth][row, : len(new)])
+        self.passed += sum(map(len, step.tokens))
+
+    def advance(self, rows: Sequence[Sequence[int] | None]) -> None:
+        """Read rows of ids: plan and run."""
+        self.run(self.plan(rows))
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep only these rows of the batch."""
+        self._cache.select(rows)
+        self._ids, self.states = [self._ids[row] for row in rows], [self.states[row] for row in rows]
+
+
+def ragged(counts: Sequence[int]) -> Tensor:
+    """[B, max(counts)] bool, true in the first counts[b] columns of row b."""
+    return torch.arange(max(counts, default=0)) < torch.tensor(counts, dtype=torch.long)[:, None]
+
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class BlockRunner:
+    """Runs chosen blocks of a model on given states.
+
+    The arguments of each block (mask, rotary table, cache, …) are those that the model's own decoder hands
+    out: it is run once with every block replaced by a recorder that passes its input on.
+    """
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self.lm = lm
+        self._returns_tuple: tuple[bool, ...] | None = None
+
+    @torch.no_grad()
+    def arguments(self, positions: Tensor, valid: Tensor, cache: RaggedCache | None = None) -> list[Call]:
+        """The arguments of each block, its hidden states left out, for a pass over q columns.
+
+        Args:
+            positions: [B, q] int64, the position of each column as the model counts them.
+            valid: [B, q] bool, which columns are real; the first real column of a row must come before its
+                others.
+            cache: what earlier passes left; `grow` it once the blocks were run.
+        """
+        calls: list[Call] = []
+        embedding = self.lm.model.get_input_embeddings()
+        blank = torch.zeros(
+            *positions.shape, embedding.weight.shape[1], dtype=self.lm.dtype, device=self.lm.device
+        )
+        with ExitStack() as stack:
+            for block, as_tuple in zip(self.lm.architecture.blocks, self._block_returns_tuple(), strict=True):
+                stack.enter_context(_replaced_forward(block, partial(_record, calls, as_tuple)))
+            _decode(self.lm, cache, valid, positions, inputs_embeds=blank)
+        return calls
+
+    def run(self, states: Tensor, calls: Sequence[Call], blocks: range) -> Tensor:
+        """Run the blocks (counted from 1) on states [B, q, d]; gives [B, q, d].
+
+        Only what is inside the blocks sees it: hooks on the blocks themselves are passed by, so that a model
+        may host its own blocks.
+        """
+        for number in blocks:
+            args, kwargs = calls[number - 1]
+            states = first_output(self.lm.architecture.blocks[number - 1].forward(states, *args, **kwargs))
+        return states
+
+    @torch.no_grad()
+    def _block_returns_tuple(self) -> tuple[bool, ...]:
+        if self._returns_tuple is None:
+            outputs: list[Any] = []
+            with ExitStack() as stack:
+                for block in self.lm.architecture.blocks:
+                    hook = block.register_forward_hook(lambda module, args, output: outputs.append(output))
+                    stack.callback(hook.remove)
+                self.lm.architecture.decoder(
+                    input_ids=torch.tensor([[self.lm.bos_id]], device=self.lm.device), use_cache=False
+                )
+            self._returns_tuple = tuple(isinstance(output, tuple) for output in outputs)
+        return self._returns_tuple
+
+
+@contextmanager
+def _replaced_forward(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let an attribute of the instance hide the method of its class, or what already hides it."""
+    before = vars(block).get("forward")
+    block.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        if before is None:
+            del block.forward
+        else:
+            block.forward = before  # type: ignore[method-assign]
+
+
+def first_output(output: Any) -> Tensor:
+    """The hidden states among what a block returns: the bare tensor, or the first of a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def replace_output(output: Any, states: Tensor) -> Any:
+    """What a block returns, with other hidden states in it."""
+    return (states, *output[1:]) if isinstance(output, tuple) else states
+
+
+def _record(calls: list[Call], as_tuple: bool, *args: Any, **kwargs: Any) -> Any:
+    states, *others = (kwargs.pop("hidden_states"),) if "hidden_states" in kwargs else args
+    calls.append((tuple(others), kwargs))
+    return (states,) if as_tuple else states
+
+
+def _decode(
+    lm: LanguageModel, cache: RaggedCache | None, valid: Tensor, positions: Tensor, **inputs: Tensor
+) -> None:
+    """Run the decoder on new columns that follow those in the cache."""
+    decoder: nn.Module = lm.architecture.decoder
+    mask = valid.long() if cache is None else cache.mask_with(valid)
+    if "position_ids" in inspect.signature(decoder.forward).parameters:  # ALiBi models count on the mask.
+        inputs["position_ids"] = positions.to(lm.device)
+    decoder(attention_mask=mask.to(lm.device), past_key_values=cache, use_cache=cache is not None, **inputs)
