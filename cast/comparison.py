@@ -1,0 +1,168 @@
+"""Translations measured on a task, beside the ends of the scale: the bare target and a retrained LoRA."""
+
+import resource
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from cast import adapters, corpus, evaluate
+from cast.adapters import Lora
+from cast.errors import RequestError
+from cast.evaluate import EvalReport, TaskData
+from cast.models import LanguageModel
+from cast.pipeline import FoundHeads, default_corpus, heads_for, translate_adapter
+from cast.pocket import registry
+from cast.progress import OnProgress, ignore
+from cast.recipes import TranslationConfig
+from cast.results import Result
+from cast.runners import PlainRunner, Runner
+
+_OFF_TASK_TEXTS = 200
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a method is measured against on one task: the four ends of the scale."""
+
+    task: TaskData
+    base: EvalReport
+    retrained: EvalReport | None
+    source_base: EvalReport
+    source_adapted: EvalReport
+
+
+def ends_of_the_scale(
+    source: LanguageModel,
+    target: LanguageModel,
+    lora: Lora,
+    task: TaskData,
+    *,
+    retrained: Lora | None,
+    on_progress: OnProgress = ignore,
+) -> Comparison:
+    """Score the target, the target with a retrained LoRA, the source, and the source with the adapter."""
+
+    def score(runner: Runner) -> EvalReport:
+        return evaluate.evaluate(runner, task, on_progress=on_progress)
+
+    return Comparison(
+        task=task,
+        base=score(PlainRunner(target)),
+        retrained=score(PlainRunner(target, retrained)) if retrained else None,
+        source_base=score(PlainRunner(source)),
+        source_adapted=score(PlainRunner(source, lora)),
+    )
+
+
+def compare(
+    source: LanguageModel,
+    target: LanguageModel,
+    lora: Lora,
+    ends: Comparison,
+    methods: Sequence[TranslationConfig],
+    *,
+    heads: FoundHeads | None = None,
+    text: str | None = None,
+    prompts: Sequence[str] = (),
+    revision: str = "",
+    on_progress: OnProgress = ignore,
+) -> list[Result]:
+    """Translate an adapter by each method and score it on one task.
+
+    Args:
+        source: the model that the adapter was trained on.
+        target: the model that shall have the skill.
+        lora: the source adapter.
+        ends: base, retrained and source scores, from `ends_of_the_scale`.
+        methods: the modes to measure, with their settings.
+        heads: heads of this pair; else found or fitted.
+        text: corpus of general text.
+        prompts: unlabelled prompts to mix in.
+        revision: commit of the code, for the record.
+        on_progress: gets every stage.
+    """
+    found = heads or heads_for(source, target, text=text, on_progress=on_progress)
+    held_out = held_out_texts(text or default_corpus(source, target))
+    results = []
+    for config in methods:
+        started = time.monotonic()
+        made = translate_adapter(
+            source, target, lora, config, heads=found, text=text, prompts=prompts, on_progress=on_progress
+        )
+        seconds = time.monotonic() - started
+        runner = made.runner(source, target)
+        report = evaluate.evaluate(runner, ends.task, on_progress=on_progress)
+        lift, interval = None, None
+        if ends.retrained:
+            lift = evaluate.recovered_lift(ends.base.score, report.score, ends.retrained.score)
+            interval = evaluate.bootstrap_interval(ends.base.scores, report.scores, ends.retrained.scores)
+        results.append(
+            Result(
+                method=method_name(config),
+                source=source.name,
+                target=target.name,
+                task=ends.task.name,
+                seed=config.seed,
+                metric=report.metric,
+                base=ends.base.score,
+                translated=report.score,
+                retrained=ends.retrained.score if ends.retrained else None,
+                source_adapted=ends.source_adapted.score,
+                lift=lift,
+                interval=interval,
+                off_task=evaluate.off_task(runner, PlainRunner(target), held_out),
+                strength=made.recipe.strength,
+                text="prompts" if prompts else "general",
+                tokens=made.recipe.tokens,
+                seconds=round(seconds, 2),
+                peak_memory_bytes=peak_memory_bytes(),
+                revision=revision,
+            )
+        )
+    return results
+
+
+def method_name(config: TranslationConfig) -> str:
+    """`hosted` for the whole source stack, `hosted-2` for segments of two target blocks, else the mode."""
+    return f"{config.mode}-{config.segment}" if config.mode == "hosted" and config.segment else config.mode
+
+
+def retrained_reference(target: LanguageModel, task: str) -> Lora | None:
+    """The shipped LoRA that was trained on the target for a pocket task; None where there is none."""
+    if not (registry.is_pocket(target.name) and registry.is_pocket(task)):
+        return None
+    name = f"{target.name}/{task.removeprefix(registry.PREFIX)}"
+    folder = registry.adapter_folder(*name.removeprefix(registry.PREFIX).split("/"))
+    return adapters.read(name, target) if folder.is_dir() else None
+
+
+def held_out_texts(text: str, count: int = _OFF_TASK_TEXTS) -> list[str]:
+    """General text that neither heads nor translations were fitted on."""
+    return list(islice(corpus.general_text(text, seed=0, held_out=True), count))
+
+
+def mode_configs(modes: Iterable[str], **settings: Any) -> list[TranslationConfig]:
+    """One configuration a mode; `hosted` of a pair also block by block when named `hosted-1`, `hosted-2`, ….
+
+    Raises:
+        RequestError: there is no such mode.
+    """
+    configs = []
+    for name in modes:
+        mode, dash, size = name.partition("-")
+        if dash and not (mode == "hosted" and size.isdigit() and int(size) > 0):
+            raise RequestError(f"There is no method {name!r}; only hosted takes a number, as in hosted-2.")
+        given: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
+        if size:
+            given["segment"] = int(size)
+        configs.append(TranslationConfig(**{"mode": mode, **given}))
+    return configs
+
+
+def peak_memory_bytes() -> int:
+    """Most memory that this process has held so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
