@@ -13,6 +13,7 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
+from cast import hub
 from cast.checkpoints import looks_like_path
 from cast.errors import AdapterError
 from cast.models import LanguageModel, Site
@@ -26,7 +27,7 @@ MAX_WEIGHT_BYTES = 4 * 2**30
 MAX_CONFIG_BYTES = 4 * 2**20
 
 _KEY = re.compile(re.escape(KEY_PREFIX) + r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-# Initial values that leave the base model's weights alone; the others (PiSSA, OLoRA, LoftQ, …) change them too.
+# Initial values that leave the base model's weights alone; others (PiSSA, OLoRA, LoftQ, …) do not.
 _PLAIN_INITIAL_VALUES = (True, False, "gaussian", "eva", "orthogonal")
 # What makes an adapter more than `s·B·A·x` at linear modules: configuration entry → how to call it.
 _REFUSED = {
@@ -67,7 +68,7 @@ class AdapterFolder:
 
     @cached_property
     def targets(self) -> LoraConfig:
-        """The part of the configuration that says which modules are adapted, as PEFT's own matcher takes it."""
+        """Which modules are adapted, as PEFT's own matcher takes it."""
         return LoraConfig(
             target_modules=self.config["target_modules"],
             exclude_modules=self.config.get("exclude_modules"),
@@ -151,8 +152,8 @@ def matched_sites(folder: AdapterFolder, lm: LanguageModel) -> list[Site]:
     """The sites of `lm` that the adapter changes, checked against names and shapes.
 
     Raises:
-        AdapterError: a target module is not in the model, a tensor belongs to no site or is missing, or its shape
-            does not fit.
+        AdapterError: a target module is not in the model, a tensor belongs to no site or is missing, or
+            its shape does not fit.
     """
     _refuse_unknown_targets(folder, lm)
     sites = {site.name: site for site in lm.architecture.sites}
@@ -169,8 +170,8 @@ def matched_sites(folder: AdapterFolder, lm: LanguageModel) -> list[Site]:
         )
     if lacking := sorted(targeted - modules):
         raise AdapterError(
-            f"{folder.name} lacks the weights of {len(lacking)} of {len(targeted)} target modules, first {lacking[0]}; "
-            f"it is incomplete, or was made for another model than {lm.name}."
+            f"{folder.name} lacks the weights of {len(lacking)} of {len(targeted)} target modules, first "
+            f"{lacking[0]}; it is incomplete, or was made for another model than {lm.name}."
         )
     matched = [site for site in lm.architecture.sites if site.name in modules]
     for site in matched:
@@ -190,8 +191,8 @@ def _check_shapes(folder: AdapterFolder, site: Site, lm: LanguageModel) -> None:
         shape = folder.tensors[folder.keys[site.name, side]].shape
         if shape != expected:
             raise AdapterError(
-                f"{folder.name}: lora_{side} of {site.name} is {_times(shape)} and {lm.name} at rank {rank} needs "
-                f"{_times(expected)}; the adapter was made for another model."
+                f"{folder.name}: lora_{side} of {site.name} is {_times(shape)} and {lm.name} at rank {rank} "
+                f"needs {_times(expected)}; the adapter was made for another model."
             )
 
 
@@ -226,8 +227,6 @@ def _locate(name: str, token: str | None) -> Path:
         raise AdapterError(
             f"The folder {name} does not exist; check the path, or name a Hub id such as owner/adapter."
         )
-    from cast import hub
-
     return hub.download(name, kind="adapter", token=token)
 
 
@@ -261,8 +260,8 @@ def _refuse_other_kinds(name: str, config: Mapping[str, Any]) -> None:
     initial = config.get("init_lora_weights", True)
     if initial not in _PLAIN_INITIAL_VALUES:
         raise AdapterError(
-            f"{name} was started with init_lora_weights={initial!r}, which changes the base model's own weights; "
-            "save it converted to a plain LoRA first (PEFT: path_initial_model_for_weight_conversion)."
+            f"{name} was started with init_lora_weights={initial!r}, which changes the base model's own "
+            "weights; save it converted to a plain LoRA first (see PEFT's guide on PiSSA)."
         )
 
 
@@ -291,7 +290,7 @@ def _values(name: str, config: Mapping[str, Any], entry: str) -> list[Any]:
 
 
 def _check_patterns(name: str, config: Mapping[str, Any]) -> None:
-    """Let only such regular expressions through as cannot take forever: PEFT matches them against module names."""
+    """Let through only regular expressions that cannot take forever on a module's name."""
     patterns = [*(config.get("rank_pattern") or {}), *(config.get("alpha_pattern") or {})]
     for entry in ("target_modules", "exclude_modules", "layers_pattern"):
         value = config.get(entry)

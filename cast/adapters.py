@@ -74,8 +74,8 @@ def read(path_or_id: str | Path, lm: LanguageModel, *, token: str | None = None)
         The adapter with float32 kernels on the CPU, in the order of the model's sites.
 
     Raises:
-        AdapterError: it is missing, damaged, of a kind that CAST does not carry, does not fit the model, holds numbers
-            that are not finite, or changes nothing.
+        AdapterError: it is missing, damaged, of a kind that CAST does not carry, does not fit the model,
+            holds numbers that are not finite, or changes nothing.
         HubError: the Hub cannot be reached or does not have it.
     """
     folder = adapter_files.open_folder(path_or_id, token=token)
@@ -101,7 +101,8 @@ def _kernel(folder: AdapterFolder, site: Site, tensors: Mapping[str, Tensor]) ->
     for side, matrix in (("A", a), ("B", b)):
         if not matrix.isfinite().all():
             raise AdapterError(
-                f"{folder.name}: lora_{side} of {site.name} holds NaN or infinite numbers; train or fetch it again."
+                f"{folder.name}: lora_{side} of {site.name} holds NaN or infinite numbers; train or fetch "
+                "it again."
             )
     return Kernel(site, a, b, folder.scaling(site.name, a.shape[0]))
 
@@ -117,8 +118,8 @@ def _refuse_nil_effect(lora: Lora) -> None:
 def applied(lm: LanguageModel, lora: Lora, strength: float = 1.0) -> Iterator[None]:
     """Add `strength · s · B · A · x` to the output of every adapted site while the block runs.
 
-    Gradients flow to activations, and to A and B where they ask for it. Blocks nest, and their changes add up. At
-    strength 0 nothing is touched.
+    Gradients flow to activations, and to A and B where they ask for it. Blocks nest, and their changes add
+    up. At strength 0 nothing is touched.
 
     Args:
         lm: the adapter's model.

@@ -1,8 +1,8 @@
 """The parts of a decoder that CAST touches, found by structure and by PEFT's own tables, not by family.
 
-Everything starts from one observation: a decoder-only language model holds one `nn.ModuleList` of `num_hidden_layers`
-blocks of one class; what the module around it does after that list is the final norm (OPT also projects out), and
-`get_output_embeddings()` is the head.
+Everything starts from one observation: a decoder-only language model holds one `nn.ModuleList` of
+`num_hidden_layers` blocks of one class; what the module around it does after that list is the final norm (OPT
+also projects out), and `get_output_embeddings()` is the head.
 """
 
 from collections.abc import Iterator
@@ -54,11 +54,12 @@ class Site:
 class Architecture:
     """A language model taken apart: blocks, linear sites, final norm and head.
 
-    The residual stream is `h_0` (the input of block 1) … `h_depth` (the output of the last block, before the norm).
+    The residual stream is `h_0` (the input of block 1) … `h_depth` (the output of the last block, not
+    normed yet).
     """
 
     decoder: nn.Module
-    """The module that owns the blocks; called with ids it returns the *normed* `h_depth` as `last_hidden_state`."""
+    """Owner of the blocks; called with ids it returns the *normed* `h_depth` as `last_hidden_state`."""
     blocks: tuple[nn.Module, ...]
     path: str
     """Path of the block list in the model, such as `model.layers`."""
@@ -81,7 +82,8 @@ class Architecture:
         head = model.get_output_embeddings()
         if head is None:
             raise ModelError(
-                f"{type(model).__name__} has no head that predicts tokens; choose a decoder-only language model."
+                f"{type(model).__name__} has no head that predicts tokens; choose a decoder-only language "
+                "model."
             )
         path, decoder, blocks = _find_blocks(model, config)
         sites = tuple(
@@ -130,7 +132,7 @@ class Architecture:
         return self.unembed(self.normed(hidden))
 
 
-def _find_blocks(model: nn.Module, config: Any) -> tuple[str, nn.Module, nn.ModuleList]:
+def _find_blocks(model: PreTrainedModel, config: Any) -> tuple[str, nn.Module, nn.ModuleList]:
     """Path, owner and list of the decoder blocks; the outermost list wins where several fit."""
     depth = config.num_hidden_layers
     fitting = [
@@ -140,10 +142,9 @@ def _find_blocks(model: nn.Module, config: Any) -> tuple[str, nn.Module, nn.Modu
         and len(module) == depth
         and len({type(block) for block in module}) == 1
     ]
-    # Vision and audio towers can have as many blocks as the text decoder: what the model calls its decoder wins.
-    inside = (
-        {id(module) for module in model.get_decoder().modules()} if hasattr(model, "get_decoder") else set()
-    )
+    # Vision and audio towers can have as many blocks as the text decoder: what the model calls its
+    # decoder wins.
+    inside = {id(module) for module in model.get_decoder().modules()}
     fitting.sort(key=lambda found: (id(found[1]) not in inside, found[0].count(".")))
     for path, blocks in fitting:
         if any(True for _ in _linear_modules(blocks[0])):
@@ -173,7 +174,7 @@ def _logit_transform(config: Any) -> tuple[float, float | None]:
     return scale, None if cap is None else float(cap)
 
 
-def _linear_modules(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _linear_modules(block: nn.Module) -> Iterator[tuple[str, nn.Linear | Conv1D]]:
     for name, module in block.named_modules():
         if isinstance(module, nn.Linear | Conv1D):
             yield name, module
@@ -182,7 +183,7 @@ def _linear_modules(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _sites(block: nn.Module, layer: int, path: str) -> Iterator[Site]:
     for name, module in _linear_modules(block):
         transposed = isinstance(module, Conv1D)
-        rows, columns = module.weight.shape
+        rows, columns = tuple(module.weight.shape)
         inputs, outputs = (rows, columns) if transposed else (columns, rows)
         yield Site(layer, f"{path}.{name}", _role(name, inputs, outputs), inputs, outputs, transposed)
 

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from huggingface_hub import constants, get_safetensors_metadata
+from huggingface_hub.errors import NotASafetensorsRepoError
+from transformers import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from cast import gguf
-from cast.errors import ModelError
+from cast import gguf, hub
+from cast.errors import HubError, ModelError, first_line
 from cast.pocket import registry
 from cast.progress import OnProgress, ignore
 from cast.tensorfiles import TensorInfo, read_header
@@ -20,12 +22,10 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A model's folder with configuration and weight headers read and found usable."""
+class Outline:
+    """What a model's configuration and weight headers say, found usable."""
 
     name: str
-    folder: Path
-    revision: str | None
     config: PreTrainedConfig
     tensors: Mapping[str, TensorInfo]
 
@@ -40,10 +40,35 @@ class Checkpoint:
         return sum(info.bytes for info in self.tensors.values())
 
 
+@dataclass(frozen=True)
+class Checkpoint(Outline):
+    """A model's folder on this machine."""
+
+    folder: Path
+    revision: str | None
+    """Commit of a Hub snapshot; None for local models."""
+
+    @property
+    def tokenizer_kind(self) -> str:
+        """Algorithm of the tokenizer, such as `Unigram` or `byte-level BPE`."""
+        path = self.folder / "tokenizer.json"
+        if not path.is_file():
+            return "unknown"
+        state = read_json(path, "")
+        kind = str((state.get("model") or {}).get("type") or "BPE")
+        return f"byte-level {kind}" if '"ByteLevel"' in json.dumps(state.get("decoder")) else kind
+
+
+def is_remote(name: str) -> bool:
+    """Whether a name means a model that only the Hub can answer for: no local thing, and not offline."""
+    local = registry.is_pocket(name) or looks_like_path(name) or Path(name).expanduser().exists()
+    return not local and not name.lower().endswith(".gguf") and not constants.is_offline_mode()
+
+
 def locate(
     name: str, *, token: str | None = None, cache_dir: Path | None = None, on_progress: OnProgress = ignore
 ) -> tuple[Path, str | None]:
-    """Folder of a model and its revision; fetches a Hub model and unpacks a `.gguf` file when they are not here yet.
+    """Folder of a model and its revision; a Hub model is fetched and a `.gguf` file unpacked at first use.
 
     Raises:
         ModelError: the path does not exist.
@@ -65,8 +90,6 @@ def locate(
         raise ModelError(
             f"The folder {name} does not exist; check the path, or name a Hub id such as owner/model."
         )
-    from cast import hub
-
     folder = hub.download(name, kind="model", token=token)
     return folder, folder.name if folder.parent.name == "snapshots" else None
 
@@ -82,18 +105,39 @@ def open_checkpoint(
     """Find a model's folder and check it; no weight is read.
 
     Raises:
-        ModelError: see `locate`; or the folder lacks a readable configuration, is not a decoder-only model of a
-            family that transformers knows itself, is quantised, or holds no sound safetensors file.
+        ModelError: see `locate`; or the folder lacks a readable configuration, is not a decoder-only model of
+            a family that transformers knows itself, is quantised, or holds no sound safetensors file.
     """
     folder, revision = locate(name, token=token, cache_dir=cache_dir, on_progress=on_progress)
-    config = _config(name, folder)
-    return Checkpoint(name, folder, revision, config, _tensors(name, folder))
+    missing = f"{name} has no config.json, so it is not a transformers model folder; check the path."
+    config = _config(name, read_json(folder / "config.json", missing))
+    return Checkpoint(name, config, _tensors(name, folder), folder, revision)
 
 
-def _config(name: str, folder: Path) -> PreTrainedConfig:
-    raw = read_json(
-        folder / "config.json", f"{name} has no config.json, so it is not a transformers model folder."
-    )
+def open_remote(name: str, *, token: str | None = None) -> tuple[Outline, str]:
+    """Look at a Hub model without fetching its weights: its outline, and the class of its tokenizer.
+
+    Raises:
+        ModelError: see `open_checkpoint`.
+        HubError: the Hub cannot be reached or does not have it.
+    """
+    config = _config(name, hub.fetch_config(name, token=token))
+    tokenizer = hub.fetch_config(name, "tokenizer_config.json", token=token).get("tokenizer_class")
+    try:
+        files = get_safetensors_metadata(name, token=token).files_metadata.values()
+    except NotASafetensorsRepoError as cause:
+        raise ModelError(f"{name} has no safetensors weights; choose a version that has them.") from cause
+    except (OSError, ValueError) as cause:
+        raise HubError(
+            f"The Hub does not tell the sizes of {name} ({first_line(cause)}); try later."
+        ) from cause
+    tensors = {
+        key: TensorInfo(info.dtype, tuple(info.shape)) for file in files for key, info in file.tensors.items()
+    }
+    return Outline(name, config, tensors), str(tokenizer or "unknown")
+
+
+def _config(name: str, raw: Mapping[str, Any]) -> PreTrainedConfig:
     family = raw.get("model_type")
     if not isinstance(family, str) or family not in CONFIG_MAPPING_NAMES:
         if "auto_map" in raw:
@@ -102,16 +146,16 @@ def _config(name: str, folder: Path) -> PreTrainedConfig:
                 "choose a model that transformers supports itself."
             )
         raise ModelError(
-            f"{name} is of the family {family!r}, which this transformers does not know; update it."
+            f"{name} is of the family {family!r}, which this transformers does not know; "
+            "update transformers or choose another model."
         )
     _refuse_other_kinds(name, raw, family)
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return CONFIG_MAPPING[family].from_dict(dict(raw))
     except Exception as cause:  # a configuration from elsewhere can make transformers raise anything
         raise ModelError(
-            f"{name}: its config.json cannot be used ({type(cause).__name__}: {cause})."
+            f"The config.json of {name} cannot be used ({first_line(cause)}); fetch or save it again."
         ) from cause
-    return config
 
 
 def _refuse_other_kinds(name: str, raw: Mapping[str, Any], family: str) -> None:
@@ -119,8 +163,8 @@ def _refuse_other_kinds(name: str, raw: Mapping[str, Any], family: str) -> None:
     encoder = any(entry.endswith(("ForMaskedLM", "ForPreTraining")) for entry in classes)
     if raw.get("is_encoder_decoder") or family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or encoder:
         raise ModelError(
-            f"{name} ({family}) is not a decoder-only language model; CAST carries adapters between models that write "
-            "text from left to right, so choose one of those."
+            f"{name} ({family}) is not a decoder-only language model; CAST carries adapters between models "
+            "that write text from left to right, so choose one of those."
         )
     if raw.get("quantization_config"):
         raise ModelError(f"{name} is stored quantised; choose its full-precision version.")

@@ -4,7 +4,7 @@ import time
 from functools import cache
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import torch
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -23,8 +23,8 @@ def pick_device() -> torch.device:
 def pick_dtype(device: torch.device) -> torch.dtype:
     """The number type in which matrix products are fastest on `device`: bfloat16 or float32.
 
-    A CPU is measured (about 50 ms, once per process): with AVX512-BF16 or AMX bfloat16 is about 3 times as fast as
-    float32, without them many times slower.
+    A CPU is measured (about 50 ms, once per process): with AVX512-BF16 or AMX bfloat16 is about 3 times as
+    fast as float32, without them many times slower.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32

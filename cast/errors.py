@@ -43,3 +43,8 @@ class OutputError(CastError, OSError):
 
 class Cancelled(CastError):
     """The user cancelled a long operation."""
+
+
+def first_line(cause: BaseException) -> str:
+    """First line of what a library said, at most 200 characters, to be put in brackets into a sentence."""
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0][:200].rstrip(".")

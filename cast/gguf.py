@@ -1,4 +1,4 @@
-"""Local `.gguf` files: unpacked once into a bfloat16 safetensors folder in the cache, then loaded like any folder."""
+"""Local `.gguf` files: unpacked once into a bfloat16 safetensors folder, then loaded like any other."""
 
 import hashlib
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from cast.errors import ModelError
+from cast.errors import ModelError, first_line
 from cast.progress import OnProgress, Progress, ignore
 from cast.storage import cache_folder, written_folder
 
@@ -17,8 +17,8 @@ _MAGIC = b"GGUF"
 def convert(path: Path, *, cache_dir: Path | None = None, on_progress: OnProgress = ignore) -> Path:
     """Folder with the model of a `.gguf` file as `config.json`, bfloat16 safetensors and a fast tokenizer.
 
-    The first call takes tens of seconds and the memory of the whole model; later ones find the folder in the cache. A
-    quantised weight has at most 8 bits, so bfloat16 loses nothing of it that matters.
+    The first call takes tens of seconds and the memory of the whole model; later ones find the folder in the
+    cache. A quantised weight has at most 8 bits, so bfloat16 loses nothing of it that matters.
 
     Raises:
         ModelError: the file is not GGUF, or of a family that transformers cannot read.
@@ -46,7 +46,7 @@ def convert(path: Path, *, cache_dir: Path | None = None, on_progress: OnProgres
         ImportError,
     ) as cause:
         raise ModelError(
-            f"{path.name} cannot be read as a language model ({_first_line(cause)}); "
+            f"{path.name} cannot be read as a language model ({first_line(cause)}); "
             "use the model's safetensors folder or Hub id instead."
         ) from cause
     on_progress(Progress("convert", 1, 2))
@@ -67,7 +67,7 @@ def _forget_quantisation(model: torch.nn.Module) -> None:
 
 
 def _digest(path: Path) -> str:
-    """Key of a file's content from its size and both ends; reading gigabytes whole would take longer than it helps."""
+    """Key of a file's content: its size and both ends, since reading gigabytes whole would take long."""
     try:
         with path.open("rb") as file:
             start = file.read(_SAMPLE_BYTES)
@@ -79,7 +79,3 @@ def _digest(path: Path) -> str:
     if not start.startswith(_MAGIC):
         raise ModelError(f"{path.name} is not a GGUF file; name a .gguf file, a model folder or a Hub id.")
     return hashlib.sha256(str(size).encode() + start + end).hexdigest()[:12]
-
-
-def _first_line(cause: Exception) -> str:
-    return (str(cause).strip() or type(cause).__name__).splitlines()[0][:200].rstrip(".")

@@ -1,4 +1,4 @@
-"""A *runner* is a model with whatever acts on it, behind one interface: teacher-forced logits, and a session."""
+"""A *runner* is a model with whatever acts on it, behind one interface: logits of a batch, and a session."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -66,7 +66,7 @@ class PlainRunner:
         return self.lm.architecture.unembed(normed).float()
 
     def normed(self, input_ids: Tensor, **arguments: object) -> Tensor:
-        """What the head reads [B, n, d] for ids [B, n], with the LoRA acting; `arguments` go to the decoder."""
+        """What the head reads [B, n, d] of ids [B, n], the LoRA acting; `arguments` go to the decoder."""
         with self.lm.lock:
             if self.lora is None:
                 return self.lm.architecture.decoder(input_ids=input_ids, **arguments).last_hidden_state
@@ -111,7 +111,7 @@ class PlainSession:
         return lm.architecture.unembed(normed[0, -1]).float()
 
     def _shared_prefix(self, ids: list[int]) -> int:
-        """Cached tokens that still hold; at least the last token runs again, since its logits are asked for."""
+        """Cached tokens that still hold; the last token always runs again, since its logits are asked for."""
         shared = 0
         for old, new in zip(self._ids, ids[:-1], strict=False):
             if old != new:

@@ -1,7 +1,7 @@
 """Headers of safetensors files, read and checked before any tensor is mapped or any memory is taken.
 
-Layout (huggingface/safetensors): 8 bytes little-endian header length, the header as JSON, then the data; each entry
-names dtype, shape and the half-open byte range of its data.
+Layout (huggingface/safetensors): 8 bytes little-endian header length, the header as JSON, then the data; each
+entry names dtype, shape and the half-open byte range of its data.
 """
 
 import json
@@ -42,11 +42,13 @@ class TensorInfo:
 def read_header(path: Path, error: type[CastError]) -> dict[str, TensorInfo]:
     """Names, types and shapes of the tensors of a safetensors file whose header tells the truth.
 
-    The ranges must follow one another without gap or overlap, agree with type and shape, and end where the file ends.
+    The ranges must follow one another without gap or overlap, agree with type and shape, and end where the
+    file ends.
 
     Args:
         path: the file.
-        error: class to raise, so that the message reaches the user as what it is (a model's or an adapter's error).
+        error: class to raise, so that the message reaches the user as what it is (a model's or an adapter's
+            error).
 
     Raises:
         CastError: as `error`; the file cannot be read, is cut off, or its header contradicts the file.

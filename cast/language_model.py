@@ -1,0 +1,202 @@
+"""A loaded language model: its parts, its tokens, and the fingerprint that names it."""
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cast.architecture import Architecture
+from cast.errors import ModelError
+
+_PROBE_TEXT = "The 3 quick brown foxes, naïve — don't jump\n\tover 🦊 “lazy” dogs:  x_1 = 42;"
+_FINGERPRINT_VALUES = 32
+_FINGERPRINT_CONFIG = (
+    "model_type", "hidden_act", "num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Texts as right-padded ids; row b, position 0 is a BOS."""
+
+    texts: tuple[str, ...]
+    input_ids: Tensor
+    """int64 [B, n]."""
+    attention_mask: Tensor
+    """int64 [B, n]; 1 at tokens, 0 at padding."""
+    ends: Tensor
+    """int64 [B, n], on the CPU: character index in the text just after each token; several tokens may share
+    one
+    (bytes of one character). -1 for BOS, other special tokens and padding."""
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """A frozen decoder-only model with its fast tokenizer."""
+
+    name: str
+    """What it was asked for by: Hub id, `pocket:` name, or path."""
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    revision: str | None = None
+    """Commit of a Hub snapshot; None for local models."""
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+    """Held by runners while their hooks act, so that threads do not see each other's adapters."""
+
+    def __post_init__(self) -> None:
+        self.model.eval().requires_grad_(False)
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """Blocks, linear sites, norm and head."""
+        return Architecture.of(self.model)
+
+    @property
+    def family(self) -> str:
+        """The `model_type` of the configuration, such as `llama`."""
+        return str(self.model.config.model_type)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number type of the weights and of the residual stream."""
+        return self.model.dtype
+
+    @property
+    def width(self) -> int:
+        """Width d of the residual stream."""
+        return self.architecture.width
+
+    @property
+    def depth(self) -> int:
+        """Number L of decoder blocks."""
+        return self.architecture.depth
+
+    @property
+    def vocabulary(self) -> int:
+        """Number V of rows of the head, padding rows included."""
+        return int(self.model.config.get_text_config(decoder=True).vocab_size)
+
+    @cached_property
+    def context_length(self) -> int | None:
+        """Most tokens that the model was made for, where its configuration says so."""
+        length = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        return int(length) if length else None
+
+    @cached_property
+    def bos_id(self) -> int:
+        """Token at position 0 of every batch: the tokenizer's BOS, else the configuration's, else an EOS."""
+        candidates = (
+            self.tokenizer.bos_token_id,
+            self.model.config.get_text_config(decoder=True).bos_token_id,
+        )
+        for candidate in (*candidates, *sorted(self.eos_ids)):
+            if isinstance(candidate, int) and 0 <= candidate < self.vocabulary:
+                return candidate
+        raise ModelError(
+            f"{self.name} names neither a BOS nor an EOS token; its tokenizer must define one of them."
+        )
+
+    @cached_property
+    def eos_ids(self) -> frozenset[int]:
+        """Every token that ends a text, as tokenizer, configuration and generation settings name them."""
+        settings = (
+            self.tokenizer,
+            self.model.config.get_text_config(decoder=True),
+            self.model.generation_config,
+        )
+        found: set[int] = set()
+        for holder in settings:
+            ids = getattr(holder, "eos_token_id", None)
+            found.update(ids if isinstance(ids, list | tuple) else () if ids is None else (ids,))
+        return frozenset(found)
+
+    @cached_property
+    def _encoder(self) -> Tokenizer:
+        """The tokenizer without its post-processor, which in byte-level families cuts spaces off offsets."""
+        encoder = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
+        encoder.post_processor = None
+        encoder.no_truncation()
+        encoder.no_padding()
+        return encoder
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        # An unknown token stands for real characters, so its end counts.
+        return frozenset(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that name weights and tokenizer, whatever device and number type hold them.
+
+        Hashes a few configuration entries, every weight's name, shape and 32 evenly spread values (rounded to
+        bfloat16, so that a float32 and a bfloat16 copy agree), and the ids of a probe text.
+        """
+        digest = hashlib.sha256()
+        config = self.model.config.get_text_config(decoder=True)
+        digest.update(repr([getattr(config, name, None) for name in _FINGERPRINT_CONFIG]).encode())
+        for name, weight in sorted(self.model.named_parameters()):
+            digest.update(f"{name}{tuple(weight.shape)}".encode())
+            flat = weight.detach().reshape(-1)
+            picked = torch.linspace(
+                0, flat.numel() - 1, min(_FINGERPRINT_VALUES, flat.numel()), dtype=torch.float64
+            )
+            values = flat[picked.round().long().to(flat.device)].to("cpu", torch.bfloat16)
+            digest.update(values.view(torch.int16).numpy().tobytes())
+        digest.update(repr(self._encoder.encode(_PROBE_TEXT, add_special_tokens=False).ids).encode())
+        digest.update(str(len(self.tokenizer)).encode())
+        return digest.hexdigest()[:16]
+
+    def encode(self, texts: Sequence[str], max_length: int | None = None) -> TokenBatch:
+        """Tokenize texts, BOS first, padded on the right.
+
+        Args:
+            texts: B texts; an empty one becomes a lone BOS.
+            max_length: most tokens of a row, BOS counted; the rest is cut off. The model's own limit always
+                holds.
+        """
+        limit = min((bound for bound in (max_length, self.context_length) if bound), default=None)
+        cut = None if limit is None else max(limit - 1, 0)
+        encoded = self._encoder.encode_batch(list(texts), add_special_tokens=False)
+        ids = [[self.bos_id, *row.ids[:cut]] for row in encoded]
+        ends = [
+            [
+                -1,
+                *(
+                    -1 if token in self._special_ids else end
+                    for token, (_, end) in zip(row.ids[:cut], row.offsets, strict=False)
+                ),
+            ]
+            for row in encoded
+        ]
+        return TokenBatch(
+            texts=tuple(texts),
+            input_ids=self._padded(ids, self._pad_id).to(self.device),
+            attention_mask=self._padded([[1] * len(row) for row in ids], 0).to(self.device),
+            ends=self._padded(ends, -1),
+        )
+
+    @property
+    def _pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return pad if pad is not None and pad < self.vocabulary else self.bos_id
+
+    @staticmethod
+    def _padded(rows: list[list[int]], value: int) -> Tensor:
+        longest = max(map(len, rows), default=0)
+        padded = [row + [value] * (longest - len(row)) for row in rows]
+        return torch.tensor(padded, dtype=torch.long).reshape(len(rows), longest)
+
+    def decode(self, ids: Sequence[int] | Tensor) -> str:
+        """Text of ids [n], special tokens left out."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
