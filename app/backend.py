@@ -1,6 +1,7 @@
-"""What the page needs from `cast`, as one interface, so that tests and the real library are interchangeable here.
+"""What the page needs from `cast`, as one interface: the real library and a test's stand-in both fit it.
 
-The facts are plain values: they can be shipped as JSON, shown before anything heavy is imported, and compared.
+The facts are plain values: they can be shipped as JSON, shown before anything heavy is imported, and
+compared.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,8 +40,8 @@ class ModelFacts:
 class SiteFacts:
     """The adapted linear sites of one block: their roles, and the size of the adapter's change there.
 
-    `effect` is the Frobenius norm of s·B·A over the block's sites, as a share of the largest block's; 1.0 where the
-    weights have not been read yet.
+    `effect` is the Frobenius norm of s·B·A over the block's sites, as a share of the largest block's; 1.0
+    where the weights have not been read yet.
     """
 
     block: int
@@ -62,7 +63,7 @@ class AdapterFacts:
 
 @dataclass(frozen=True)
 class DepthFacts:
-    """Held-out quality of the heads at one target depth; the controls are the same measures on shuffled pairs."""
+    """Held-out quality of the heads at one target depth, each measure with its control on shuffled pairs."""
 
     depth: int
     source_depth: int
@@ -80,7 +81,6 @@ class DepthFacts:
 class HeadsFacts:
     """Which heads are loaded for a pair, and how good they are on text that they were not fitted on."""
 
-    origin: str
     kind: str
     corpus: str
     tokens: int
@@ -100,7 +100,7 @@ class FitRequest:
 
 @dataclass(frozen=True)
 class TranslateRequest:
-    """What *Translate* asks for: a selection, the effort of a compiled fit, and five or so example prompts."""
+    """What *Translate* asks for: a selection, the steps of a compiled fit, and a few example prompts."""
 
     selection: Selection
     steps: int
@@ -150,34 +150,95 @@ class JointMap:
 class Backend(Protocol):
     """The library as the page sees it.
 
-    `Model`, `Carried` and `Runner` objects are opaque here; the engine only keeps them and hands them back.
-    Every method may raise a `CastError` whose message is shown as it is.
+    Models, adapters, heads, translations and runners are opaque here: the engine keeps them and hands them
+    back. Every method may raise a `CastError` whose message is shown as it is.
     """
 
-    def models(self) -> Sequence[Option]: ...
-    def adapters(self, source: str) -> Sequence[Option]: ...
-    def prompts(self, adapter: str) -> Sequence[str]: ...
-    def search(self, source: str) -> Sequence[Option]: ...
-    def describe(self, name: str) -> ModelFacts: ...
-    def inspect(self, adapter: str, source: str) -> AdapterFacts: ...
-    def warm(self) -> None: ...
+    def models(self) -> Sequence[Option]:
+        """The models that are shipped."""
+        ...
 
-    def load(self, name: str, on_progress: OnProgress) -> object: ...
-    def read_adapter(self, adapter: str, model: object) -> object: ...
-    def find_heads(self, source: object, target: object) -> object | None: ...
-    def heads_facts(self, heads: object) -> HeadsFacts: ...
-    def shipped_translation(self, selection: Selection) -> Path | None: ...
+    def adapters(self, source: str) -> Sequence[Option]:
+        """The shipped adapters of a model."""
+        ...
 
-    def plain_runner(self, model: object, lora: object | None, strength: float) -> object: ...
+    def prompts(self, adapter: str) -> Sequence[str]:
+        """Prompts on which a shipped adapter shows its effect."""
+        ...
+
+    def search(self, source: str) -> Sequence[Option]:
+        """Adapters of a model on the Hub."""
+        ...
+
+    def describe(self, name: str) -> ModelFacts:
+        """Facts of a model; no weights are read."""
+        ...
+
+    def inspect(self, adapter: str, source: str) -> AdapterFacts:
+        """Facts of an adapter of a source model."""
+        ...
+
+    def warm(self) -> None:
+        """Import what the first press of a button needs."""
+        ...
+
+    def load(self, name: str) -> object:
+        """Load a model."""
+        ...
+
+    def read_adapter(self, adapter: str, model: object) -> object:
+        """Read an adapter of a loaded model."""
+        ...
+
+    def find_heads(self, source: object, target: object) -> object | None:
+        """Heads of a pair, or None where there are none yet."""
+        ...
+
+    def heads_facts(self, heads: object) -> HeadsFacts:
+        """How good heads are."""
+        ...
+
+    def shipped_translation(self, selection: Selection, target: object) -> object | None:
+        """A translation that is shipped, or None."""
+        ...
+
+    def plain_runner(self, model: object, lora: object | None) -> object:
+        """A model, by itself or with an adapter of its own."""
+        ...
+
     def hosted_runner(
         self, source: object, target: object, lora: object, heads: object, strength: float
-    ) -> object: ...
-    def translated_runner(self, folder: Path, source: object, target: object, strength: float) -> object: ...
-    def stream(self, runner: object, prompt: str, sampling: SamplingChoice) -> Iterator[str]: ...
+    ) -> object:
+        """The target with a source adapter at once."""
+        ...
 
-    def fit(self, request: FitRequest, folder: Path, on_progress: OnProgress) -> object: ...
+    def carried_runner(self, carried: object, source: object, target: object, strength: float) -> object:
+        """The target with a translation."""
+        ...
+
+    def stream(self, runner: object, prompt: str, sampling: SamplingChoice) -> Iterator[str]:
+        """The continuation of a prompt, piece by piece; nothing acts on the models between two pieces."""
+        ...
+
+    def fit(self, request: FitRequest, folder: Path, on_progress: OnProgress) -> object:
+        """Train heads on models of its own, keep them in `folder`, and return them."""
+        ...
+
     def translate(
         self, request: TranslateRequest, heads: object | None, folder: Path, on_progress: OnProgress
-    ) -> None: ...
-    def states(self, source: object, target: object, heads: object, depth: int, points: int) -> object: ...
-    def project(self, states: object, method: str) -> JointMap: ...
+    ) -> object:
+        """Translate on models of its own, write `folder`, and return what `carried_runner` takes."""
+        ...
+
+    def joint_map(
+        self,
+        source: object,
+        target: object,
+        heads: object,
+        depth: int,
+        points: int,
+        method: str,
+        on_progress: OnProgress,
+    ) -> JointMap:
+        """Draw one map; the models are not touched any more once the stage `map` is reported."""
+        ...

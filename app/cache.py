@@ -18,7 +18,7 @@ class Cache(Generic[T]):
         self._capacity = capacity
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The value of `key`, made by `make` where it is not kept. An error of `make` passes and is not kept."""
+        """The value of `key`, made by `make` where it is not kept; an error of `make` is not kept."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)

@@ -1,8 +1,9 @@
-"""Everything the page does, without the page: models loaded on demand and shared, text, maps, and background jobs.
+"""Everything the page does, without the page: shared models, text, maps, and background jobs.
 
-Models are read-only to visitors and shared between them; a forward pass with an adapter hangs hooks on the model,
-so each step of each stream holds the locks of the models it touches, and only for that step. That keeps visitors
-apart and lets their streams alternate. A job that trains takes models of its own, so it never stops a stream.
+Models are loaded on demand, are read-only to visitors and shared between them. A forward pass with an adapter
+hangs hooks on the model, so each step of each stream holds the locks of the models it touches, and only for
+that step: visitors are kept apart and their streams alternate. A job that trains takes models of its own, so
+it never stops a stream.
 """
 
 import contextlib
@@ -27,13 +28,13 @@ from app.backend import (
     TranslateRequest,
 )
 from app.cache import Cache
-from app.picture import relative_layer_map
 from app.jobs import Job, Jobs, JobState
+from app.picture import relative_layer_map
 from app.showcase import Showcase
 from app.views import PANES, Pane
 from app.workspace import Pair, Selection
 from cast.errors import CastError, HeadsError, RequestError
-from cast.progress import OnProgress, ignore
+from cast.progress import OnProgress, Progress
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class TranslateResult:
     """What a *Translate* job leaves behind."""
 
     selection: Selection
-    folder: Path
+    carried: object
     archive: Path
 
 
@@ -98,6 +99,7 @@ class Engine:
         self._models: Cache[_Loaded] = Cache(max_models)
         self._adapters: Cache[object] = Cache(32)
         self._heads: Cache[object | None] = Cache(8)
+        self._shipped: Cache[object | None] = Cache(32)
         self._model_facts: Cache[ModelFacts] = Cache(256)
         self._adapter_facts: Cache[AdapterFacts] = Cache(256)
         self.showcase = showcase
@@ -179,9 +181,9 @@ class Engine:
         source, target = self._load(selection.source), self._load(selection.target)
         lora = self._lora(selection.adapter, source)
         makers: dict[str, Callable[[], object]] = {
-            "source": lambda: self._backend.plain_runner(source.model, None, 0.0),
-            "source_adapter": lambda: self._backend.plain_runner(source.model, lora, 1.0),
-            "target": lambda: self._backend.plain_runner(target.model, None, 0.0),
+            "source": lambda: self._backend.plain_runner(source.model, None),
+            "source_adapter": lambda: self._backend.plain_runner(source.model, lora),
+            "target": lambda: self._backend.plain_runner(target.model, None),
             "target_adapter": lambda: self._carried(request, source, target, lora),
         }
         streams: dict[str, Iterator[str]] = {}
@@ -222,18 +224,20 @@ class Engine:
             if heads is None:
                 raise HeadsError("There are no heads for this pair yet: train them in the Heads tab.")
             return self._backend.hosted_runner(source.model, target.model, lora, heads, request.strength)
-        folder = self._translation(selection, request.translate_job)
-        if folder is None:
+        carried = self._translation(request, target)
+        if carried is None:
             raise RequestError(
                 f"The mode {selection.mode} needs a translation first: press Translate, then Generate."
             )
-        return self._backend.translated_runner(folder, source.model, target.model, request.strength)
+        return self._backend.carried_runner(carried, source.model, target.model, request.strength)
 
-    def _translation(self, selection: Selection, job_id: str) -> Path | None:
-        job = self._jobs.get(job_id)
-        if job and isinstance(job.result, TranslateResult) and job.result.selection == selection:
-            return job.result.folder
-        return self._backend.shipped_translation(selection)
+    def _translation(self, request: GenerateRequest, target: _Loaded) -> object | None:
+        job = self._jobs.get(request.translate_job)
+        if job and isinstance(job.result, TranslateResult) and job.result.selection == request.selection:
+            return job.result.carried
+        return self._shipped.get(
+            request.selection, lambda: self._backend.shipped_translation(request.selection, target.model)
+        )
 
     # Background jobs
 
@@ -247,9 +251,9 @@ class Engine:
 
         def work(on_progress: OnProgress) -> TranslateResult:
             out.parent.mkdir(parents=True, exist_ok=True)
-            self._backend.translate(request, own, out, on_progress)
+            carried = self._backend.translate(request, own, out, on_progress)
             archive = shutil.make_archive(str(out), "zip", out)
-            return TranslateResult(selection, out, Path(archive))
+            return TranslateResult(selection, carried, Path(archive))
 
         title = f"Translate {selection.adapter} to {selection.target} ({selection.mode})."
         return self._jobs.start("translate", title, work)
@@ -283,10 +287,16 @@ class Engine:
         heads = self._find_heads(pair, source, target, heads_job)
         if heads is None:
             raise HeadsError("There are no heads for this pair yet: train them in the Heads tab.")
-        with _both(source, target)():
-            states = self._backend.states(source.model, target.model, heads, depth, points)
         for method in ("pca", "umap"):
-            yield self._backend.project(states, method)
+            with _both(source, target)() as held:
+                # Laying out the map takes longer than reading the models, and needs them no more.
+                def let_go(progress: Progress, held: contextlib.ExitStack = held) -> None:
+                    if progress.stage == "map":
+                        held.close()
+
+                yield self._backend.joint_map(
+                    source.model, target.model, heads, depth, points, method, let_go
+                )
 
     # Shared things
 
@@ -296,7 +306,7 @@ class Engine:
     def _load(self, name: str) -> _Loaded:
         if not name:
             raise RequestError("Choose a source model and a target model first.")
-        return self._models.get(name, lambda: _Loaded(name, self._backend.load(name, ignore)))
+        return self._models.get(name, lambda: _Loaded(name, self._backend.load(name)))
 
     def _lora(self, adapter: str, source: _Loaded) -> object:
         key = (adapter, source.name)
@@ -333,7 +343,7 @@ def _advance(pane: Pane, stream: Iterator[str]) -> Pane:
 def _both(
     first: _Loaded, second: _Loaded
 ) -> Callable[[], contextlib.AbstractContextManager[contextlib.ExitStack]]:
-    """A maker of contexts that hold both models, taken in the order of their names so that no two can deadlock."""
+    """A maker of contexts that hold both models, taken by name so that no two visitors can deadlock."""
 
     def hold() -> contextlib.ExitStack:
         stack = contextlib.ExitStack()

@@ -1,7 +1,7 @@
 """Background jobs: they outlive the browser tab that started them and are found again by their id.
 
-A job is a function of one progress callback. The callback raises `Cancelled` once a visitor asks for it, which is
-the same way that any other caller of `cast` stops its work.
+A job is a function of one progress callback. The callback raises `Cancelled` once a visitor asks for it,
+which is the same way that any other caller of `cast` stops its work.
 """
 
 import logging
@@ -33,7 +33,10 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True)
 class Job:
-    """A snapshot of one job. Times are seconds of `time.monotonic`; `message` is a sentence for the visitor."""
+    """A snapshot of one job.
+
+    Times are seconds of `time.monotonic`; `message` is a sentence for the visitor.
+    """
 
     id: str
     kind: str

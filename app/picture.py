@@ -1,8 +1,8 @@
 """The signature picture: two stacks of blocks, the layer map between them, the adapted blocks lit.
 
-Drawn as inline SVG that takes its colours from the page, so it follows dark and light. Depth runs from left to
-right; the source stands above the target. Source blocks are round and solid, target blocks square and dashed,
-adapted blocks carry a triangle: no meaning rests on colour alone.
+Drawn as inline SVG that takes its colours from the page, so it follows dark and light. Depth runs from left
+to right; the source stands above the target. Source blocks are round and solid, target blocks square and
+dashed, adapted blocks carry a triangle: no meaning rests on colour alone.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def stacks(
 
 
 def relative_layer_map(source_depth: int, target_depth: int) -> tuple[int, ...]:
-    """The map that is drawn while no heads are known: equal relative depth, as `LayerMap.by_relative_depth`."""
+    """The map that is drawn while no heads are known: equal relative depth."""
     return tuple(round(depth * source_depth / target_depth) for depth in range(target_depth + 1))
 
 
@@ -113,7 +113,8 @@ def _glow(x: float, y: float, size: float, height: float, effect: float | None) 
     pad = 3.0
     return (
         f'<rect class="glow" opacity="{0.15 + 0.5 * effect:.2f}" x="{x - size / 2 - pad:.1f}" '
-        f'y="{y - height / 2 - pad:.1f}" width="{size + 2 * pad:.1f}" height="{height + 2 * pad:.1f}" rx="6"/>'
+        f'y="{y - height / 2 - pad:.1f}" width="{size + 2 * pad:.1f}" height="{height + 2 * pad:.1f}" '
+        'rx="6"/>'
     )
 
 
@@ -128,7 +129,7 @@ def _triangle(x: float, y: float, size: float, effect: float | None) -> str:
 def _token(
     upper: Sequence[float], lower: Sequence[float], layer_map: Sequence[int], effect: dict[int, float]
 ) -> str:
-    """One token that passes along the source, crosses at the last adapted block, and goes on in the target."""
+    """One token that travels along the source, crosses at the last adapted block, and goes on."""
     if not upper or not lower or len(layer_map) != len(lower) + 1:
         return ""
     last = max((b for b in effect if b <= len(upper)), default=len(upper))
@@ -139,7 +140,8 @@ def _token(
         f"C{cross:.1f} {(_SOURCE_Y + _TARGET_Y) / 2:g} {land:.1f} {(_SOURCE_Y + _TARGET_Y) / 2:g} "
         f"{land:.1f} {_TARGET_Y:g} L{_RIGHT:g} {_TARGET_Y:g}"
     )
-    return f'<circle class="token" r="5"><animateMotion dur="7s" repeatCount="indefinite" path="{path}"/></circle>'
+    motion = f'<animateMotion dur="7s" repeatCount="indefinite" path="{path}"/>'
+    return f'<circle class="token" r="5">{motion}</circle>'
 
 
 def _legend(source: ModelFacts, target: ModelFacts, adapter: AdapterFacts | None) -> str:

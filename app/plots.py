@@ -25,11 +25,12 @@ def heads_quality(facts: HeadsFacts) -> go.Figure:
 
     depths = [d.depth for d in facts.depths]
     figure = go.Figure()
+    found = facts.depths
+    overlap, overlap_control = [d.knn_overlap for d in found], [d.knn_overlap_control for d in found]
     lines = (
-        ("R²", [d.r_squared for d in facts.depths], [d.r_squared_control for d in facts.depths], ADAPTER, "circle"),
-        ("k-NN overlap", [d.knn_overlap for d in facts.depths], [d.knn_overlap_control for d in facts.depths],
-         SOURCE, "square"),
-    )  # fmt: skip
+        ("R²", [d.r_squared for d in found], [d.r_squared_control for d in found], ADAPTER, "circle"),
+        ("k-NN overlap", overlap, overlap_control, SOURCE, "square"),
+    )
     for name, values, controls, colour, symbol in lines:
         figure.add_scatter(
             x=depths, y=values, name=name, mode="lines+markers", line={"color": colour},
@@ -47,7 +48,7 @@ def heads_quality(facts: HeadsFacts) -> go.Figure:
 
 
 def joint_map(drawn: JointMap) -> go.Figure:
-    """Source states through the heads (blue circles) and target states (vermilion squares) of the same tokens."""
+    """Source states through the heads (circles) and target states (squares), joined by token."""
     import plotly.graph_objects as go
 
     figure = go.Figure()

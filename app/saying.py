@@ -14,6 +14,7 @@ def said(error: Exception) -> str:
         return sentence(str(error), "error")
     logger.error("unforeseen error on the page", exc_info=error)
     return sentence(
-        f"Something unexpected went wrong ({type(error).__name__}). Try again; the server's log has the details.",
+        f"Something unexpected went wrong ({type(error).__name__}). Try again; the server's log has the "
+        "details.",
         "error",
     )

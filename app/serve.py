@@ -30,7 +30,7 @@ def prepare_environment(environ: MutableMapping[str, str]) -> None:
 
 
 def address(environ: MutableMapping[str, str]) -> tuple[str, int]:
-    """Host and port: on a Space every interface, else this machine only; GRADIO_SERVER_* and PORT are honoured."""
+    """Host and port: every interface on a Space, else this machine; GRADIO_SERVER_* and PORT are honoured."""
     host = environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if environ.get("SPACE_ID") else "127.0.0.1")
     port = environ.get("GRADIO_SERVER_PORT") or environ.get("PORT") or "7860"
     return host, int(port)

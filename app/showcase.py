@@ -5,7 +5,7 @@ It is a recording of the engine itself (`python -m app.record`), and says how it
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +90,7 @@ def _heads(raw: Mapping[str, Any]) -> HeadsFacts:
 
 
 def _joint_map(raw: Mapping[str, Any]) -> JointMap:
-    names = [f.name for f in fields(MapPoint)]
     points = tuple(
-        MapPoint(**{n: tuple(p[n]) if n in ("source", "target") else p[n] for n in names})
-        for p in raw["points"]
+        MapPoint(tuple(p["source"]), tuple(p["target"]), p["token"], p["context"]) for p in raw["points"]
     )
     return JointMap(**{**raw, "points": points, "measures": tuple(Measure(**m) for m in raw["measures"])})

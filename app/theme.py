@@ -28,7 +28,7 @@ def logo() -> str:
 
 
 def make_theme() -> gr.themes.Base:
-    """A quiet theme: ink on paper, colour kept for source, target and adapter; fonts come from the package."""
+    """A quiet theme: ink on paper, colour kept for source, target and adapter."""
     return gr.themes.Base(
         primary_hue=colors.slate,
         secondary_hue=colors.slate,

@@ -37,7 +37,13 @@ class Page:
 
 
 def build(backend: Backend, folder: Path | None = None, recording: Path | None = None) -> Page:
-    """Build the page on a backend. `folder` takes what jobs write; `recording` is the example shown at first."""
+    """Build the page on a backend.
+
+    Args:
+        backend: the library, or a stand-in.
+        folder: takes what jobs write; a new temporary folder by default.
+        recording: the example that is shown at first; the shipped one by default.
+    """
     jobs = Jobs()
     showcase = _showcase(recording or theme.assets_folder() / "showcase.json")
     engine = Engine(backend, jobs, folder or Path(tempfile.mkdtemp(prefix="cast-app-")), showcase)

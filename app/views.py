@@ -25,7 +25,7 @@ _MARKS = {
 
 @dataclass(frozen=True)
 class Pane:
-    """One of the four answers; `state` is idle, running, done or note (then `text` is a sentence to the visitor)."""
+    """One of the four answers; `state` is idle, running, done, or note (`text` is then a sentence)."""
 
     key: str
     name: str
@@ -123,7 +123,8 @@ def _adapter_line(adapter: AdapterFacts | None, source: ModelFacts) -> str:
         return ""
     targets = ", ".join(adapter.targets)
     return (
-        f'<p class="cast-adapter-line"><i class="mark mark-adapter"></i><strong>{escape(adapter.name)}</strong>, '
+        '<p class="cast-adapter-line"><i class="mark '
+        f'mark-adapter"></i><strong>{escape(adapter.name)}</strong>, '
         f"rank {adapter.rank}, at {escape(targets)} in {len(adapter.sites)} of {source.depth} blocks, "
         f"licence {escape(adapter.licence or 'not stated')}.</p>"
     )
@@ -136,7 +137,7 @@ def heads_line(facts: HeadsFacts | None) -> str:
     worst = min(facts.depths, key=lambda d: d.r_squared)
     mean = sum(d.r_squared for d in facts.depths) / len(facts.depths)
     return sentence(
-        f"Heads are ready ({facts.origin}, {facts.kind}, {facts.tokens:,} tokens): held-out R² {mean:.2f} on "
+        f"Heads are ready ({facts.kind}, {facts.tokens:,} tokens): held-out R² {mean:.2f} on "
         f"average, weakest at target depth {worst.depth} ({worst.r_squared:.2f}).",
         "good",
     )
@@ -158,8 +159,10 @@ def heads_table(facts: HeadsFacts) -> str:
         for d in facts.depths
     )
     return (
-        f'<div class="cast-facts cast-wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-        '<p class="cast-caption">Measured on text that the heads were not fitted on. In grey: the same measure '
+        '<div class="cast-facts '
+        f'cast-wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+        '<p class="cast-caption">Measured on text that the heads were not fitted on. In grey: the same '
+        "measure "
         "with the pairs shuffled.</p></div>"
     )
 
@@ -169,13 +172,15 @@ def _measured(value: float, control: float) -> str:
 
 
 def measures(drawn: JointMap) -> str:
-    """The held-out measures of a map beside their shuffled control, and how far the picture may be believed."""
+    """The measures of a map beside their shuffled control, and how far the picture may be believed."""
     body = "".join(
-        f'<tr><th scope="row">{escape(m.name)}</th><td>{m.value:.2f}</td><td class="control">{m.control:.2f}</td></tr>'
+        f'<tr><th scope="row">{escape(m.name)}</th><td>{m.value:.2f}</td><td '
+        f'class="control">{m.control:.2f}</td></tr>'
         for m in drawn.measures
     )
     return (
-        f'<div class="cast-facts"><table><thead><tr><th scope="col">{escape(drawn.method.upper())} at target depth '
+        f'<div class="cast-facts"><table><thead><tr><th scope="col">{escape(drawn.method.upper())} at '
+        "target depth "
         f'{drawn.depth}</th><th scope="col">Held out</th><th scope="col">Shuffled</th></tr></thead>'
         f'<tbody>{body}</tbody></table><p class="cast-verdict">{escape(_belief(drawn))}</p></div>'
     )
@@ -183,13 +188,14 @@ def measures(drawn: JointMap) -> str:
 
 def _belief(drawn: JointMap) -> str:
     words = (
-        f"{len(drawn.points):,} tokens; source depth {drawn.source_depth} is read through the heads. The measures are "
+        f"{len(drawn.points):,} tokens; source depth {drawn.source_depth} is read through the heads. The "
+        "measures are "
         "taken in the full space, the picture in two dimensions."
     )
     if drawn.trustworthiness is not None:
         share = drawn.trustworthiness
         much = "closely" if share >= 0.9 else "roughly" if share >= 0.75 else "poorly"
-        words += f" Neighbours in the picture are neighbours in the full space {much} (trustworthiness {share:.2f})."
+        words += f" The picture keeps the neighbours of the full space {much} (trustworthiness {share:.2f})."
     return words
 
 
@@ -213,7 +219,8 @@ def job(view: Job | None) -> str:
     steps = f"{progress.done:,} of {progress.total:,}" if progress and progress.total else ""
     detail = " · ".join(escape(part) for part in (steps, times, metrics) if part)
     return (
-        f'<div class="cast-job" data-state="{view.state}" role="status"><p><strong>{escape(view.title)}</strong> '
+        f'<div class="cast-job" data-state="{view.state}" '
+        f'role="status"><p><strong>{escape(view.title)}</strong> '
         f"{escape(stage)}</p>"
         f'<div class="cast-bar" role="progressbar" aria-valuemin="0" aria-valuemax="100" '
         f'aria-valuenow="{round(100 * share)}" aria-label="{escape(view.title)}">'

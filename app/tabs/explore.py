@@ -1,4 +1,4 @@
-"""Explore: source and target states of the same tokens in one map, with the measures that say what it is worth."""
+"""Explore: source and target states of the same tokens in one map, beside what the map is worth."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -16,7 +16,8 @@ from app.views import PANES, Pane
 from app.workspace import MAX_STRENGTH, MODES, Attached, Selection, Workspace
 
 MODE_WORDS = {
-    "hosted": "At once: the adapter's frozen kernels run inside their own source blocks while the target writes.",
+    "hosted": "At once: the adapter's frozen kernels run inside their own source blocks while the target "
+    "writes.",
     "compiled": "A plain LoRA of the target, fitted until its change equals the carried change.",
     "instant": "A plain LoRA without training: linear maps of each adapted site, multiplied out.",
     "kernel": "The paper's own form: at each adapted site encode, apply the frozen kernel, decode.",
@@ -104,7 +105,7 @@ def _wire_text(tab: GenerateTab, pick: PickTab, engine: Engine, attached: gr.Bro
         source: str, target: str, adapter: str, mode: str, strength: float, prompt: str,
         max_tokens: int, temperature: float, seed: int, kept: object,
     ) -> Iterator[tuple[Any, str]]:  # fmt: skip
-        """Stream four answers to one prompt: source, source + adapter, target, target + translated adapter."""
+        """Stream four answers to one prompt."""
         jobs = Attached.from_json(kept)
         request = GenerateRequest(
             Selection(source or "", target or "", adapter or "", mode),
@@ -127,7 +128,10 @@ def _wire_text(tab: GenerateTab, pick: PickTab, engine: Engine, attached: gr.Bro
 
     run = tab.generate.click(
         generate,
-        [*pick.chosen, tab.mode, tab.strength, tab.prompt, tab.max_tokens, tab.temperature, tab.seed, attached],
+        [
+            *pick.chosen, tab.mode, tab.strength, tab.prompt,
+            tab.max_tokens, tab.temperature, tab.seed, attached,
+        ],
         [tab.panes, tab.message],
         show_progress="hidden", concurrency_limit=8, api_visibility="private",
     )  # fmt: skip

@@ -39,7 +39,7 @@ def create_pick_tab(engine: Engine, start: Workspace) -> PickTab:
     """Build the chooser with the starting choice already described."""
     models = _choices(engine.models())
     drawn, summary = _describe(engine, start.selection)
-    with gr.Row():
+    with gr.Row(equal_height=True, elem_classes="cast-first"):
         with gr.Column(scale=4, min_width=320, elem_classes="cast-pickers"):
             source = gr.Dropdown(
                 models, value=start.source, label="Source model", allow_custom_value=True,
@@ -111,7 +111,7 @@ def wire_pick_tab(tab: PickTab, engine: Engine) -> None:
 
 
 def keep_adapter(options: Sequence[Option], adapter: str) -> str:
-    """The adapter after a change of source: the same skill where it is shipped, else the first, else as typed."""
+    """The adapter after a change of source: the same skill where shipped, else the first, else as typed."""
     names = [option.name for option in options]
     if not names or adapter in names:
         return adapter

@@ -1,0 +1,280 @@
+"""The page's backend on the real library.
+
+torch, transformers and the rest are imported inside the methods: the page answers before any of them is
+loaded.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from app.backend import (
+    AdapterFacts,
+    DepthFacts,
+    FitRequest,
+    HeadsFacts,
+    JointMap,
+    MapPoint,
+    Measure,
+    ModelFacts,
+    Option,
+    SamplingChoice,
+    SiteFacts,
+    TranslateRequest,
+)
+from app.workspace import Selection
+from cast.errors import HeadsError
+from cast.progress import OnProgress
+
+if TYPE_CHECKING:
+    from cast.adapter_files import AdapterFolder
+    from cast.adapters import Lora
+    from cast.heads import HeadSet
+    from cast.models import LanguageModel
+    from cast.runners import Runner
+    from cast.translate import TranslatedAdapter
+
+_EXAMPLES = 6
+_MAP_SEED = 17
+_BLOCK = re.compile(r"\.(\d+)\.")
+
+
+class CastBackend:
+    """See `app.backend.Backend`."""
+
+    # What can be chosen
+
+    def models(self) -> Sequence[Option]:
+        """The pocket models that are shipped."""
+        from cast.pocket import registry
+
+        return [Option(f"pocket:{name}", f"pocket:{name}") for name in registry.models()]
+
+    def adapters(self, source: str) -> Sequence[Option]:
+        """The shipped adapters of a pocket model; none for any other model."""
+        from cast.pocket import registry
+        from cast.pocket.tasks import TASKS
+
+        if source.removeprefix(registry.PREFIX) not in registry.models() or not registry.is_pocket(source):
+            return []
+        shipped = registry.adapters(source.removeprefix(registry.PREFIX))
+        return [Option(a.name, f"{a.task}: {TASKS[a.task].description}") for a in shipped]
+
+    def prompts(self, adapter: str) -> Sequence[str]:
+        """Test prompts of the task of a shipped adapter; none for any other."""
+        from cast.pocket import registry
+        from cast.pocket.tasks import TASKS
+
+        task = TASKS.get(adapter.rsplit("/", 1)[-1]) if registry.is_pocket(adapter) else None
+        return [example.prompt for example in task.test(_EXAMPLES)] if task else []
+
+    def search(self, source: str) -> Sequence[Option]:
+        """Adapters of a Hub model that their own configuration confirms."""
+        from cast import hub
+
+        return [
+            Option(
+                hit.repo_id,
+                f"{hit.repo_id}: rank {hit.rank}, {', '.join(hit.targets)}; {hit.downloads:,} downloads; "
+                f"{hit.licence or 'no licence stated'}",
+            )
+            for hit in hub.search_adapters(source)
+        ]
+
+    def describe(self, name: str) -> ModelFacts:
+        """Facts of a model from its configuration and tokenizer."""
+        from cast.models import describe
+
+        found = describe(name)
+        remote = 0 if name.startswith("pocket:") or Path(name).expanduser().exists() else found.weight_bytes
+        return ModelFacts(
+            name, found.family, found.width, found.depth, found.vocabulary, found.parameters, found.tokenizer,
+            found.heads, remote,
+        )  # fmt: skip
+
+    def inspect(self, adapter: str, source: str) -> AdapterFacts:
+        """Facts of an adapter, with the size of its change in each block."""
+        from cast.adapter_files import inspect, open_folder
+
+        found = inspect(adapter)
+        return AdapterFacts(
+            adapter, max(found.ranks), found.modules, found.licence or "", _sites(open_folder(adapter)),
+            found.base_model,
+        )  # fmt: skip
+
+    def warm(self) -> None:
+        """Import what the first press of a button needs."""
+        import cast.generation
+        import cast.hosting
+        import cast.manifold
+        import cast.translate  # noqa: F401
+
+    # Models and what acts on them
+
+    def load(self, name: str) -> object:
+        """A model by any of the names that `cast.models.load` takes."""
+        from cast.models import load
+
+        return load(name)
+
+    def read_adapter(self, adapter: str, model: object) -> object:
+        """An adapter, checked against its model."""
+        from cast.adapters import read
+
+        return read(adapter, cast("LanguageModel", model))
+
+    def find_heads(self, source: object, target: object) -> object | None:
+        """Shipped or cached heads of a pair."""
+        from cast.pipeline import find_heads
+
+        return find_heads(cast("LanguageModel", source), cast("LanguageModel", target))
+
+    def heads_facts(self, heads: object) -> HeadsFacts:
+        """What `heads.json` says of the heads' quality; the decode side, through which changes arrive."""
+        found = cast("HeadSet", heads)
+        depths = tuple(
+            DepthFacts(
+                depth=q.depth,
+                source_depth=q.source_depth,
+                r_squared=q.decode.r_squared.value,
+                cosine=q.decode.cosine.value,
+                knn_overlap=q.decode.knn_overlap.value,
+                cka=q.decode.cka.value,
+                r_squared_control=q.decode.r_squared.control,
+                cosine_control=q.decode.cosine.control,
+                knn_overlap_control=q.decode.knn_overlap.control,
+                cka_control=q.decode.cka.control,
+            )
+            for q in found.quality
+        )
+        recipe = found.recipe
+        return HeadsFacts(recipe.kind, recipe.corpus, recipe.tokens, tuple(found.layer_map.table), depths)
+
+    def shipped_translation(self, selection: Selection, target: object) -> object | None:
+        """The compiled translation that is shipped for a showcase adapter, if any."""
+        from cast.adapters import read
+        from cast.pocket import registry
+        from cast.translate import TranslatedAdapter, load_translated
+
+        names = (selection.source, selection.target, selection.adapter)
+        if selection.mode != "compiled" or not all(registry.is_pocket(name) for name in names):
+            return None
+        source, to = (name.removeprefix(registry.PREFIX) for name in names[:2])
+        folder = registry.compiled_folder(source, selection.adapter.rsplit("/", 1)[-1], to)
+        if not (folder / "cast.json").is_file():
+            return None
+        return TranslatedAdapter(load_translated(folder), read(str(folder), cast("LanguageModel", target)))
+
+    def plain_runner(self, model: object, lora: object | None) -> object:
+        """A model by itself or with a LoRA of its own."""
+        from cast.runners import PlainRunner
+
+        return PlainRunner(cast("LanguageModel", model), cast("Lora | None", lora))
+
+    def hosted_runner(
+        self, source: object, target: object, lora: object, heads: object, strength: float
+    ) -> object:
+        """The target with the source's whole stack beside it."""
+        from cast.hosting import HostedRunner
+
+        return HostedRunner(
+            cast("LanguageModel", source), cast("Lora", lora), cast("LanguageModel", target),
+            cast("HeadSet", heads), None, strength,
+        )  # fmt: skip
+
+    def carried_runner(self, carried: object, source: object, target: object, strength: float) -> object:
+        """The target with a translated adapter."""
+        translated = cast("TranslatedAdapter", carried)
+        return translated.runner(cast("LanguageModel", source), cast("LanguageModel", target), strength)
+
+    def stream(self, runner: object, prompt: str, sampling: SamplingChoice) -> Iterator[str]:
+        """The continuation of a prompt, piece by piece."""
+        from cast.generation import Sampling, generate
+
+        settings = Sampling(
+            max_new_tokens=sampling.max_tokens, temperature=sampling.temperature, seed=sampling.seed
+        )
+        return generate(cast("Runner", runner), prompt, settings)
+
+    # Long work
+
+    def fit(self, request: FitRequest, folder: Path, on_progress: OnProgress) -> object:
+        """Train heads on models of its own."""
+        from cast.corpus import general_text
+        from cast.fitting import FitConfig, fit_heads
+        from cast.models import load
+
+        source, target = load(request.pair.source), load(request.pair.target)
+        kind = "affine" if request.kind == "affine" else "mlp"
+        config = FitConfig(kind=kind, tokens=request.tokens, corpus=request.corpus)  # type: ignore[arg-type]
+        heads = fit_heads(source, target, general_text(request.corpus), config, on_progress=on_progress)
+        heads.save(folder)
+        return heads
+
+    def translate(
+        self, request: TranslateRequest, heads: object | None, folder: Path, on_progress: OnProgress
+    ) -> object:
+        """Translate on models of its own, with the visitor's heads or those of the pair."""
+        from cast.adapters import read
+        from cast.corpus import general_text
+        from cast.models import load
+        from cast.translate import TranslationConfig, translate
+
+        chosen = request.selection
+        source, target = load(chosen.source), load(chosen.target)
+        used = cast("HeadSet | None", heads or self.find_heads(source, target))
+        if used is None:
+            raise HeadsError("There are no heads for this pair yet: train them in the Heads tab.")
+        config = TranslationConfig(mode=chosen.mode, steps=request.steps)  # type: ignore[arg-type]
+        carried = translate(
+            source, target, read(chosen.adapter, source), used, general_text(None), config,
+            prompts=request.prompts, on_progress=on_progress,
+        )  # fmt: skip
+        carried.save(folder, target)
+        return carried
+
+    def joint_map(
+        self, source: object, target: object, heads: object, depth: int, points: int, method: str,
+        on_progress: OnProgress,
+    ) -> JointMap:  # fmt: skip
+        """A map of held-out text."""
+        from cast.corpus import general_text
+        from cast.manifold import manifold
+
+        drawn = manifold(
+            cast("LanguageModel", source), cast("LanguageModel", target), cast("HeadSet", heads),
+            general_text(None, seed=_MAP_SEED, held_out=True), depth, points=points,
+            method="pca" if method == "pca" else "umap", on_progress=on_progress,
+        )  # fmt: skip
+        places = tuple(
+            MapPoint((float(s[0]), float(s[1])), (float(t[0]), float(t[1])), token, context)
+            for s, t, token, context in zip(
+                drawn.source, drawn.target, drawn.tokens, drawn.contexts, strict=True
+            )
+        )
+        measures = tuple(Measure(name, m.value, m.control) for name, m in drawn.measures.items())
+        return JointMap(method, depth, drawn.source_depth, places, measures, drawn.trustworthiness)
+
+
+def _sites(folder: "AdapterFolder") -> tuple[SiteFacts, ...]:
+    """Roles and size of change by block. ‖B·A‖² is the sum of (BᵀB)∘(A·Aᵀ), so no full matrix is made."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder.weights)
+    squares: dict[int, float] = {}
+    roles: dict[int, list[str]] = {}
+    for module, side in folder.keys:
+        found = _BLOCK.search(module)
+        if side != "A" or found is None:
+            continue
+        a, b = (tensors[folder.keys[module, which]].double() for which in ("A", "B"))
+        block = int(found.group(1)) + 1
+        scaling = folder.scaling(module, a.shape[0])
+        squares[block] = squares.get(block, 0.0) + scaling**2 * float(((b.T @ b) * (a @ a.T)).sum())
+        roles.setdefault(block, []).append(module.rsplit(".", 1)[-1])
+    largest = max(squares.values(), default=0.0) or 1.0
+    return tuple(
+        SiteFacts(block, tuple(sorted(roles[block])), max(0.0, square / largest) ** 0.5)
+        for block, square in sorted(squares.items())
+    )
