@@ -1,4 +1,4 @@
-"""Measures against plain formulas, and their behaviour on what is known: identity, noise, rotations, scales."""
+"""Measures against plain formulas, and how they behave on what is known: identity, noise, scales, constants."""
 
 import numpy as np
 import pytest
