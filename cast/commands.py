@@ -1,0 +1,407 @@
+"""What each command of the command line does.
+
+A function takes the parsed arguments and two callbacks: `say` prints text for people (nothing with `--json`),
+`on_progress` reports. It returns the object that `--json` prints.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cast import (
+    adapters,
+    comparison,
+    corpus,
+    generation,
+    hub,
+    models,
+    pipeline,
+    training,
+)
+from cast import (
+    evaluate as scores,
+)
+from cast.errors import OutputError, RequestError, TaskError
+from cast.fitting import FitConfig
+from cast.heads import HeadSet
+from cast.inspection import as_json, heads_facts, inspected
+from cast.models import LanguageModel
+from cast.pocket import registry
+from cast.progress import OnProgress
+from cast.recipes import TranslationConfig
+from cast.results import Result
+from cast.runners import PlainRunner, Runner
+from cast.storage import check_output_folder, readable_write_errors
+
+Say = Callable[[str], None]
+Answer = Mapping[str, Any]
+
+_LARGEST_PROMPTS = 1 << 20
+
+
+def fit(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Answer:
+    """`cast fit`."""
+    out = Path(args.out)
+    check_output_folder(out)
+    source, target = _load_pair(args, args.target, on_progress)
+    config = FitConfig(
+        kind="affine" if args.head == "linear" else "mlp",
+        seed=args.seed,
+        **({"tokens": args.tokens} if args.tokens is not None else {}),
+    )
+    heads = pipeline.fit(
+        source, target, out, text=args.corpus, config=config, resume=args.resume, on_progress=on_progress
+    )
+    say(f"Heads {source.name} → {target.name}, fitted on {heads.recipe.tokens:,} aligned tokens, in {out}")
+    _say_heads(heads, say)
+    return {"folder": str(out), **heads_facts(heads)}
+
+
+def translate(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Answer:
+    """`cast translate`."""
+    out = Path(args.out)
+    check_output_folder(out)
+    config = _translation_config(args)
+    prompts = _read_prompts(args.prompts)
+    source = _load(args.source, args, on_progress)
+    lora = adapters.read(args.adapter, source)
+    made = []
+    for name in args.target:
+        target = _load(name, args, on_progress)
+        folder = out if len(args.target) == 1 else out / _folder_name(name)
+        heads = pipeline.heads_for(
+            source, target, _folder(args.heads), text=args.corpus, on_progress=on_progress
+        )
+        translated = pipeline.translate_adapter(
+            source, target, lora, config,
+            heads=heads, text=args.corpus, prompts=prompts, on_progress=on_progress,
+        )  # fmt: skip
+        translated.save(folder, target)
+        recipe = translated.recipe
+        say(f"{lora.name} for {target.name}, mode {recipe.mode}, strength {recipe.strength:g}: {folder}")
+        if recipe.quality.fvu is not None:
+            say(
+                f"  {recipe.tokens:,} tokens, {recipe.seconds:.0f} s; unexplained share of the carried "
+                f"change {recipe.quality.fvu:.2f} (1 is the bare target)"
+            )
+        made.append({"folder": str(folder), "recipe": asdict(recipe)})
+    return {"translated": as_json(made)}
+
+
+def evaluate(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Answer:
+    """`cast evaluate`."""
+    task = scores.read_task(args.data, limit=args.limit)
+    lm = _load(args.model, args, on_progress)
+    runners: list[tuple[str, Runner]] = [("base", PlainRunner(lm))]
+    runners += [
+        (name, pipeline.open_adapter(name, lm, strength=args.strength, on_progress=on_progress))
+        for name in args.adapter
+    ]
+    say(f"{lm.name} on {task.name}, {len(task.examples)} examples, scored by {task.metric}")
+    reports = []
+    for name, runner in runners:
+        report = scores.evaluate(runner, task, on_progress=on_progress).summary()
+        say(
+            f"  {name:<40} "
+            + "  ".join(f"{key} {_figure(report[key])}" for key in _SCORES if report[key] is not None)
+        )
+        reports.append({"adapter": None if name == "base" else name, **report})
+    return {"model": lm.name, "task": task.name, "reports": as_json(reports)}
+
+
+_SCORES = ("choice", "exact", "style", "bits_per_byte")
+
+
+def compare(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Answer:
+    """`cast compare`."""
+    methods = comparison.mode_configs(
+        args.methods.split(","), seed=args.seed, steps=args.steps, rank=args.rank, strength=args.strength
+    )
+    task = scores.read_task(args.data, limit=args.limit)
+    source, target = _load_pair(args, args.target, on_progress)
+    lora = adapters.read(args.adapter, source)
+    retrained = _retrained(args, target, on_progress)
+    heads = pipeline.heads_for(source, target, _folder(args.heads), text=args.corpus, on_progress=on_progress)
+    ends = comparison.ends_of_the_scale(
+        source, target, lora, task, retrained=retrained, on_progress=on_progress
+    )
+    results = comparison.compare(
+        source, target, lora, ends, methods, heads=heads, text=args.corpus, on_progress=on_progress
+    )
+    say(f"{task.name}, {source.name} → {target.name}, {len(task.examples)} examples, scored by {task.metric}")
+    say(f"  {'source base':<28} {_figure(ends.source_base.score)}")
+    say(f"  {'source with its adapter':<28} {_figure(ends.source_adapted.score)}")
+    say(f"  {'target base':<28} {_figure(ends.base.score)}")
+    if ends.retrained:
+        say(f"  {'retrained on the target':<28} {_figure(ends.retrained.score)}")
+        if ends.retrained.score - ends.base.score < scores.MINIMUM_LIFT:
+            say(
+                "  Retraining gains less than 10 points here: recovered lift would say nothing and is left out."
+            )
+    for result in results:
+        say(_result_line(result))
+        if args.results:
+            result.write_result(Path(args.results))
+    return {"results": as_json([asdict(result) for result in results])}
+
+
+def generate(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Answer:
+    """`cast generate`."""
+    sampling = generation.Sampling(
+        args.max_new_tokens, args.temperature, args.top_p, args.seed, stop=args.stop
+    )
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt.replace("\\n", "\n")
+    lm = _load(args.model, args, on_progress)
+    runner: Runner = PlainRunner(lm)
+    if args.adapter:
+        runner = pipeline.open_adapter(args.adapter, lm, strength=args.strength, on_progress=on_progress)
+    pieces = []
+    for piece in generation.generate(runner, prompt, sampling):
+        pieces.append(piece)
+        if not args.json:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    say("")
+    return {"model": lm.name, "adapter": args.adapter, "prompt": prompt, "text": "".join(pieces)}
+
+
+def train_lora(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Answer:
+    """`cast train-lora`."""
+    out = Path(args.out)
+    check_output_folder(out)
+    task = scores.read_task(args.data, split="train")
+    lm = _load(args.model, args, on_progress)
+    small = sum(parameter.numel() for parameter in lm.model.parameters()) < 20_000_000
+    config = training.LoraTrainingConfig(
+        rank=args.rank,
+        alpha=2.0 * args.rank,
+        steps=args.steps,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate or (2e-3 if small else 5e-4),
+    )
+    lora = training.train_lora(lm, task.examples, config, seed=args.seed, on_progress=on_progress)
+    card = f"---\nlibrary_name: peft\nbase_model: {lm.name}\n---\n\n# A LoRA of {lm.name} for {task.name}\n"
+    adapters.write(lora, out, lm, card=card)
+    say(f"A LoRA of rank {lora.rank} for {lm.name}, trained on {len(task.examples)} examples: {out}")
+    return {"folder": str(out), "model": lm.name, "task": task.name, "config": as_json(asdict(config))}
+
+
+def manifold(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Answer:
+    """`cast manifold`."""
+    from app import plots
+    from cast import manifold as maps
+
+    out = Path(args.out)
+    if out.exists():
+        raise OutputError(f"{out} is there already; name another file.")
+    source, target = _load_pair(args, args.target, on_progress)
+    found = pipeline.heads_for(source, target, _folder(args.heads), text=args.corpus, on_progress=on_progress)
+    lora = adapters.read(args.adapter, source) if args.adapter else None
+    text = args.corpus or pipeline.default_corpus(source, target)
+    drawn = maps.manifold(
+        source,
+        target,
+        found.heads,
+        corpus.general_text(text, seed=args.seed, held_out=True),
+        args.layer,
+        lora=lora,
+        points=args.points,
+        method=args.method,
+        seed=args.seed,
+        on_progress=on_progress,
+    )
+    with readable_write_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        plots.manifold_figure(drawn).write_html(out, include_plotlyjs=True)
+    measures = {name: asdict(value) for name, value in drawn.measures.items()}
+    say(f"{len(drawn.tokens)} tokens of {source.name} (block {drawn.source_depth}) and {target.name}: {out}")
+    for name, value in measures.items():
+        say(f"  {name:<14} " + "  ".join(f"{key} {figure:.3f}" for key, figure in value.items()))
+    return {
+        "file": str(out),
+        "measures": as_json(measures),
+        "trustworthiness": as_json(drawn.trustworthiness),
+    }
+
+
+def inspect(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Answer:
+    """`cast inspect`."""
+    kind, facts = inspected(args.what, _token())
+    say(f"{args.what}: {kind}")
+    for key, value in facts.items():
+        if not isinstance(value, dict | list):
+            say(f"  {key:<20} {value}")
+    return {"name": args.what, "kind": kind, **facts}
+
+
+def search(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Answer:
+    """`cast search`."""
+    hits = hub.search_adapters(args.model, limit=args.limit, token=_token())
+    for hit in hits:
+        say(f"{hit.repo_id:<60} rank {hit.rank:<4} {hit.downloads:>9,} downloads  {hit.licence}")
+    if not hits:
+        say(f"The Hub lists no LoRA whose configuration names {args.model} as its base.")
+    return {"model": args.model, "adapters": as_json([asdict(hit) for hit in hits])}
+
+
+def push(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Answer:
+    """`cast push`."""
+    address = hub.push(Path(args.folder), args.repo, _token(), private=args.private)
+    say(f"Published: {address}")
+    return {"folder": args.folder, "repo": args.repo, "address": address}
+
+
+def pocket(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Answer:
+    """`cast pocket list`, `build` and `verify`."""
+    from cast.pocket import build
+
+    if args.action == "build":
+        build.build(args.only, on_progress)
+        return _pocket_list(say)
+    if args.action == "verify":
+        checks = build.verify(args.only, on_progress)
+        for check in checks:
+            verdict = "ok  " if check.ok else "DIFF"
+            say(f"{verdict} {check.what:<50} recorded {check.recorded:.4f}  now {check.measured:.4f}")
+        wrong = [check.what for check in checks if not check.ok]
+        if wrong:
+            raise TaskError(
+                f"{len(wrong)} of {len(checks)} recorded scores are not reproduced: {', '.join(wrong)}."
+            )
+        say(f"All {len(checks)} recorded scores are reproduced.")
+        return {"checks": as_json([asdict(check) for check in checks])}
+    return _pocket_list(say)
+
+
+def app(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Answer:
+    """`cast app`."""
+    if args.port is not None:
+        os.environ["GRADIO_SERVER_PORT"] = str(args.port)
+    if args.host is not None:
+        os.environ["GRADIO_SERVER_NAME"] = args.host
+    from app.serve import main
+
+    main()
+    return {}
+
+
+# --- parts ------------------------------------------------------------------------------------------------
+
+
+def _token() -> str | None:
+    """The Hub's token, from the environment; the Hub's own login is found by the client itself."""
+    return os.environ.get("HF_TOKEN")
+
+
+def _load(name: str, args: argparse.Namespace, on_progress: OnProgress) -> LanguageModel:
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    try:
+        device = torch.device(args.device) if args.device else None
+        return models.load(name, device=device, dtype=dtype, token=_token(), on_progress=on_progress)
+    except (RuntimeError, AssertionError) as error:
+        if args.device is None:
+            raise
+        raise RequestError(f"The device {args.device!r} cannot be used here; try --device cpu.") from error
+
+
+def _load_pair(
+    args: argparse.Namespace, target: str, on_progress: OnProgress
+) -> tuple[LanguageModel, LanguageModel]:
+    source = _load(args.source, args, on_progress)
+    return source, source if target == args.source else _load(target, args, on_progress)
+
+
+def _folder(name: str | None) -> Path | None:
+    return Path(name) if name else None
+
+
+def _folder_name(model: str) -> str:
+    return model.strip("/").replace(":", "-").replace("/", "--")
+
+
+def _translation_config(args: argparse.Namespace) -> TranslationConfig:
+    segment = args.segment
+    if segment is not None and args.mode != "hosted":
+        raise RequestError("--segment belongs to --mode hosted; leave it out, or choose that mode.")
+    if segment not in (None, "all") and not (segment.isdigit() and int(segment) > 0):
+        raise RequestError(f"--segment is {segment!r}; give a number of target blocks, or 'all'.")
+    settings = {"steps": args.steps, "rank": args.rank, "strength": args.strength}
+    return TranslationConfig(
+        mode=args.mode,
+        segment=None if segment in (None, "all") else int(segment),
+        seed=args.seed,
+        **{key: value for key, value in settings.items() if value is not None},
+    )
+
+
+def _read_prompts(name: str | None) -> tuple[str, ...]:
+    r"""The prompts of a file, one a line; `\n` in a line stands for a line break."""
+    if name is None:
+        return ()
+    path = Path(name)
+    try:
+        if path.stat().st_size > _LARGEST_PROMPTS:
+            raise RequestError(f"{path} is larger than a megabyte; give a few hundred prompts at most.")
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"The prompts in {path} cannot be read; give a UTF-8 text file.") from error
+    prompts = tuple(line.replace("\\n", "\n") for line in lines if line.strip())
+    if not prompts:
+        raise RequestError(f"{path} holds no prompt; write one a line.")
+    return prompts
+
+
+def _retrained(args: argparse.Namespace, target: LanguageModel, on_progress: OnProgress) -> Any:
+    """The reference that was retrained on the target: given, trained now, or shipped; None without any."""
+    if args.retrained and args.train:
+        raise RequestError("--retrained and --train both give the reference; choose one.")
+    if args.retrained:
+        return adapters.read(args.retrained, target)
+    if args.train:
+        examples = scores.read_task(args.train, split="train").examples
+        config = training.LoraTrainingConfig()
+        return training.train_lora(target, examples, config, seed=args.seed, on_progress=on_progress)
+    return comparison.retrained_reference(target, args.data)
+
+
+def _result_line(result: Result) -> str:
+    line = f"  {result.method:<28} {_figure(result.translated)}"
+    if result.lift is not None and result.interval is not None:
+        low, high = result.interval
+        line += f"   recovered lift {result.lift:.2f} [{low:.2f}, {high:.2f}]"
+    if result.off_task is not None:
+        line += f"   off-task {100 * result.off_task:+.1f} %"
+    return f"{line}   {result.seconds:.0f} s"
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.3f}"
+
+
+def _say_heads(heads: HeadSet, say: Say) -> None:
+    say("  depth  encode R² (shuffled)   decode R² (shuffled)")
+    for entry in heads.quality:
+        encode, decode = entry.encode.r_squared, entry.decode.r_squared
+        say(
+            f"  {entry.depth:>5}  {encode.value:>9.3f} ({encode.control:.3f})   "
+            f"{decode.value:>9.3f} ({decode.control:.3f})"
+        )
+
+
+def _pocket_list(say: Say) -> Answer:
+    listed: list[dict[str, Any]] = []
+    for name in registry.models():
+        card = dict(registry.model_card(name))
+        shipped = registry.adapters(name)
+        tasks = [adapter.task for adapter in shipped]
+        say(f"pocket:{name:<10} {card.get('architecture', '')}, adapters: {', '.join(tasks) or 'none'}")
+        listed.append({"name": f"pocket:{name}", "card": as_json(card), "adapters": tasks})
+    if not listed:
+        say("The pocket zoo is not built here; run `python -m cast pocket build`.")
+    return {"models": listed}
