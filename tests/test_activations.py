@@ -1,4 +1,4 @@
-"""Captured states are the residual stream, paired states stand at aligned positions, batched moments are whole."""
+"""Captured states are the residual stream, paired ones stand at aligned positions, batched moments are whole."""
 
 import pytest
 import torch
@@ -60,9 +60,14 @@ def test_hooks_are_gone_after_the_block_even_after_an_error(tiny_model):
     lm = tiny_model("llama")
     readers = (*lm.architecture.blocks, lm.architecture.final_norm)
     before = [len(reader._forward_pre_hooks) for reader in readers]
-    with pytest.raises(KeyError), captured(lm, every_depth(lm)):
-        assert [len(reader._forward_pre_hooks) for reader in readers] == [count + 1 for count in before]
-        raise KeyError
+
+    def fail_inside() -> None:
+        with captured(lm, every_depth(lm)):
+            assert [len(reader._forward_pre_hooks) for reader in readers] == [count + 1 for count in before]
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_inside()
     assert [len(reader._forward_pre_hooks) for reader in readers] == before
 
 

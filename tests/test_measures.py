@@ -1,4 +1,4 @@
-"""Measures against plain formulas, and how they behave on what is known: identity, noise, scales, constants."""
+"""Measures against plain formulas, and how they behave on identity, noise, scales, constants."""
 
 import numpy as np
 import pytest
