@@ -141,9 +141,7 @@ def compare(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Answ
     if ends.retrained:
         say(f"  {'retrained on the target':<28} {_figure(ends.retrained.score)}")
         if ends.retrained.score - ends.base.score < scores.MINIMUM_LIFT:
-            say(
-                "  Retraining gains less than 10 points here: recovered lift would say nothing and is left out."
-            )
+            say("  Retraining gains less than 10 points here, so recovered lift is left out.")
     for result in results:
         say(_result_line(result))
         if args.results:
