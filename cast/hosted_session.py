@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from cast.adapters import applied
 from cast.boundaries import Tokens, settled, tokens_of
 from cast.stepping import RaggedCache, TokenStream, locked
 from cast.transcript import Transcript, common_prefix
@@ -35,7 +36,7 @@ class HostedBatch:
         self._shared: list[list[int]] = [[] for _ in range(rows)]
         self._caches = (RaggedCache(rows), RaggedCache(rows))
         self.target = TokenStream(runner.lm, rows)
-        self.adapted = TokenStream(runner.source, rows, runner.lora)
+        self.adapted = TokenStream(runner.source, rows, partial(applied, runner.source, runner.lora))
         self.plain = TokenStream(runner.source, rows)
 
     @torch.no_grad()

@@ -5,17 +5,16 @@ Both know no family: masks, rotary tables and position biases come from the mode
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 from cast.activations import captured
-from cast.adapters import Lora, applied
 from cast.models import LanguageModel
 from cast.transcript import common_prefix
 
@@ -112,14 +111,21 @@ class Step:
 class TokenStream:
     """A model that reads B rows of tokens again and again, and runs only what differs from the last time.
 
+    Args:
+        lm: the model.
+        rows: B.
+        acting: gives the context in which every pass runs, such as one that applies a LoRA.
+
     Attributes:
         states: for each row and token, the last residual h_L [d].
         passed: tokens that have run through the model so far, padding not counted.
     """
 
-    def __init__(self, lm: LanguageModel, rows: int, lora: Lora | None = None, strength: float = 1.0) -> None:
+    def __init__(
+        self, lm: LanguageModel, rows: int, acting: Callable[[], AbstractContextManager[Any]] = nullcontext
+    ) -> None:
         self.lm = lm
-        self._adapted = partial(applied, lm, lora, strength) if lora is not None and strength else nullcontext
+        self._acting = acting
         self._cache = RaggedCache(rows)
         self._ids: list[list[int]] = [[] for _ in range(rows)]
         self.states: list[list[Tensor]] = [[] for _ in range(rows)]
@@ -154,7 +160,7 @@ class TokenStream:
         ids = torch.full((rows, width), lm.bos_id)
         ids[step.valid] = torch.tensor([token for new in step.tokens for token in new])
         positions = torch.tensor(step.starts)[:, None] + torch.arange(width)
-        with self._adapted(), captured(lm, [lm.depth]) as states:
+        with self._acting(), captured(lm, [lm.depth]) as states:
             _decode(
                 lm, self._cache, step.valid, positions.where(step.valid, torch.zeros(())).long(),
                 input_ids=ids.to(lm.device),
@@ -173,6 +179,32 @@ class TokenStream:
         """Keep only these rows of the batch."""
         self._cache.select(rows)
         self._ids, self.states = [self._ids[row] for row in rows], [self.states[row] for row in rows]
+
+
+class BatchSession(Protocol):
+    """Several texts that are stepped together; a runner that can do so has `batch_session(rows)`."""
+
+    def next_logits(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Logits [B, V] (float32) after each of B rows of ids, the full ids so far with BOS."""
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep only these rows of the batch."""
+
+
+class StreamSession:
+    """The batch session of a model in a context; see `BatchSession`."""
+
+    def __init__(self, stream: TokenStream) -> None:
+        self._stream = stream
+        self.select = stream.select
+
+    @torch.no_grad()
+    def next_logits(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """See `BatchSession.next_logits`."""
+        with self._stream.lm.lock:
+            self._stream.advance(rows)
+        last = torch.stack([states[-1] for states in self._stream.states])
+        return self._stream.lm.architecture.logits(last).float()
 
 
 def ragged(counts: Sequence[int]) -> Tensor:
@@ -245,14 +277,14 @@ class BlockRunner:
 def _replaced_forward(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Let an attribute of the instance hide the method of its class, or what already hides it."""
     before = vars(block).get("forward")
-    block.forward = forward  # type: ignore[method-assign]
+    block.forward = forward
     try:
         yield
     finally:
         if before is None:
             del block.forward
         else:
-            block.forward = before  # type: ignore[method-assign]
+            block.forward = before
 
 
 def first_output(output: Any) -> Tensor:

@@ -1,0 +1,228 @@
+"""Text from a runner: streamed piece by piece for one prompt, greedy in batches for evaluation."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+
+from cast.adapters import applied
+from cast.errors import RequestError
+from cast.models import LanguageModel
+from cast.progress import OnProgress, Progress, ignore
+from cast.runners import PlainRunner, Runner
+from cast.stepping import BatchSession, StreamSession, TokenStream
+from cast.transcript import Transcript
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen, and when to stop.
+
+    Attributes:
+        max_new_tokens: most tokens after the prompt.
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_p: keep the likeliest tokens that together have at least this probability, in (0, 1].
+        seed: of the draws; step k of every generation with one seed draws the same number, so equal
+            distributions give equal texts whatever runner they come from.
+        stop: end before this text; None for no such end.
+
+    Raises:
+        RequestError: a value is out of its range.
+    """
+
+    max_new_tokens: int = 80
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: str | None = None
+
+    def __post_init__(self) -> None:
+        """Hold the ranges above."""
+        if self.max_new_tokens < 0:
+            raise RequestError(f"The number of new tokens is {self.max_new_tokens}; it must be 0 or more.")
+        if not 0 <= self.temperature < float("inf"):
+            raise RequestError(f"The temperature is {self.temperature}; it must be a number of at least 0.")
+        if not 0 < self.top_p <= 1:
+            raise RequestError(f"Top-p is {self.top_p}; it must be above 0 and at most 1.")
+        if self.stop == "":
+            raise RequestError("The text to stop at is empty; leave it out instead.")
+
+
+def generate(
+    runner: Runner,
+    prompt: str,
+    sampling: Sampling | None = None,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[str]:
+    """Stream the continuation of a prompt.
+
+    Args:
+        runner: the model with whatever acts on it; nothing acts between two pieces.
+        prompt: any text; an empty one begins at the BOS.
+        sampling: None for the defaults.
+        should_stop: asked before each token.
+
+    Yields:
+        New text, whole characters only; together they are the continuation, without end-of-text and `stop`.
+
+    Raises:
+        RequestError: the prompt leaves no room in the model's context.
+    """
+    sampling = sampling or Sampling()
+    pick = _Picker(runner.lm, sampling)
+    text = _Continuation(runner.lm, prompt, sampling.stop)
+    session = runner.session()
+    for _ in range(sampling.max_new_tokens):
+        if should_stop() or text.take(pick(session.next_logits(text.ids)[None])[0]):
+            break
+        if piece := text.piece():
+            yield piece
+    if piece := text.piece(final=True):
+        yield piece
+
+
+def generate_many(
+    runner: Runner,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    stop: str | None = None,
+    batch_size: int = 32,
+    on_progress: OnProgress = ignore,
+) -> list[str]:
+    """Greedy continuations of many prompts, equal to those that `generate` streams.
+
+    Args:
+        runner: the model with whatever acts on it.
+        prompts: any texts.
+        max_new_tokens: most tokens of each.
+        stop: end before this text.
+        batch_size: prompts that are stepped together; those of like length are taken together.
+        on_progress: gets stage `generate`.
+
+    Raises:
+        RequestError: a prompt leaves no room in the model's context.
+    """
+    sampling = Sampling(max_new_tokens=max_new_tokens, stop=stop)
+    texts = [_Continuation(runner.lm, prompt, sampling.stop) for prompt in prompts]
+    order = sorted(texts, key=lambda text: len(text.ids))
+    for start in range(0, len(order), batch_size):
+        chunk = order[start : start + batch_size]
+        _finish(runner, chunk, sampling)
+        on_progress(Progress("generate", start + len(chunk), len(order)))
+    return [text.piece(final=True) for text in texts]
+
+
+def _finish(runner: Runner, texts: Sequence["_Continuation"], sampling: Sampling) -> None:
+    """Step a batch of texts until each has ended; those that have are taken out of the batch."""
+    pick = _Picker(runner.lm, sampling)
+    session, running = _batch_session(runner, len(texts)), list(texts)
+    for _ in range(sampling.max_new_tokens):
+        tokens = pick(session.next_logits([text.ids for text in running]))
+        ended = [text.take(token) for text, token in zip(running, tokens, strict=True)]
+        going = [row for row, over in enumerate(ended) if not over]
+        if not going:
+            return
+        if len(going) < len(running):
+            running = [running[row] for row in going]
+            session.select(going)
+
+
+def _batch_session(runner: Runner, rows: int) -> BatchSession:
+    if isinstance(runner, PlainRunner):
+        acting = partial(applied, runner.lm, runner.lora, runner.strength) if runner.lora else nullcontext
+        return StreamSession(TokenStream(runner.lm, rows, acting))
+    if hasattr(runner, "batch_session"):
+        return runner.batch_session(rows)
+    if hasattr(runner, "acting"):
+        return StreamSession(TokenStream(runner.lm, rows, runner.acting))
+    return _OneByOne(runner, rows)
+
+
+class _OneByOne:
+    """The batch session of a runner that only knows single texts."""
+
+    def __init__(self, runner: Runner, rows: int) -> None:
+        self._sessions = [runner.session() for _ in range(rows)]
+
+    def next_logits(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        return torch.stack([own.next_logits(ids) for own, ids in zip(self._sessions, rows, strict=True)])
+
+    def select(self, rows: Sequence[int]) -> None:
+        self._sessions = [self._sessions[row] for row in rows]
+
+
+class _Picker:
+    """Chooses tokens from logits."""
+
+    def __init__(self, lm: LanguageModel, sampling: Sampling) -> None:
+        self._size = min(lm.vocabulary, len(lm.tokenizer))  # Rows of the head beyond it belong to no token.
+        self._greedy = sampling.temperature == 0
+        self._generator = torch.Generator().manual_seed(sampling.seed)
+        self._warpers = LogitsProcessorList()
+        if not self._greedy:
+            self._warpers.append(TemperatureLogitsWarper(sampling.temperature))
+            if sampling.top_p < 1:
+                self._warpers.append(TopPLogitsWarper(sampling.top_p))
+
+    def __call__(self, logits: Tensor) -> list[int]:
+        """One token for each row of logits [B, V]."""
+        logits = logits[:, : self._size].float().cpu()
+        if self._greedy:
+            return logits.argmax(-1).tolist()
+        scores = self._warpers(torch.empty(len(logits), 0, dtype=torch.long), logits)
+        # One number a row against the summed probabilities, not `multinomial`: panes that differ by rounding
+        # only then draw alike, on any device.
+        mass = scores.double().softmax(-1).cumsum(-1)
+        drawn = torch.rand(len(logits), 1, generator=self._generator, dtype=torch.float64) * mass[:, -1:]
+        return torch.searchsorted(mass, drawn, right=True).clamp(max=self._size - 1)[:, 0].tolist()
+
+
+class _Continuation:
+    """A text that grows behind its prompt until it ends."""
+
+    def __init__(self, lm: LanguageModel, prompt: str, stop: str | None) -> None:
+        self._lm, self._stop = lm, stop
+        self.ids: list[int] = lm.encode([prompt]).input_ids[0].tolist()
+        if self._full():
+            raise RequestError(
+                f"The prompt fills the {lm.context_length} tokens that {lm.name} can read; shorten it."
+            )
+        self._transcript = Transcript(lm)
+        self._transcript.read(self.ids)
+        self._start = self._given = len(self._transcript.text)
+
+    def _full(self) -> bool:
+        return self._lm.context_length is not None and len(self.ids) >= self._lm.context_length
+
+    def take(self, token: int) -> bool:
+        """Add a token; true when the text has ended with it."""
+        if token in self._lm.eos_ids:
+            return True
+        self.ids.append(token)
+        self._transcript.read(self.ids)
+        return self._full() or self._stopped() >= 0
+
+    def _stopped(self) -> int:
+        """Where the text to stop at begins, -1 if it has not come."""
+        return -1 if self._stop is None else self._transcript.text.find(self._stop, self._start)
+
+    def piece(self, final: bool = False) -> str:
+        """The new text since the last call; what may begin `stop` is held back until that is clear."""
+        text, end = self._transcript.text, self._stopped()
+        if end < 0:
+            end = len(text) if final else len(text) - self._held_back()
+        piece = text[self._given : end]
+        self._given = max(self._given, end)
+        return piece
+
+    def _held_back(self) -> int:
+        if self._stop is None:
+            return 0
+        new = self._transcript.text[self._start :]
+        return next((n for n in range(len(self._stop) - 1, 0, -1) if new.endswith(self._stop[:n])), 0)
