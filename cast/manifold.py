@@ -102,9 +102,7 @@ def project(
         raise RequestError(f"A map has 2 or 3 dimensions, not {dimensions}.")
     union = np.concatenate([source_points, target_points]).astype(np.float64)
     if len(union) < _FEWEST_POINTS:
-        raise RequestError(
-            f"{len(union)} points make no map; at least {_FEWEST_POINTS} are needed."
-        )
+        raise RequestError(f"{len(union)} points make no map; at least {_FEWEST_POINTS} are needed.")
     if not np.isfinite(union).all():
         raise RequestError("Some activations are not finite; load the model in float32 or bfloat16.")
     deviation = union.std(0)
