@@ -65,7 +65,9 @@ class _Bar:
 
 
 def _pair(parser: argparse.ArgumentParser, *, many_targets: bool = False) -> None:
-    parser.add_argument("--source", required=True, metavar="S", help="the model that the adapter was trained on")
+    parser.add_argument(
+        "--source", required=True, metavar="S", help="the model that the adapter was trained on"
+    )
     parser.add_argument(
         "--target",
         required=True,
@@ -86,7 +88,9 @@ def _text(parser: argparse.ArgumentParser) -> None:
 
 def _device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; the best one when left out")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the models; measured when left out")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of the models; measured when left out"
+    )
 
 
 def _fit(parser: argparse.ArgumentParser) -> None:
@@ -100,13 +104,17 @@ def _fit(parser: argparse.ArgumentParser) -> None:
 
 
 def _translation(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--heads", metavar="DIR", help="heads to use; else shipped or cached ones, else they are fitted")
+    parser.add_argument(
+        "--heads", metavar="DIR", help="heads to use; else shipped or cached ones, else they are fitted"
+    )
     parser.add_argument(
         "--segment",
         metavar="N",
-        help="hosted mode: target blocks between one encode and one decode, or 'all' for the whole source stack",
+        help="hosted mode: target blocks between one encode and one decode, or 'all' (whole source stack)",
     )
-    parser.add_argument("--strength", type=float, help="multiplies the carried change; 0 is the base (default 1)")
+    parser.add_argument(
+        "--strength", type=float, help="multiplies the carried change; 0 is the base (default 1)"
+    )
     parser.add_argument("--steps", type=int, help="compiled mode: steps of the fit")
     parser.add_argument("--rank", type=int, help="compiled mode: rank of the adapter that is fitted")
 
@@ -116,10 +124,14 @@ def _translate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", required=True, metavar="A", help="LoRA of the source")
     parser.add_argument("--mode", choices=MODES, default="compiled", help="default: compiled")
     _translation(parser)
-    parser.add_argument("--prompts", metavar="F.txt", help="unlabelled prompts, one a line, mixed into the general text")
+    parser.add_argument(
+        "--prompts", metavar="F.txt", help="unlabelled prompts, one a line, mixed into the general text"
+    )
     _text(parser)
     _device(parser)
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the result; one inside it a target if several")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="folder for the result; one inside it a target if several"
+    )
 
 
 def _evaluate(parser: argparse.ArgumentParser) -> None:
@@ -135,8 +147,12 @@ def _compare(parser: argparse.ArgumentParser) -> None:
     _pair(parser)
     parser.add_argument("--adapter", required=True, metavar="A")
     parser.add_argument("--data", required=True, metavar="F.jsonl", help="task file, or pocket:mood")
-    parser.add_argument("--methods", default=",".join(MODES), help=f"comma-separated (default {','.join(MODES)})")
-    parser.add_argument("--retrained", metavar="DIR", help="LoRA retrained on the target; pocket tasks know theirs")
+    parser.add_argument(
+        "--methods", default=",".join(MODES), help=f"comma-separated (default {','.join(MODES)})"
+    )
+    parser.add_argument(
+        "--retrained", metavar="DIR", help="LoRA retrained on the target; pocket tasks know theirs"
+    )
     parser.add_argument("--train", metavar="F.jsonl", help="train the retrained reference on this file")
     _translation(parser)
     parser.add_argument("--limit", type=int, default=500, help="examples at most (default 500)")
@@ -148,10 +164,14 @@ def _compare(parser: argparse.ArgumentParser) -> None:
 def _generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="M")
     parser.add_argument("--adapter", metavar="DIR")
-    parser.add_argument("--prompt", required=True, metavar="P", help="text to go on from; '-' reads standard input")
+    parser.add_argument(
+        "--prompt", required=True, metavar="P", help="text to go on from; '-' reads standard input"
+    )
     parser.add_argument("--strength", type=float, default=1.0)
     parser.add_argument("--max-new-tokens", type=int, default=80)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)"
+    )
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--stop", metavar="TEXT", help="stop before this text")
     parser.add_argument("--seed", type=int, default=0)
@@ -172,7 +192,9 @@ def _train_lora(parser: argparse.ArgumentParser) -> None:
 
 def _manifold(parser: argparse.ArgumentParser) -> None:
     _pair(parser)
-    parser.add_argument("--layer", type=int, required=True, metavar="L", help="target depth, 0 is the embedding")
+    parser.add_argument(
+        "--layer", type=int, required=True, metavar="L", help="target depth, 0 is the embedding"
+    )
     parser.add_argument("--adapter", metavar="A", help="also show where this source adapter moves the tokens")
     parser.add_argument("--heads", metavar="DIR")
     parser.add_argument("--method", choices=("umap", "pca"), default="umap")
@@ -193,13 +215,17 @@ def _search(parser: argparse.ArgumentParser) -> None:
 
 def _push(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR")
-    parser.add_argument("repo", metavar="REPO", help="owner/name; the token is read from HF_TOKEN or the Hub's login")
+    parser.add_argument(
+        "repo", metavar="REPO", help="owner/name; the token is read from HF_TOKEN or the Hub's login"
+    )
     parser.add_argument("--private", action="store_true")
 
 
 def _pocket(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("list", "build", "verify"))
-    parser.add_argument("--only", action="append", metavar="NAME", help="a part of it, such as llama or llama/mood")
+    parser.add_argument(
+        "--only", action="append", metavar="NAME", help="a part of it, such as llama or llama/mood"
+    )
 
 
 def _app(parser: argparse.ArgumentParser) -> None:
@@ -235,7 +261,9 @@ def build_parser() -> argparse.ArgumentParser:
     for command in COMMANDS:
         sub = commands.add_parser(command.name, help=command.summary, description=command.summary)
         command.add_arguments(sub)
-        sub.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
+        sub.add_argument(
+            "--json", action="store_true", help="print one JSON object on stdout and nothing else"
+        )
         sub.set_defaults(function=command.function)
     return parser
 

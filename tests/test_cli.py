@@ -1,0 +1,84 @@
+"""The command line as its user meets it: exit codes, what goes to stdout and what to stderr."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cast.cli import COMMANDS, EXIT_INTERRUPTED, EXIT_REQUEST, build_parser, main
+from cast.errors import Cancelled
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_every_command_is_backed_by_a_function() -> None:
+    from cast import commands
+
+    assert [
+        command.name for command in COMMANDS if not callable(getattr(commands, command.function, None))
+    ] == []
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys, cast.cli; cast.cli.build_parser().format_help(); print('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--help"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    assert [command.name for command in COMMANDS if command.name not in text] == []
+
+
+def test_readme_and_parser_agree_on_commands() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = [line.strip().split("#")[0] for line in text.splitlines() if line.startswith("    cast ")]
+    assert lines
+    for line in lines:
+        build_parser().parse_args(line.replace('"..."', "text").split()[1:])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["fly"], ["translate", "--source", "a"], ["translate", "--mode", "magic"], []],
+    ids=["unknown command", "missing arguments", "unknown mode", "nothing"],
+)
+def test_a_wrong_call_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == EXIT_REQUEST
+    assert "usage: cast" in capsys.readouterr().err
+
+
+def test_an_error_is_one_sentence_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--model", "pocket:llama", "--data", "pocket:nothing", "--json"]) == EXIT_REQUEST
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("cast: ")
+    assert "Traceback" not in captured.err
+
+
+def test_an_interruption_exits_with_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cast import commands
+
+    for error in (KeyboardInterrupt(), Cancelled()):
+
+        def interrupted(*_: object, error: BaseException = error) -> None:
+            raise error
+
+        monkeypatch.setattr(commands, "pocket", interrupted)
+        assert main(["pocket", "list"]) == EXIT_INTERRUPTED
+        assert "Interrupted" in capsys.readouterr().err
+
+
+def test_json_is_one_object_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pocket", "list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert {model["name"] for model in listed["models"]} >= {"pocket:llama", "pocket:mistral"}
