@@ -1,4 +1,4 @@
-"""Captured states are the residual stream, paired ones stand at aligned positions, batched moments are whole."""
+"""Captured states are the residual stream, paired ones are aligned, batched moments equal the whole."""
 
 import pytest
 import torch

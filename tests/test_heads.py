@@ -1,4 +1,4 @@
-"""Heads compute what they say, and a folder of them is refused with words unless it is whole and for this pair."""
+"""Heads compute what they say; a folder of them is refused with words unless whole and for this pair."""
 
 import json
 import re
