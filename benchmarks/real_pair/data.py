@@ -9,7 +9,7 @@ import random
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -222,34 +222,19 @@ def fortunes(files: Iterable[str]) -> Iterator[str]:
                 yield text
 
 
-def passages(paragraphs: Iterable[str], length: int = _PASSAGE) -> Iterator[str]:
-    """Cut paragraphs at sentence ends into pieces of about `length` characters; scraps are dropped."""
-    for paragraph in paragraphs:
-        piece = ""
-        for sentence in re.split(r"(?<=[.!?]) ", paragraph):
-            if piece and len(piece) + len(sentence) > length:
-                yield piece
-                piece = ""
-            piece = f"{piece} {sentence}".strip()[: 2 * length]
-        if len(piece) >= length // 3:
-            yield piece
-
-
-def general_passages(seed: int, *, handbook: Path = HANDBOOK, fortune_files: Path = FORTUNES) -> list[str]:
-    """Shuffled passages of general text that holds neither task.
+def general_paragraphs(*, handbook: Path = HANDBOOK, fortune_files: Path = FORTUNES) -> list[str]:
+    """Paragraphs of general text that holds neither task, each once.
 
     Raises:
         CorpusError: neither package is installed.
     """
-    pages: Sequence[Path] = sorted(handbook.glob("*.html"))
+    pages = sorted(handbook.glob("*.html"))
     files = [fortune_files / name for name in PROSE_FORTUNES if (fortune_files / name).is_file()]
-    if not pages and not files:
-        raise CorpusError("No general text: apt-get install debian-handbook fortunes-min fortunes.")
-    texts = list(passages(handbook_paragraphs(p.read_text("utf-8", "replace") for p in pages)))
-    texts += passages(fortunes(p.read_text("utf-8", "replace") for p in files))
-    texts = sorted(set(texts))
-    random.Random(seed).shuffle(texts)
-    return texts
+    found = list(handbook_paragraphs(page.read_text("utf-8", "replace") for page in pages))
+    found += fortunes(file.read_text("utf-8", "replace") for file in files)
+    if not found:
+        raise CorpusError("There is no general text: apt-get install debian-handbook fortunes-min fortunes.")
+    return list(dict.fromkeys(found))
 
 
 def read_wordnet(path: Path = WORDNET) -> list[str]:

