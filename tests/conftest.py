@@ -1,4 +1,4 @@
-"""Tiny random models of many families with real fast tokenizers, built from configurations; they test plumbing only."""
+"""Tiny random models of many families with real fast tokenizers; they test the plumbing only."""
 
 import functools
 import os
@@ -17,9 +17,9 @@ from cast.models import LanguageModel
 
 TRAINING_TEXT = [
     "Once upon a time there was a little fox who lived near the river with an old owl.",
-    "The owl said: \"You're late again, my friend!\" and the fox smiled, for it was true.",
+    'The owl said: "You\'re late again, my friend!" and the fox smiled, for it was true.',
     "In the morning they walked 12 miles to the market, bought 3 apples, and came home.",
-    "A café in a small village; a naïve painter; “quotes”, dashes — and a 🦊 or two.",
+    "A café in a small village; a naïve painter; “quotes”, dashes — and a ☂ or two.",
     "Every evening the river sang, the moon rose over the hills, and the village slept.",
 ]
 # Family → configuration beyond the common one; every odd corner that a family brings is kept on.
@@ -37,7 +37,7 @@ FAMILIES: dict[str, dict[str, object]] = {
     "gpt2": {"model_type": "gpt2"},
     "gpt_neox": {"model_type": "gpt_neox", "use_parallel_residual": True},
     "opt": {"model_type": "opt", "ffn_dim": 48, "word_embed_proj_dim": 24},
-    "falcon": {"model_type": "falcon", "multi_query": True, "parallel_attn": True, "new_decoder_architecture": False},
+    "falcon": {"model_type": "falcon", "multi_query": True, "parallel_attn": True},
     "granite": {"model_type": "granite", "num_key_value_heads": 2, "logits_scaling": 3.0},
     "cohere": {"model_type": "cohere", "num_key_value_heads": 2, "logit_scale": 0.25},
 }  # fmt: skip
@@ -65,12 +65,16 @@ def _unigram() -> PreTrainedTokenizerFast:
     specials = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    trainer = trainers.UnigramTrainer(vocab_size=560, special_tokens=specials[:3], unk_token="<unk>", show_progress=False)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=560, special_tokens=specials[:3], unk_token="<unk>", show_progress=False
+    )
     tokenizer.train_from_iterator(TRAINING_TEXT, trainer)
     learnt = [(token, -float(rank)) for rank, token in enumerate(_by_id(tokenizer)[3:], start=10)]
     pieces = [(token, 0.0) for token in specials] + learnt
     tokenizer.model = models.Unigram(pieces, unk_id=0, byte_fallback=True)
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="always")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="always")]
+    )
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>"
@@ -78,7 +82,7 @@ def _unigram() -> PreTrainedTokenizerFast:
 
 
 def _char_bpe() -> PreTrainedTokenizerFast:
-    """Gemma's kind: BPE over characters whose spaces a normalizer replaced, an unknown token for what it never saw."""
+    """Gemma's kind: BPE over characters whose spaces a normalizer replaced; unknown ones become one token."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
@@ -113,12 +117,20 @@ def build_model(
     config = AutoConfig.for_model(
         extra.pop("model_type"),
         **{
-            "vocab_size": len(fast), "hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": 4,
-            "intermediate_size": width * 3 // 2, "max_position_embeddings": 256, "tie_word_embeddings": False,
-            "bos_token_id": fast.bos_token_id, "eos_token_id": fast.eos_token_id, "pad_token_id": fast.pad_token_id,
-            "hidden_dropout": 0.0, "initializer_range": 0.15,
-        } | extra,
-    )  # fmt: skip
+            "vocab_size": len(fast),
+            "hidden_size": width,
+            "num_hidden_layers": depth,
+            "num_attention_heads": 4,
+            "intermediate_size": width * 3 // 2,
+            "max_position_embeddings": 256,
+            "tie_word_embeddings": False,
+            "bos_token_id": fast.bos_token_id,
+            "eos_token_id": fast.eos_token_id,
+            "pad_token_id": fast.pad_token_id,
+            "initializer_range": 0.15,
+            **extra,
+        },
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -127,7 +139,7 @@ def build_model(
 
 @pytest.fixture(scope="session")
 def tiny_model() -> Callable[..., LanguageModel]:
-    """`tiny_model(family, tokenizer="byte_bpe", width=32, depth=3, seed=0)`: built at first use, then shared."""
+    """`tiny_model(family, tokenizer="byte_bpe", width=32, depth=3, seed=0)`, built once and shared."""
     return build_model
 
 
