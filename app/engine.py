@@ -145,6 +145,10 @@ class Engine:
             return example.heads.layer_map
         return relative_layer_map(facts.source.depth, facts.target.depth)
 
+    def is_at_hand(self, name: str) -> bool:
+        """Whether a model is loaded, or ships with the program and loads in a moment."""
+        return self._models.peek(name) is not None or any(name == shipped.name for shipped in self.models())
+
     def heads_facts(self, pair: Pair, heads_job: str = "") -> HeadsFacts | None:
         """Which heads the pair would use now, and how good they are; None where there are none."""
         if self.showcase and pair == self.showcase.pair and not self._own_heads(pair, heads_job):

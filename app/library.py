@@ -24,14 +24,14 @@ from app.backend import (
     TranslateRequest,
 )
 from app.workspace import Selection
-from cast.errors import HeadsError
 from cast.progress import OnProgress
 
 if TYPE_CHECKING:
     from cast.adapter_files import AdapterFolder
     from cast.adapters import Lora
-    from cast.heads import HeadSet
     from cast.models import LanguageModel
+    from cast.pipeline import FoundHeads
+    from cast.recipes import Mode
     from cast.runners import Runner
     from cast.translate import TranslatedAdapter
 
@@ -106,9 +106,8 @@ class CastBackend:
     def warm(self) -> None:
         """Import what the first press of a button needs."""
         import cast.generation
-        import cast.hosting
         import cast.manifold
-        import cast.translate  # noqa: F401
+        import cast.pipeline  # noqa: F401
 
     # Models and what acts on them
 
@@ -132,7 +131,7 @@ class CastBackend:
 
     def heads_facts(self, heads: object) -> HeadsFacts:
         """What `heads.json` says of the heads' quality; the decode side, through which changes arrive."""
-        found = cast("HeadSet", heads)
+        found = cast("FoundHeads", heads).heads
         depths = tuple(
             DepthFacts(
                 depth=q.depth,
@@ -180,7 +179,7 @@ class CastBackend:
 
         return HostedRunner(
             cast("LanguageModel", source), cast("Lora", lora), cast("LanguageModel", target),
-            cast("HeadSet", heads), None, strength,
+            cast("FoundHeads", heads).heads, None, strength,
         )  # fmt: skip
 
     def carried_runner(self, carried: object, source: object, target: object, strength: float) -> object:
@@ -201,35 +200,30 @@ class CastBackend:
 
     def fit(self, request: FitRequest, folder: Path, on_progress: OnProgress) -> object:
         """Train heads on models of its own."""
-        from cast.corpus import general_text
-        from cast.fitting import FitConfig, fit_heads
+        from cast.fitting import FitConfig
         from cast.models import load
+        from cast.pipeline import FoundHeads, fit
 
         source, target = load(request.pair.source), load(request.pair.target)
-        kind = "affine" if request.kind == "affine" else "mlp"
-        config = FitConfig(kind=kind, tokens=request.tokens, corpus=request.corpus)  # type: ignore[arg-type]
-        heads = fit_heads(source, target, general_text(request.corpus), config, on_progress=on_progress)
-        heads.save(folder)
-        return heads
+        config = FitConfig(kind="affine" if request.kind == "affine" else "mlp", tokens=request.tokens)
+        heads = fit(source, target, folder, text=request.corpus, config=config, on_progress=on_progress)
+        return FoundHeads(heads, folder)
 
     def translate(
         self, request: TranslateRequest, heads: object | None, folder: Path, on_progress: OnProgress
     ) -> object:
         """Translate on models of its own, with the visitor's heads or those of the pair."""
         from cast.adapters import read
-        from cast.corpus import general_text
         from cast.models import load
-        from cast.translate import TranslationConfig, translate
+        from cast.pipeline import translate_adapter
+        from cast.recipes import TranslationConfig
 
         chosen = request.selection
         source, target = load(chosen.source), load(chosen.target)
-        used = cast("HeadSet | None", heads or self.find_heads(source, target))
-        if used is None:
-            raise HeadsError("There are no heads for this pair yet: train them in the Heads tab.")
-        config = TranslationConfig(mode=chosen.mode, steps=request.steps)  # type: ignore[arg-type]
-        carried = translate(
-            source, target, read(chosen.adapter, source), used, general_text(None), config,
-            prompts=request.prompts, on_progress=on_progress,
+        config = TranslationConfig(mode=cast("Mode", chosen.mode), steps=request.steps)
+        carried = translate_adapter(
+            source, target, read(chosen.adapter, source), config,
+            heads=cast("FoundHeads | None", heads), prompts=request.prompts, on_progress=on_progress,
         )  # fmt: skip
         carried.save(folder, target)
         return carried
@@ -243,7 +237,7 @@ class CastBackend:
         from cast.manifold import manifold
 
         drawn = manifold(
-            cast("LanguageModel", source), cast("LanguageModel", target), cast("HeadSet", heads),
+            cast("LanguageModel", source), cast("LanguageModel", target), cast("FoundHeads", heads).heads,
             general_text(None, seed=_MAP_SEED, held_out=True), depth, points=points,
             method="pca" if method == "pca" else "umap", on_progress=on_progress,
         )  # fmt: skip

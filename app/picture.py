@@ -10,11 +10,12 @@ from html import escape
 
 from app.backend import AdapterFacts, ModelFacts
 
-_WIDTH = 720.0
-_LEFT, _RIGHT = 24.0, 696.0
-_SOURCE_Y, _TARGET_Y = 40.0, 168.0
-_HEIGHT = 208.0
-_MAX_BLOCK = 56.0
+_WIDTH = 560.0
+_LEFT, _RIGHT = 16.0, 544.0
+_SOURCE_Y, _TARGET_Y = 48.0, 208.0
+_HEIGHT = 256.0
+_MAX_BLOCK = 72.0
+_BLOCK_HEIGHT = 48.0
 
 
 def stacks(
@@ -84,7 +85,7 @@ def _map_lines(
 
 
 def _source_block(block: int, x: float, size: float, effect: float | None, roles: str) -> str:
-    height = 36.0
+    height = _BLOCK_HEIGHT
     title = f"Source block {block}" + (f": adapted at {roles}" if roles else ": not adapted")
     lit = _glow(x, _SOURCE_Y, size, height, effect)
     radius = min(height, size) / 2
@@ -97,7 +98,7 @@ def _source_block(block: int, x: float, size: float, effect: float | None, roles
 
 
 def _target_block(block: int, x: float, size: float, hosted: range, effect: float | None) -> str:
-    height = 36.0
+    height = _BLOCK_HEIGHT
     guests = ", ".join(str(b) for b in hosted)
     title = f"Target block {block}" + (f": hosts source block {guests}" if guests else ": hosts none")
     return (
@@ -121,7 +122,7 @@ def _glow(x: float, y: float, size: float, height: float, effect: float | None) 
 def _triangle(x: float, y: float, size: float, effect: float | None) -> str:
     if effect is None:
         return ""
-    half = min(9.0, size / 3) * (0.5 + 0.5 * effect)
+    half = min(12.0, size / 3) * (0.5 + 0.5 * effect)
     points = f"{x:.1f},{y - half:.1f} {x + half:.1f},{y + half * 0.8:.1f} {x - half:.1f},{y + half * 0.8:.1f}"
     return f'<polygon class="adapter-mark" points="{points}"/>'
 

@@ -71,6 +71,7 @@ def make_theme() -> gr.themes.Base:
         border_color_primary_dark="#2a333f",
         input_background_fill="#ffffff",
         input_background_fill_dark="#0d1117",
+        input_border_width="1px",
         input_border_color="#c3cbd5",
         input_border_color_dark="#3a4553",
         input_border_color_focus="#16202c",

@@ -15,6 +15,10 @@ PANE_TITLES = {
     "target": "Target",
     "target_adapter": "Target + translated",
 }
+_NEXT = {
+    "translate": "Press Generate: the fourth pane now runs this adapter.",
+    "heads": "Press Show heads to see how good they are; hosted mode now uses them.",
+}
 _MARKS = {
     "source": ("source",),
     "source_adapter": ("source", "adapter"),
@@ -106,10 +110,7 @@ def verdict(source: ModelFacts, target: ModelFacts) -> str:
         differ.append("tokenizer")
     if not differ:
         return "The two models have the same shape; the heads carry the states between them."
-    return (
-        f"They differ in {_and(differ)}: the adapter cannot be copied. The heads carry its change across, "
-        "at the characters where both tokenizers end a token."
-    )
+    return f"They differ in {_and(differ)}, so the adapter cannot be copied: heads carry its change across."
 
 
 def _row(row: tuple[str, str, str]) -> str:
@@ -231,7 +232,7 @@ def job(view: Job | None) -> str:
 def _finished(view: Job, now: float) -> str:
     spent = duration(view.seconds(now))
     words = {
-        JobState.DONE: f"Done in {spent}.",
+        JobState.DONE: f"Done in {spent}. {_NEXT.get(view.kind, '')}",
         JobState.CANCELLED: "Cancelled. Nothing was kept half-done.",
         JobState.FAILED: view.message,
     }[view.state]

@@ -52,15 +52,16 @@ class GenerateTab:
 def create_generate_tab(engine: Engine, start: Workspace) -> GenerateTab:
     """Build the tab with the recorded example already answered."""
     with gr.Row(equal_height=True):
-        with gr.Column(scale=4, min_width=320):
-            prompt = gr.Textbox(start.prompt, label="Prompt", lines=2, max_lines=6)
-        with gr.Column(scale=2, min_width=260):
+        with gr.Column(scale=3, min_width=260):
             examples = gr.Dropdown(
-                _example_choices(engine, start.adapter), value=None, label="Examples of this adapter's task"
-            )
-            with gr.Row():
-                generate = gr.Button("Generate", variant="primary", min_width=120)
-                stop = gr.Button("Stop", min_width=80)
+                _example_choices(engine, start.adapter), label="Examples of this adapter's task",
+                value=start.prompt if start.prompt in engine.prompts(start.adapter) else None,
+            )  # fmt: skip
+        with gr.Column(scale=7, min_width=320):
+            prompt = gr.Textbox(start.prompt, label="Prompt", lines=2, max_lines=6)
+        with gr.Column(scale=2, min_width=120, elem_classes="cast-actions"):
+            generate = gr.Button("Generate", variant="primary", min_width=120)
+            stop = gr.Button("Stop", min_width=80)
     message = gr.HTML()
     panes = gr.HTML(first_panes(engine, start.selection, start.prompt))
     with gr.Row():
@@ -123,7 +124,8 @@ def _wire_text(tab: GenerateTab, pick: PickTab, engine: Engine, attached: gr.Bro
 
     def reset(source: str, target: str, adapter: str, mode: str, prompt: str) -> tuple[Any, Any, str]:
         selection = Selection(source or "", target or "", adapter or "", mode)
-        choices = gr.update(choices=_example_choices(engine, selection.adapter), value=None)
+        examples = _example_choices(engine, selection.adapter)
+        choices = gr.update(choices=examples, value=prompt if prompt in examples else None)
         return first_panes(engine, selection, prompt or ""), choices, ""
 
     run = tab.generate.click(

@@ -41,12 +41,12 @@ def create_heads_tab(tab: gr.Tab, engine: Engine, start: Workspace) -> HeadsTab:
     )
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
+            show = gr.Button("Show heads", size="sm", min_width=160)
             status = gr.HTML(
                 views.heads_line(facts) if facts else views.sentence("Press Show heads to look at this pair.")
             )
             plot = gr.Plot(plots.heads_quality(facts) if facts else None, show_label=False)
             table = gr.HTML(views.heads_table(facts) if facts else "")
-            show = gr.Button("Show heads", min_width=160)
         with gr.Column(scale=2, min_width=320, elem_classes="cast-section"):
             effort = gr.Radio(
                 [(f"{name}, {tokens // 1000} thousand tokens", name) for name, tokens in TOKENS.items()],
@@ -83,11 +83,10 @@ def wire_heads_tab(tab: HeadsTab, pick: PickTab, engine: Engine, attached: gr.Br
             return said(error), None, ""
         return heads_updates(facts)
 
-    def forget(source: str, target: str) -> tuple[Any, ...]:
-        example = engine.showcase
-        if example and example.pair == Pair(source or "", target or "") and example.heads:
-            return heads_updates(example.heads)
-        return views.sentence("The pair has changed: press Show heads to look at it."), None, ""
+    def follow(source: str, target: str, kept: object) -> tuple[Any, ...]:
+        if engine.is_at_hand(source or "") and engine.is_at_hand(target or ""):
+            return show(source, target, kept)
+        return views.sentence("Press Show heads: both models are loaded to find their heads."), None, ""
 
     def train(source: str, target: str, corpus: str, effort: str, kind: str, kept: object) -> tuple[Any, ...]:
         space = Attached.from_json(kept)
@@ -108,7 +107,7 @@ def wire_heads_tab(tab: HeadsTab, pick: PickTab, engine: Engine, attached: gr.Br
 
     tab.show.click(show, [*pair, attached], quality, show_progress="minimal", api_visibility="private")
     for picker in pair:
-        picker.change(forget, pair, quality, show_progress="hidden", api_visibility="private")
+        picker.change(follow, [*pair, attached], quality, show_progress="hidden", api_visibility="private")
     tab.train.click(
         train, [*pair, tab.corpus, tab.effort, tab.kind, attached], [*shown, attached],
         show_progress="hidden", api_visibility="private",
