@@ -59,6 +59,8 @@ class Result:
     seconds: float = 0.0
     """Wall-clock time of the translation, heads not counted."""
     peak_memory_bytes: int = 0
+    examples: int | None = None
+    """Test examples that the four scores are means of."""
     versions: dict[str, str] = field(default_factory=library_versions)
     revision: str = ""
     """Commit of the code, where it is known."""
@@ -66,12 +68,15 @@ class Result:
     @property
     def file_name(self) -> str:
         """Name that tells this run from every other one of the same grid."""
-        parts = [self.source, self.target, self.task, self.method, f"seed{self.seed}"]
-        if self.strength != 1.0:
-            parts.append(f"strength{self.strength:g}")
-        if self.text != "general":
-            parts.append(self.text)
-        return "__".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.") for part in parts) + ".json"
+        return file_name(
+            self.method,
+            self.source,
+            self.target,
+            self.task,
+            self.seed,
+            strength=self.strength,
+            text=self.text,
+        )
 
     def write_result(self, folder: Path) -> Path:
         """Write the run into `folder` and return the file's path.
@@ -82,6 +87,25 @@ class Result:
         path = folder / self.file_name
         write_atomically(path, (json.dumps(asdict(self), indent=2) + "\n").encode())
         return path
+
+
+def file_name(
+    method: str,
+    source: str,
+    target: str,
+    task: str,
+    seed: int,
+    *,
+    strength: float = 1.0,
+    text: TextKind = "general",
+) -> str:
+    """The file that keeps a run: known before the run, so that a grid can leave out what is there."""
+    parts = [source, target, task, method, f"seed{seed}"]
+    if strength != 1.0:
+        parts.append(f"strength{strength:g}")
+    if text != "general":
+        parts.append(text)
+    return "__".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.") for part in parts) + ".json"
 
 
 def read_results(folder: Path) -> list[Result]:
