@@ -7,8 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.backend import (
-    AdapterFacts, DepthFacts, FitRequest, HeadsFacts, JointMap, MapPoint, Measure, ModelFacts, Option,
-    SamplingChoice, SiteFacts, TranslateRequest,
+    AdapterFacts,
+    DepthFacts,
+    FitRequest,
+    HeadsFacts,
+    JointMap,
+    MapPoint,
+    Measure,
+    ModelFacts,
+    Option,
+    SamplingChoice,
+    SiteFacts,
+    TranslateRequest,
 )  # fmt: skip
 from app.workspace import Selection
 from cast.errors import AdapterError, HubError, ModelError
@@ -67,7 +77,7 @@ class FakeBackend:
     def warm(self) -> None:
         pass
 
-    def load(self, name: str, on_progress: OnProgress) -> object:
+    def load(self, name: str) -> object:
         self.describe(name)
         with self._lock:
             self.loads.append(name)
@@ -87,12 +97,12 @@ class FakeBackend:
             DepthFacts(d, table[d], 0.95 - 0.02 * d, 0.97, 0.6, 0.9, -0.1, 0.02, 0.01, 0.03)
             for d in range(len(table))
         )
-        return HeadsFacts("shipped", "mlp", "pocket", 120_000, table, depths)
+        return HeadsFacts("mlp", "pocket", 120_000, table, depths)
 
-    def shipped_translation(self, selection: Selection) -> Path | None:
+    def shipped_translation(self, selection: Selection, target: object) -> object | None:
         return None
 
-    def plain_runner(self, model: object, lora: object | None, strength: float) -> object:
+    def plain_runner(self, model: object, lora: object | None) -> object:
         return FakeRunner(str(model), str(lora or ""))
 
     def hosted_runner(
@@ -100,8 +110,8 @@ class FakeBackend:
     ) -> object:
         return FakeRunner(str(target), f"hosted {lora} x{strength:g}")
 
-    def translated_runner(self, folder: Path, source: object, target: object, strength: float) -> object:
-        return FakeRunner(str(target), (folder / "skill.txt").read_text())
+    def carried_runner(self, carried: object, source: object, target: object, strength: float) -> object:
+        return FakeRunner(str(target), str(carried))
 
     def stream(self, runner: object, prompt: str, sampling: SamplingChoice) -> Iterator[str]:
         with self._lock:
@@ -126,23 +136,25 @@ class FakeBackend:
 
     def translate(
         self, request: TranslateRequest, heads: object | None, folder: Path, on_progress: OnProgress
-    ) -> None:
+    ) -> object:
         self._work("fitting the adapter", on_progress)
         folder.mkdir(parents=True)
         skill = request.selection.adapter.rsplit("/", 1)[-1]
-        (folder / "skill.txt").write_text(f"{request.selection.mode} {skill}")
+        carried = f"{request.selection.mode} {skill}"
+        (folder / "cast.json").write_text(carried)
+        return carried
 
-    def states(self, source: object, target: object, heads: object, depth: int, points: int) -> object:
-        return depth, points
-
-    def project(self, states: object, method: str) -> JointMap:
-        depth, count = states
-        points = tuple(
-            MapPoint((i % 7, i % 5), (i % 7 + 0.2, i % 5 - 0.1), f"tok{i}", f"… tok{i} …")
-            for i in range(count)
+    def joint_map(
+        self, source: object, target: object, heads: object, depth: int, points: int, method: str,
+        on_progress: OnProgress,
+    ) -> JointMap:  # fmt: skip
+        places = tuple(
+            MapPoint((i % 7, i % 5), (i % 7 + 0.2, i % 5 - 0.1), f"tok{i}", f"… <i>{i}</i> …")
+            for i in range(points)
         )
+        on_progress(Progress("map", 0, 1))
         measures = (Measure("R²", 0.91, -0.02), Measure("k-NN overlap", 0.55, 0.01))
-        return JointMap(method, depth, depth, points, measures, 0.93 if method == "umap" else None)
+        return JointMap(method, depth, depth, places, measures, 0.93)
 
     def _work(self, stage: str, on_progress: OnProgress) -> None:
         for step in range(self.steps):

@@ -1,0 +1,182 @@
+"""The engine behind the page, on a stand-in for the library."""
+
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+from fake_backend import DEPTHS, FakeBackend
+
+from app.backend import FitRequest, SamplingChoice, TranslateRequest
+from app.cache import Cache
+from app.engine import Engine, GenerateRequest, TranslateResult
+from app.jobs import Jobs, JobState
+from app.views import PANES
+from app.workspace import Pair, Selection
+from cast.errors import CastError, HeadsError, RequestError
+
+CHOICE = Selection("pocket:llama", "pocket:mistral", "pocket:llama/mood")
+
+
+@pytest.fixture
+def backend():
+    return FakeBackend()
+
+
+@pytest.fixture
+def engine(backend, tmp_path):
+    jobs = Jobs()
+    yield Engine(backend, jobs, tmp_path, None)
+    jobs.close()
+
+
+def request(selection=CHOICE, prompt="Who?", job="", strength=1.0, tokens=8):
+    return GenerateRequest(selection, strength, prompt, SamplingChoice(tokens, 0.0, 0), translate_job=job)
+
+
+def finished(engine, job_id):
+    until = time.monotonic() + 5
+    while time.monotonic() < until:
+        job = engine.job(job_id)
+        if job.is_over:
+            return job
+        time.sleep(0.005)
+    raise AssertionError("the job did not end")
+
+
+def last(engine, asked):
+    *_, shown = engine.generate(asked)
+    return {pane.key: pane for pane in shown}
+
+
+def test_four_panes_stream_to_their_end(engine):
+    shown = last(engine, request(strength=0.5))
+    assert tuple(shown) == PANES
+    assert {pane.state for pane in shown.values()} == {"done"}
+    assert shown["source"].text.startswith(" pocket:llama says nothing")
+    assert shown["source_adapter"].text.startswith(" pocket:llama says mood")
+    assert shown["target_adapter"].text.startswith(" pocket:mistral says hosted mood x0.5")
+
+
+def test_without_heads_the_fourth_pane_says_so_and_the_others_go_on(engine, backend):
+    backend.without_heads.add((CHOICE.source, CHOICE.target))
+    shown = last(engine, request())
+    assert shown["target_adapter"].state == "note"
+    assert "Heads tab" in shown["target_adapter"].text
+    assert shown["target"].state == "done"
+
+
+def test_a_mode_without_translation_asks_for_one(engine):
+    shown = last(engine, request(replace(CHOICE, mode="compiled")))
+    assert "press Translate" in shown["target_adapter"].text
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (request(prompt="  "), "Write a prompt"),
+        (request(prompt="x" * 5000), "5,000 characters"),
+        (request(Selection("pocket:llama", "pocket:mistral", "")), "Choose an adapter"),
+        (request(Selection("nowhere", "pocket:mistral", "nowhere/mood")), "no model nowhere"),
+        (request(Selection("pocket:llama", "pocket:mistral", "pocket:qwen/mood")), "another model"),
+    ],
+)
+def test_wrong_requests_are_sentences(engine, asked, words):
+    with pytest.raises(CastError, match=words):
+        list(engine.generate(asked))
+
+
+def test_a_stopped_generation_closes_its_streams(engine, backend):
+    stream = engine.generate(request(tokens=800))
+    next(stream)
+    next(stream)
+    assert backend.open_streams == 4
+    stream.close()
+    assert backend.open_streams == 0
+
+
+def test_models_are_loaded_once_for_all_visitors(engine, backend):
+    threads = [threading.Thread(target=lambda: list(engine.generate(request()))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert sorted(backend.loads) == ["pocket:llama", "pocket:mistral"]
+
+
+def test_opposite_pairs_do_not_lock_each_other_out(engine):
+    back = Selection("pocket:mistral", "pocket:llama", "pocket:mistral/mood")
+    done = []
+    threads = [
+        threading.Thread(target=lambda s=selection: done.append(last(engine, request(s, tokens=80))))
+        for selection in (CHOICE, back) * 3
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(done) == 6
+
+
+def test_a_translation_is_used_by_the_visitor_who_made_it_only(engine):
+    compiled = replace(CHOICE, mode="compiled")
+    job = finished(engine, engine.start_translate(TranslateRequest(compiled, 10)))
+    assert job.state is JobState.DONE
+    assert isinstance(job.result, TranslateResult)
+    assert job.result.archive.suffix == ".zip"
+    assert last(engine, request(compiled, job=job.id))["target_adapter"].text.startswith(
+        " pocket:mistral says compiled mood"
+    )
+    assert last(engine, request(compiled))["target_adapter"].state == "note"
+    other = replace(compiled, target="pocket:qwen")
+    assert last(engine, request(other, job=job.id))["target_adapter"].state == "note"
+
+
+def test_trained_heads_serve_their_visitor(engine, backend):
+    pair = Pair(CHOICE.source, CHOICE.target)
+    backend.without_heads.add((pair.source, pair.target))
+    assert engine.heads_facts(pair) is None
+    job = finished(engine, engine.start_fit(FitRequest(pair, "pocket", 1000, "mlp")))
+    assert engine.heads_facts(pair, job.id).tokens == 120_000
+    assert engine.heads_facts(pair) is None
+    assert engine.heads_facts(Pair("pocket:qwen", "pocket:llama"), job.id) is not None
+
+
+def test_jobs_need_a_choice(engine):
+    with pytest.raises(RequestError, match="Choose a source"):
+        engine.start_translate(TranslateRequest(Selection("", "", ""), 10))
+    with pytest.raises(RequestError, match="Choose a source"):
+        engine.start_fit(FitRequest(Pair("pocket:llama", ""), "pocket", 10, "mlp"))
+
+
+def test_maps_come_as_pca_and_then_as_umap(engine):
+    pair = Pair(CHOICE.source, CHOICE.target)
+    assert [drawn.method for drawn in engine.joint_maps(pair, 3, 50)] == ["pca", "umap"]
+
+
+def test_maps_need_heads(engine, backend):
+    backend.without_heads.add((CHOICE.source, CHOICE.target))
+    with pytest.raises(HeadsError, match="train them"):
+        next(engine.joint_maps(CHOICE.pair, 3, 50))
+
+
+def test_the_layer_map_spans_both_stacks(engine):
+    table = engine.layer_map(engine.facts(CHOICE))
+    assert (table[0], table[-1], len(table)) == (0, DEPTHS[CHOICE.source], DEPTHS[CHOICE.target] + 1)
+    assert list(table) == sorted(table)
+
+
+def test_the_cache_drops_the_least_recently_used_and_keeps_no_errors():
+    cache = Cache(2)
+    made = []
+
+    def make(key):
+        made.append(key)
+        return key
+
+    for key in ("a", "b", "a", "c", "a", "b"):
+        cache.get(key, lambda key=key: make(key))
+    assert made == ["a", "b", "c", "b"]
+    with pytest.raises(ZeroDivisionError):
+        cache.get("d", lambda: 1 / 0)
+    assert cache.get("d", lambda: "d") == "d"
