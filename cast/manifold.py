@@ -20,7 +20,7 @@ from cast.activations import paired_batch
 from cast.adapters import Lora, applied
 from cast.errors import CorpusError, RequestError
 from cast.heads import HeadPair, HeadSet
-from cast.measures import Measured, cosine, debiased_cka, knn_overlap, measured, r_squared
+from cast.measures import Measured, Measurement, cosine, debiased_cka, knn_overlap, measured, r_squared
 from cast.models import LanguageModel
 from cast.progress import OnProgress, Progress, ignore
 
@@ -269,5 +269,10 @@ def _labels(
 
 
 def _measures(source: Tensor, target: Tensor) -> dict[str, Measured]:
-    named = {"R²": r_squared, "cosine": cosine, "k-NN overlap": knn_overlap, "CKA": debiased_cka}
+    named: dict[str, Measurement] = {
+        "R²": r_squared,
+        "cosine": cosine,
+        "k-NN overlap": knn_overlap,
+        "CKA": debiased_cka,
+    }
     return {name: measured(measure, source, target) for name, measure in named.items()}
