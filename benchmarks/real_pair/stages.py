@@ -67,7 +67,7 @@ class Plan:
     heads: FitConfig = field(
         default_factory=lambda: FitConfig(
             kind="affine",
-            tokens=60_000,
+            tokens=20_000,
             depths=(0, 6, 12, 18),
             kl_weight=0,
             corpus="debian-handbook, fortunes",
