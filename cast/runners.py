@@ -59,7 +59,13 @@ class PlainRunner:
     def logits(
         self, batch: TokenBatch, rows: Tensor | None = None, positions: Tensor | None = None
     ) -> Tensor:
-        """See `Runner.logits`."""
+        """See `Runner.logits`.
+
+        Raises:
+            RequestError: only one of rows and positions is given.
+        """
+        if (rows is None) != (positions is None):
+            raise RequestError("Rows and positions name places together; give both or neither.")
         normed = self.normed(batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
         if rows is not None and positions is not None:
             normed = normed[rows.to(normed.device), positions.to(normed.device)]
@@ -102,11 +108,14 @@ class PlainSession:
                 f"{lm.name} holds {lm.context_length} tokens and the text has {len(ids)}; shorten it."
             )
         kept = self._shared_prefix(ids)
-        if (surplus := self._cache.get_seq_length() - kept) > 0:
-            self._cache.crop(-surplus)
-        self._ids = ids[:kept]  # true even if the forward below is cut short
+        self._cache.crop(kept - len(self._ids))  # minus how many tokens shall go
         new = torch.tensor([ids[kept:]], device=lm.device)
-        normed = self._runner.normed(new, past_key_values=self._cache, use_cache=True)
+        try:
+            normed = self._runner.normed(new, past_key_values=self._cache, use_cache=True)
+        except BaseException:
+            # Some blocks have the new tokens by now and others do not.
+            self._ids, self._cache = [], DynamicCache()
+            raise
         self._ids = ids
         return lm.architecture.unembed(normed[0, -1]).float()
 
