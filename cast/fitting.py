@@ -213,7 +213,7 @@ def _affine(
     if state := unfinished.stage("moments"):
         ridge.load_state(state)
         done = int(state["texts"])
-    size = job.config.batch_size
+    texts, size = sorted(texts, key=len), job.config.batch_size  # Like lengths together need little padding.
     for start in range(done, len(texts), size):
         for batch in job.batches(texts[start : start + size], job.depths):
             ridge.update(batch)
@@ -301,7 +301,8 @@ def _chunks(
         turn = torch.Generator().manual_seed(config.seed + index // len(starts))
         order = torch.randperm(len(texts), generator=turn).tolist()
         start = starts[index % len(starts)]
-        batches = list(job.batches([texts[place] for place in order[start : start + size]], depths))
+        chunk = sorted((texts[place] for place in order[start : start + size]), key=len)
+        batches = list(job.batches(chunk, depths))
         if batches:
             yield index, PairedBatch.joined(batches)
 
