@@ -8,8 +8,10 @@ from conftest import FAMILIES
 
 from cast.activations import captured, residuals
 from cast.adapters import Lora
-from cast.alignment import LayerMap
+from cast.alignment import LayerMap, align
+from cast.boundaries import TokenGauge, Tokens, tokens_of
 from cast.errors import HeadsError, RequestError
+from cast.generation import Sampling, generate, generate_many
 from cast.heads import AffineHead, HeadPair, HeadRecipe, HeadSet, ModelTag
 from cast.hosted_session import HostedBatch
 from cast.hosting import HostedRunner, segments
@@ -150,7 +152,7 @@ def test_segments_cover_every_adapted_block_once() -> None:
 # --- teacher-forced
 
 
-@pytest.mark.parametrize("segment", SEGMENTS)
+@pytest.mark.parametrize("segment", [None, 1, 2])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_lora_hosted_by_its_own_model_is_the_adapted_model(
     tiny_model: Callable, tiny_lora: Callable, family: str, segment: int | None
@@ -240,7 +242,7 @@ def grown(runner: HostedRunner, ids: list[int], prompt: int) -> tuple[list[torch
     return [batch.next_logits([ids[:stop]])[0] for stop in range(prompt, len(ids) + 1)], batch
 
 
-@pytest.mark.parametrize("segment", SEGMENTS)
+@pytest.mark.parametrize("segment", [None, 2])
 @pytest.mark.parametrize(
     "kinds", [("unigram", "byte_bpe"), ("byte_bpe", "unigram"), ("char_bpe", "byte_bpe")]
 )
@@ -256,3 +258,105 @@ def test_a_session_equals_a_fresh_one_at_every_step(
         torch.testing.assert_close(logits, fresh, atol=5e-5, rtol=1e-4)
     back = batch.next_logits([[*ids[:7], 77]])[0]
     torch.testing.assert_close(back, runner.session().next_logits([*ids[:7], 77]), atol=5e-5, rtol=1e-4)
+
+
+def oracle(monkeypatch: pytest.MonkeyPatch, full: Tokens) -> None:
+    """Let the judge of ends know the finished text."""
+
+    def known(tokens: Tokens, *_: object) -> Tokens:
+        return full.first(sum(end <= tokens.ends[-1] for end in full.ends))
+
+    monkeypatch.setattr("cast.hosted_session.settled", known)
+    monkeypatch.setattr(TokenGauge, "crossings", lambda *_: [(0, torch.tensor([0]))])  # Ask at every step.
+
+
+LONG = "In the morning they walked 12 miles to the village, bought 3 apples — “quotes” and a café."
+
+
+@pytest.mark.parametrize("segment", [None, 2])
+@pytest.mark.parametrize("kinds", [("unigram", "byte_bpe"), ("byte_bpe", "unigram"), ("char_bpe", "unigram")])
+def test_where_ends_are_judged_right_a_session_equals_teacher_forcing(
+    tiny_model: Callable,
+    tiny_lora: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    kinds: tuple[str, str],
+    segment: int | None,
+) -> None:
+    source, target = tiny_model("qwen2", kinds[0], 24, 2), tiny_model("llama", kinds[1], 32, 3)
+    runner = HostedRunner(source, tiny_lora(source), target, heads_between(source, target, 1), segment)
+    batch, full = target.encode([LONG]), tokens_of(source, [LONG])[0]
+    oracle(monkeypatch, full)
+    blocks = count_block_columns(monkeypatch)
+    ids = batch.input_ids[0].tolist()
+    steps, grown_batch = grown(runner, ids, 2)
+    columns = list(blocks)
+    expected = runner.logits(batch)[0]
+    torch.testing.assert_close(torch.stack(steps), expected[1:], atol=1e-4, rtol=1e-3)
+    # Each token passed once through the target, and once with and once without the LoRA through the source.
+    assert grown_batch.target.passed == len(ids)
+    pairs = len(align(source.encode([LONG]), batch))
+    if segment is None:
+        assert grown_batch.plain.passed <= len(full)
+        assert not columns
+    else:
+        assert grown_batch.plain.passed == 0
+        assert sum(columns) == 2 * len(runner.segments) * (1 + pairs)
+
+
+def count_block_columns(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    counts: list[int] = []
+    run = BlockRunner.run
+
+    def counted(self: BlockRunner, states: torch.Tensor, calls: list, blocks: range) -> torch.Tensor:
+        counts.append(states.shape[1])
+        return run(self, states, calls, blocks)
+
+    monkeypatch.setattr(BlockRunner, "run", counted)
+    return counts
+
+
+@pytest.mark.parametrize("segment", SEGMENTS)
+def test_inside_a_source_token_nothing_is_changed(
+    pair, monkeypatch: pytest.MonkeyPatch, segment: int | None
+) -> None:
+    source, lora, target, heads = pair
+    runner = HostedRunner(source, lora, target, heads, segment)
+    base = PlainRunner(target).session()
+    text, cut = "the village", "the vill"
+    oracle(monkeypatch, tokens_of(source, [text])[0])
+    inside = target.encode([cut]).input_ids[0].tolist()
+    assert "village" in source.tokenizer.convert_ids_to_tokens(tokens_of(source, [text])[0].ids)[-1]
+    logits = runner.session().next_logits(inside)
+    if segment is None:
+        torch.testing.assert_close(logits, base.next_logits(inside), atol=1e-5, rtol=1e-4)
+    else:
+        # Hosted blocks acted at `the`, and nowhere behind it.
+        batch = runner.batch_session(1)
+        batch.next_logits([inside])
+        assert [position >= 0 for position in batch._shared[0]] == [
+            end <= 0 or end == len("the") for end in target.encode([cut]).ends[0].tolist()
+        ]
+
+
+@pytest.mark.parametrize("segment", [None, 2])
+def test_a_batch_writes_what_single_texts_write(pair, segment: int | None) -> None:
+    source, lora, target, heads = pair
+    runner = HostedRunner(source, lora, target, heads, segment)
+    prompts = ["Once upon a", "", "naïve 🦊", "In the morning"]
+    alone = ["".join(generate(runner, prompt, Sampling(max_new_tokens=6, stop="e"))) for prompt in prompts]
+    assert generate_many(runner, prompts, max_new_tokens=6, stop="e", batch_size=3) == alone
+    assert len(set(alone)) > 1
+
+
+def test_a_prompt_costs_its_tokens_and_a_new_token_one(pair) -> None:
+    source, lora, target, heads = pair
+    batch = HostedRunner(source, lora, target, heads, None).batch_session(1)
+    prompt = target.encode(["The owl said: “You're late,"]).input_ids[0].tolist()
+    batch.next_logits([prompt])
+    before = (batch.target.passed, batch.adapted.passed, batch.plain.passed)
+    assert before[0] == len(prompt)
+    batch.next_logits([prompt])
+    assert (batch.target.passed, batch.adapted.passed, batch.plain.passed) == before
+    batch.next_logits([[*prompt, target.encode([" the"]).input_ids[0, -1].item()]])
+    assert batch.target.passed == before[0] + 1
+    assert batch.adapted.passed - before[1] <= 4
