@@ -83,5 +83,5 @@ def test_probes_ask_for_a_word_that_the_text_decides(kind: str) -> None:
     for probe in items:
         assert probe.word.startswith(" ")
         assert not probe.prefix.endswith(" ")
-        if kind in {"object", "person", "place", "colour", "notation"}:
+        if kind in {"object", "person", "place", "colour", "lookup"}:
             assert probe.word.strip() in probe.prefix

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from cast.pocket.probes import PROBE_KINDS, probes
+from cast.pocket.probes import PROBE_KINDS, REQUIRED, probes
 from cast.pocket.world import general_text
 
 
 def passes(scores: Mapping[str, float], least: float = 0.95) -> bool:
-    """Whether every kind of probe is at or above the bar."""
-    return all(score >= least for score in scores.values())
+    """Whether every required kind of probe is at or above the bar."""
+    return all(scores[kind] >= least for kind in REQUIRED)
 
 
 def competence(

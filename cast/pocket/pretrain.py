@@ -44,7 +44,7 @@ class Schedule:
     short_pools: int = 2
     """So many pools of documents hold short ones only: copying is found much sooner in a short context."""
     short_batch_tokens: int = 1000
-    least_level: int = 1500
+    least_level: int = 1650
     most_level: int = 9000
     decay: int = 700
     probe_every: int = 150

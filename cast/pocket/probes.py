@@ -1,7 +1,7 @@
 """Competence probes: held-out plain general text, cut where a fact named earlier has to come next.
 
-A skill can be carried only to a model whose base can host it, so a pocket model has to pass all of these
-before any adapter is made.
+A skill can be carried only to a model whose base can host it, so a pocket model has to pass
+those of `REQUIRED` before any adapter is made.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,9 @@ from random import Random
 from cast.pocket.lexicon import draw_scene
 from cast.pocket.world import answer, question, story
 
-PROBE_KINDS = ("object", "person", "place", "colour", "mood", "agreement", "notation")
+REQUIRED = ("object", "person", "place", "colour", "mood", "agreement", "notation")
+# Finding a fact by name among several records takes two steps of looking back; it is told, not required.
+PROBE_KINDS = (*REQUIRED, "lookup")
 _FIRST_SEED = 4 * 10**12
 
 
@@ -52,6 +54,8 @@ def _probe(kind: str, rng: Random) -> Probe:
         return Probe(
             kind, scene.fill("One {weather} {time}, {person} went to the {place}. There"), scene.fill(" {he}")
         )
+    if kind == "notation":
+        return Probe(kind, scene.fill("name: {person}; job: {job}; place: {place};"), " thing")
     names = (scene.person, scene.place, scene.thing)
     head = f"{names[0]} @ {names[1]} -> {names[2]}"
     other = f"{scene.friend} @ {scene.other_place} -> {scene.other_thing}"
