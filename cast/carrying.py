@@ -56,6 +56,7 @@ class Carrier:
     ) -> None:
         self.source, self.target, self.lora, self.heads = source, target, lora, heads
         self.max_length = max_length
+        heads.at(target.depth)  # the deepest decode head carries the prediction itself
         first = min(lora.layers)
         self.depths = tuple(depth for depth in heads.depths if depth and heads.layer_map[depth] >= first)
 

@@ -25,6 +25,8 @@ _TEST_EVERY = 25
 _PATIENCE = 4
 _WARMUP = 20
 _CLIP = 1.0
+# Models of a few million parameters bear, and need, a higher rate than those of hundreds of millions.
+_SMALL_TARGET, _SMALL_RATE, _LARGE_RATE = 30_000_000, 2e-3, 5e-4
 
 
 def starting_kernels(
@@ -199,7 +201,10 @@ class _Fit:
         self._sides = [(_parameter(kernel.a), _parameter(kernel.scaling * kernel.b)) for kernel in start]
         self._parameters = [side for sides in self._sides for side in sides]
         self._optimizer = torch.optim.AdamW(
-            self._parameters, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
+            self._parameters,
+            lr=config.learning_rate or _learning_rate(carrier.target),
+            betas=(0.9, 0.99),
+            weight_decay=0.0,
         )
         self._schedule = get_cosine_schedule_with_warmup(
             self._optimizer, min(_WARMUP, config.steps // 4), config.steps
@@ -250,6 +255,11 @@ class _Fit:
                 size[depth] += float(batch.base[depth].square().sum())
         effect = {depth: math.sqrt(moved[depth] / size[depth]) for depth in self._depths}
         return _Result(total, fvu, missing, effect)
+
+
+def _learning_rate(target: LanguageModel) -> float:
+    small = sum(weight.numel() for weight in target.model.parameters()) < _SMALL_TARGET
+    return _SMALL_RATE if small else _LARGE_RATE
 
 
 def _parameter(value: Tensor) -> Tensor:

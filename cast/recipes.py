@@ -37,9 +37,8 @@ class TranslationConfig:
     rank: int | None = None
     """Compiled: rank of the written LoRA; None takes the source's, at least 16, rounded up to one that vLLM
     serves."""
-    learning_rate: float = 2e-3
-    """Compiled: peak of a cosine that ends near zero; 2e-3 suits models of a few million parameters, 5e-4
-    larger ones."""
+    learning_rate: float | None = None
+    """Compiled: peak of a cosine that ends near zero; None chooses by the size of the target."""
     seed: int = 0
     max_length: int = 256
     """Longest text in tokens of either model; what is longer is cut."""
@@ -174,7 +173,6 @@ def _recipe_of(data: Any, path: Path) -> Recipe:
             f"{path} has format version {data.get('version')!r}, this CAST reads {FORMAT_VERSION}; "
             "translate the adapter again."
         )
-    quality = data.get("quality")
     values = {
         item.name: data[item.name] for item in fields(Recipe) if item.name in data and item.name != "quality"
     }
@@ -185,13 +183,22 @@ def _recipe_of(data: Any, path: Path) -> Recipe:
         raise AdapterError(
             f"{path} names an unknown mode {values.get('mode')!r}; translate the adapter again."
         )
-    if isinstance(quality, dict):
-        known = {item.name for item in fields(Quality)}
-        values["quality"] = Quality(**{key: value for key, value in quality.items() if key in known})
+    values["quality"] = _quality_of(data.get("quality"), path)
     try:
         return Recipe(**values)
     except TypeError as error:
         raise AdapterError(f"{path} lacks a field ({error}); translate the adapter again.") from error
+
+
+def _quality_of(data: Any, path: Path) -> Quality:
+    """Check what was measured: numbers, and tables of numbers by depth."""
+    known = {item.name for item in fields(Quality)}
+    values = {key: value for key, value in data.items() if key in known} if isinstance(data, dict) else {}
+    for name, value in values.items():
+        numbers = value.values() if name.endswith("_by_depth") and isinstance(value, dict) else [value]
+        if not all(number is None or isinstance(number, int | float) for number in numbers):
+            raise AdapterError(f"{path}: quality has the wrong type; translate the adapter again.")
+    return Quality(**values)
 
 
 _FIELD_TYPES: dict[str, tuple[type, ...]] = {

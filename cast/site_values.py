@@ -89,18 +89,19 @@ class SiteReader:
             lm.encode(texts, max_length=self._max_length) for lm in (self._source, self._target)
         )
         aligned = align(at_source, at_target)
-        with (
-            torch.set_grad_enabled(self._adjoint),
-            _watched(self._source, {pair.source for pair in self._pairs}, at_source, self._adjoint) as source,
-            _watched(self._target, {pair.target for pair in self._pairs}, at_target, self._adjoint) as target,
-        ):
-            mapped = {self._heads.layer_map[depth] for depth in self._depths}
-            states = (
-                residuals(self._source, at_source, mapped),
-                residuals(self._target, at_target, self._depths),
-            )
+        mapped = {self._heads.layer_map[depth] for depth in self._depths}
+        with torch.set_grad_enabled(self._adjoint):
+            # One after the other: source and target may be the same model.
+            with _watched(
+                self._source, {pair.source for pair in self._pairs}, at_source, self._adjoint
+            ) as source:
+                source_states = residuals(self._source, at_source, mapped)
+            with _watched(
+                self._target, {pair.target for pair in self._pairs}, at_target, self._adjoint
+            ) as target:
+                target_states = residuals(self._target, at_target, self._depths)
             if self._adjoint:
-                worth = self._gradients(*states, source, target, aligned)
+                worth = self._gradients(source_states, target_states, source, target, aligned)
         first_reader: dict[tuple[int, int], int] = {}
         encode, decode, same_input = [], [], []
         for index, pair in enumerate(self._pairs):

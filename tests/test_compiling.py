@@ -1,0 +1,258 @@
+"""The carried change is what it says, and the compiled fit follows it, from the start it is given."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import build_lora, build_model
+from translation_fixtures import corpus, heads_for
+
+from cast.activations import residuals
+from cast.adapters import Kernel, Lora, applied
+from cast.carrying import Carrier, Objective, divergence, matched_strength
+from cast.compiling import Compiled, compile_lora, starting_kernels
+from cast.errors import AdapterError, Cancelled, CorpusError
+from cast.models import LanguageModel
+from cast.progress import Progress
+from cast.recipes import TranslationConfig
+from cast.site_fitting import fit_site_maps
+
+CONFIG = TranslationConfig(steps=40, batch_size=4, site_tokens=600, learning_rate=1e-2)
+
+
+@pytest.fixture(scope="module")
+def models() -> tuple[LanguageModel, LanguageModel]:
+    return build_model("llama", "unigram", width=24, depth=2), build_model("mistral", "byte_bpe", depth=3)
+
+
+@pytest.fixture(scope="module")
+def carrier(models: tuple[LanguageModel, LanguageModel]) -> Carrier:
+    source, target = models
+    return Carrier(source, target, build_lora(source), heads_for(source, target), 128)
+
+
+@pytest.fixture(scope="module")
+def start(carrier: Carrier) -> tuple[Kernel, ...]:
+    maps = fit_site_maps(carrier.source, carrier.target, carrier.lora, carrier.heads, corpus(48), CONFIG)
+    return starting_kernels(carrier.target, maps, carrier.lora, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def compiled(carrier: Carrier, start: tuple[Kernel, ...]) -> Compiled:
+    return compile_lora(carrier, start, corpus(80), CONFIG)
+
+
+# --- the carried change
+
+
+def test_the_change_is_the_decoded_difference_times_the_strength(carrier: Carrier) -> None:
+    texts = corpus(3)
+    batch = carrier.carry(texts, 2.0)
+    tokens = carrier.source.encode(texts, max_length=128)
+    depth, at = carrier.target.depth, carrier.source.depth
+    with torch.no_grad():
+        before = residuals(carrier.source, tokens, [at])[at]
+        with applied(carrier.source, carrier.lora):
+            after = residuals(carrier.source, tokens, [at])[at]
+    index = 5
+    row, position = int(batch.pairs.row[index]), int(batch.pairs.source_position[index])
+    decode = carrier.heads.at(depth).decode
+    expected = 2 * (decode(after[row, position]) - decode(before[row, position]))
+    torch.testing.assert_close(batch.change[depth][index], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_every_token_but_bos_and_padding_is_paired_or_other(carrier: Carrier) -> None:
+    batch = carrier.carry(["A 🦊 ran.", "The old owl said: late again"], 1.0)
+    seen = torch.zeros_like(batch.tokens.attention_mask)
+    seen[batch.pairs.row, batch.pairs.target_position] += 1
+    seen[batch.other_rows, batch.other_positions] += 1
+    expected = batch.tokens.attention_mask.clone()
+    expected[:, 0] = 0
+    assert torch.equal(seen, expected)
+    assert len(batch.other_rows)
+
+
+def test_only_depths_after_the_first_adapted_block_count(models: tuple[LanguageModel, LanguageModel]) -> None:
+    source, target = models
+    late = Lora("late", source.name, tuple(k for k in build_lora(source).kernels if k.site.layer == 2))
+    heads = heads_for(source, target)
+    assert Carrier(source, target, late, heads, 64).depths == tuple(
+        depth for depth in range(1, 4) if heads.layer_map[depth] >= 2
+    )
+
+
+def test_a_target_that_makes_the_change_has_no_loss(models: tuple[LanguageModel, LanguageModel]) -> None:
+    lm = models[1]
+    lora = build_lora(lm)
+    carrier = Carrier(lm, lm, lora, heads_for(lm, lm, identity=True), 128)
+    batch = carrier.carry(corpus(4), 1.0)
+    objective = Objective(lm, [batch], 0)
+    with torch.no_grad():
+        bare = objective(batch, residuals(lm, batch.tokens, carrier.depths))
+        with applied(lm, lora):
+            adapted = objective(batch, residuals(lm, batch.tokens, carrier.depths))
+    assert float(bare.fvu) == pytest.approx(1, abs=1e-4)
+    assert float(bare.missing) == pytest.approx(objective.effect, rel=1e-4)
+    assert float(adapted.fvu) < 1e-6
+    assert float(adapted.missing) < 1e-6
+
+
+def test_an_adapter_without_effect_is_refused(models: tuple[LanguageModel, LanguageModel]) -> None:
+    source, target = models
+    nil = Lora(
+        "nil", source.name, tuple(replace(k, b=torch.zeros_like(k.b)) for k in build_lora(source).kernels)
+    )
+    carrier = Carrier(source, target, nil, heads_for(source, target), 64)
+    with pytest.raises(AdapterError, match="changes nothing"):
+        Objective(target, [carrier.carry(corpus(4), 1.0)], 0)
+
+
+def test_divergence_samples_rows_where_the_head_is_large(
+    models: tuple[LanguageModel, LanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = models[1]
+    asked: list[int] = []
+    monkeypatch.setattr(
+        "cast.carrying._log_probs", lambda _, hidden: asked.append(len(hidden)) or hidden.log_softmax(-1)
+    )
+    monkeypatch.setattr("cast.carrying._LOGITS_AT_ONCE", 20 * lm.vocabulary)
+    given = torch.randn(50, lm.width, requires_grad=True)
+    divergence(lm, torch.randn(50, lm.width), given, torch.Generator()).backward()
+    assert asked == [20, 20]
+    assert given.grad is not None
+    assert int(given.grad.abs().sum(1).count_nonzero()) == 20
+
+
+def test_the_matched_strength_of_a_model_to_itself_is_one(
+    models: tuple[LanguageModel, LanguageModel],
+) -> None:
+    lm = models[1]
+    batches = [corpus(4), corpus(4, start=20)]
+    for scale in (1.0, 0.5):
+        carrier = Carrier(lm, lm, build_lora(lm), heads_for(lm, lm, identity=True), 128)
+        for depth in carrier.depths:
+            carrier.heads.at(depth).decode.weight.mul_(scale)
+        # A head that carries half of the change needs twice the strength.
+        assert matched_strength(carrier, batches, 0) == pytest.approx(1 / scale, rel=0.02)
+
+
+# --- the start
+
+
+def test_the_start_listens_to_what_the_source_kernels_hear(
+    carrier: Carrier, start: tuple[Kernel, ...]
+) -> None:
+    maps = fit_site_maps(carrier.source, carrier.target, carrier.lora, carrier.heads, corpus(48), CONFIG)
+    carried = {kernel.site: kernel for kernel in maps.instant(carrier.lora)}
+    hosting = {kernel.site.layer for kernel in carried.values()}
+    assert {kernel.site for kernel in start} == {
+        site for site in carrier.target.architecture.sites if site.layer in hosting
+    }
+    for kernel in start:
+        assert kernel.rank == 16
+        assert not kernel.b.any()
+        delta = carried[kernel.site].delta
+        heard = torch.linalg.svd(delta, full_matrices=False)[2][: carrier.lora.rank]
+        inside = torch.linalg.lstsq(kernel.a.T, heard.T).solution
+        torch.testing.assert_close(kernel.a.T @ inside, heard.T, rtol=1e-3, atol=1e-3)
+
+
+def test_a_small_rank_keeps_the_strongest_directions(carrier: Carrier) -> None:
+    maps = fit_site_maps(carrier.source, carrier.target, carrier.lora, carrier.heads, corpus(48), CONFIG)
+    (first, *_) = starting_kernels(carrier.target, maps, carrier.lora, replace(CONFIG, rank=1))
+    delta = next(k.delta for k in maps.instant(carrier.lora) if k.site == first.site)
+    strongest = torch.linalg.svd(delta)[2][0]
+    cosine = torch.nn.functional.cosine_similarity(first.a[0], strongest, dim=0)
+    assert abs(float(cosine)) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(("source_rank", "expected"), [(4, 16), (16, 16), (20, 32), (64, 64), (100, 100)])
+def test_the_default_rank_is_one_that_is_served(source_rank: int, expected: int) -> None:
+    assert TranslationConfig().served_rank(source_rank) == expected
+    assert TranslationConfig(rank=5).served_rank(source_rank) == 5
+
+
+# --- the fit
+
+
+def test_the_fit_brings_the_target_nearer_on_held_out_text(compiled: Compiled) -> None:
+    quality = compiled.quality
+    assert quality.fvu is not None
+    assert quality.fvu < 0.95
+    assert quality.kl_carried_adapted is not None
+    assert quality.kl_carried_base is not None
+    assert quality.kl_carried_adapted < 0.6 * quality.kl_carried_base
+    assert set(quality.fvu_by_depth) == set(quality.effect_by_depth) == {"1", "2", "3"}
+    assert all(effect > 0 for effect in quality.effect_by_depth.values())
+    assert compiled.tokens > 1000
+
+
+def test_the_same_seed_gives_the_same_kernels(carrier: Carrier, start: tuple[Kernel, ...]) -> None:
+    config = replace(CONFIG, steps=6)
+    first, again = (compile_lora(carrier, start, corpus(20), config) for _ in range(2))
+    for one, other in zip(first.kernels, again.kernels, strict=True):
+        torch.testing.assert_close(one.delta, other.delta)
+
+
+def test_the_models_are_as_they_were(carrier: Carrier, compiled: Compiled) -> None:
+    batch = carrier.target.encode(corpus(2))
+    assert all(not p.requires_grad and p.grad is None for p in carrier.target.model.parameters())
+    with torch.no_grad():
+        bare = residuals(carrier.target, batch, [3])[3]
+        with applied(carrier.target, Lora("x", "x", compiled.kernels)):
+            assert not torch.equal(residuals(carrier.target, batch, [3])[3], bare)
+        torch.testing.assert_close(residuals(carrier.target, batch, [3])[3], bare)
+
+
+def test_it_stops_when_nothing_improves(
+    carrier: Carrier, start: tuple[Kernel, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cast.compiling._TEST_EVERY", 2)
+    steps: list[int] = []
+    config = replace(CONFIG, steps=60, learning_rate=1e-9)
+    result = compile_lora(carrier, start, corpus(80), config, on_progress=lambda p: steps.append(p.done))
+    assert steps[-1] <= 12
+    assert result.steps <= 12
+
+
+def test_prompts_are_mixed_into_every_batch(
+    carrier: Carrier, start: tuple[Kernel, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[list[str]] = []
+    carry = Carrier.carry
+    monkeypatch.setattr(
+        Carrier, "carry", lambda self, texts, s: read.append(list(texts)) or carry(self, texts, s)
+    )
+    config = replace(CONFIG, steps=3, prompt_share=0.25)
+    compile_lora(carrier, start, corpus(20), config, prompts=["owl or fox:", "fox or owl:"])
+    fitted = read[2:]
+    assert len(fitted) == 3
+    assert all(sum("or" in text.split() and len(text) < 15 for text in texts) == 1 for texts in fitted)
+
+
+def test_too_little_text_is_refused(carrier: Carrier, start: tuple[Kernel, ...]) -> None:
+    with pytest.raises(CorpusError, match="There are 8 texts"):
+        compile_lora(carrier, start, corpus(8), CONFIG)
+    with pytest.raises(CorpusError, match="no position"):
+        compile_lora(carrier, start, [""] * 20, CONFIG)
+
+
+def test_it_can_be_cancelled(carrier: Carrier, start: tuple[Kernel, ...]) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.done == 2:
+            raise Cancelled("enough")
+
+    with pytest.raises(Cancelled):
+        compile_lora(carrier, start, corpus(20), CONFIG, on_progress=stop)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "phi3", "gpt2", "gpt_neox", "opt", "falcon"])
+def test_a_family_can_be_the_target(family: str) -> None:
+    source, target = build_model("llama", "unigram", width=24, depth=2), build_model(family, depth=3)
+    carrier = Carrier(source, target, build_lora(source), heads_for(source, target), 64)
+    config = replace(CONFIG, steps=5)
+    maps = fit_site_maps(source, target, carrier.lora, carrier.heads, corpus(48), config)
+    result = compile_lora(carrier, starting_kernels(target, maps, carrier.lora, config), corpus(12), config)
+    assert result.quality.kl_carried_adapted is not None
+    assert result.quality.kl_carried_base is not None
+    assert result.quality.kl_carried_adapted < result.quality.kl_carried_base
