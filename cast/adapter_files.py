@@ -205,7 +205,7 @@ def _refuse_unknown_targets(folder: AdapterFolder, lm: LanguageModel) -> None:
     if isinstance(targets, str):
         return
     modules = [name for name, _ in lm.model.named_modules()]
-    for target in targets:
+    for target in sorted(targets):
         if not any(name == target or name.endswith(f".{target}") for name in modules):
             raise AdapterError(
                 f"{folder.name} targets modules called {target!r}, and {lm.name} ({lm.family}) has none; "

@@ -187,20 +187,19 @@ def _check_behaviour(lm: LanguageModel) -> None:
     """Hold the model to what CAST takes for granted, on two sequences that differ in their last token.
 
     Raises:
-        ModelError: a later token changes an earlier prediction (an encoder), or final norm and head as
-            `Architecture` found them do not reproduce the model's own logits.
+        ModelError: a later token changes an earlier prediction (an encoder), or the decoder and head that
+            `Architecture` found do not reproduce the model's own logits.
     """
     ids = torch.arange(8, device=lm.device).repeat(2, 1) % lm.vocabulary
     ids[1, -1] = (ids[1, -1] + 1) % lm.vocabulary
-    output = lm.model(input_ids=ids, use_cache=False, output_hidden_states=False).logits
-    normed = lm.architecture.decoder(input_ids=ids, use_cache=False).last_hidden_state
-    scale = output.abs().max().clamp_min(1e-6)
-    if (output[0, :-1] - output[1, :-1]).abs().max() > 0.02 * scale:
+    logits = lm.model(input_ids=ids, use_cache=False).logits
+    tolerance = 0.02 * logits.abs().max().clamp_min(1e-6)
+    if (logits[0, :-1] - logits[1, :-1]).abs().max() > tolerance:
         raise ModelError(
             f"{lm.name} reads ahead, so it is an encoder; choose a model that writes from left to right."
         )
-    if (lm.architecture.unembed(normed) - output).abs().max() > 0.02 * scale:
+    normed = lm.architecture.decoder(input_ids=ids, use_cache=False).last_hidden_state
+    if (lm.architecture.unembed(normed) - logits).abs().max() > tolerance:
         raise ModelError(
-            f"The head of {lm.name} ({lm.family}) works in a way that CAST does not know; choose another "
-            "model."
+            f"The head of {lm.name} ({lm.family}) works in a way that CAST does not know; choose another."
         )
