@@ -90,7 +90,7 @@ class HeadsFacts:
 
 @dataclass(frozen=True)
 class FitRequest:
-    """What *Train heads* asks for."""
+    """What *Train heads* asks for; an empty corpus is the pair's default text."""
 
     pair: Pair
     corpus: str

@@ -206,7 +206,9 @@ class CastBackend:
 
         source, target = load(request.pair.source), load(request.pair.target)
         config = FitConfig(kind="affine" if request.kind == "affine" else "mlp", tokens=request.tokens)
-        heads = fit(source, target, folder, text=request.corpus, config=config, on_progress=on_progress)
+        heads = fit(
+            source, target, folder, text=request.corpus or None, config=config, on_progress=on_progress
+        )
         return FoundHeads(heads, folder)
 
     def translate(
@@ -221,9 +223,11 @@ class CastBackend:
         chosen = request.selection
         source, target = load(chosen.source), load(chosen.target)
         config = TranslationConfig(mode=cast("Mode", chosen.mode), steps=request.steps)
+        found = cast("FoundHeads | None", heads or self.find_heads(source, target))
         carried = translate_adapter(
             source, target, read(chosen.adapter, source), config,
-            heads=cast("FoundHeads | None", heads), prompts=request.prompts, on_progress=on_progress,
+            heads=found, text=found.heads.recipe.corpus if found else None, prompts=request.prompts,
+            on_progress=on_progress,
         )  # fmt: skip
         carried.save(folder, target)
         return carried

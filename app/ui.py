@@ -120,15 +120,18 @@ def _wire_workspace(
     def restore(kept: object, kept_jobs: object) -> tuple[Any, ...]:
         space, jobs = Workspace.from_json(kept), Attached.from_json(kept_jobs)
         options = engine.adapters(space.source)
+        translation = engine.job(jobs.translate_job)
+        mode, jobs = generate_tab.adopted(translation, jobs, space.mode)
         return (
             space.source,
             space.target,
             gr.update(choices=[(o.label, o.name) for o in options], value=space.adapter),
-            space.mode,
+            mode,
             space.strength,
             space.prompt,
-            *generate_tab.job_updates(engine.job(jobs.translate_job)),
+            *generate_tab.job_updates(translation),
             *heads_tab.job_updates(engine.job(jobs.heads_job)),
+            jobs.to_json(),
         )
 
     jobs_shown = [generate.job, generate.cancel, generate.download, generate.timer]
@@ -136,7 +139,7 @@ def _wire_workspace(
     blocks.load(
         restore,
         [workspace, attached],
-        [*choices, *jobs_shown],
+        [*choices, *jobs_shown, attached],
         show_progress="hidden",
         api_visibility="private",
     )

@@ -69,12 +69,16 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Attached:
-    """The ids of the jobs that a visitor has started; an empty string stands for *none*."""
+    """The ids of the jobs that a visitor has started; an empty string stands for *none*.
+
+    `adopt` is set until the finished translation's mode has become the chosen one, be it after a reload.
+    """
 
     translate_job: str = ""
     heads_job: str = ""
+    adopt: bool = False
 
-    def to_json(self) -> dict[str, str]:
+    def to_json(self) -> dict[str, str | bool]:
         """A flat JSON object that `from_json` reads."""
         return asdict(self)
 
@@ -98,6 +102,8 @@ def _fitting(cls: type[Workspace] | type[Attached], value: object) -> dict[str, 
 def _fits(name: str, value: object) -> bool:
     if name == "strength":
         return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+    if name == "adopt":
+        return isinstance(value, bool)
     if not isinstance(value, str):
         return False
     if name == "mode":

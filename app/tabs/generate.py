@@ -163,14 +163,14 @@ def _wire_translate(tab: GenerateTab, pick: PickTab, engine: Engine, attached: g
             job_id = engine.start_translate(TranslateRequest(selection, int(steps), prompts), space.heads_job)
         except Exception as error:
             return said(error), gr.skip(), gr.skip(), gr.skip(), gr.skip()
-        view = replace(space, translate_job=job_id)
-        return *job_updates(engine.job(job_id)), view.to_json()
+        started = replace(space, translate_job=job_id, adopt=True)
+        return *job_updates(engine.job(job_id)), started.to_json()
 
     def tick(kept: object, mode: str) -> tuple[Any, ...]:
-        job = engine.job(Attached.from_json(kept).translate_job)
-        done = job is not None and isinstance(job.result, TranslateResult)
-        result_mode = job.result.selection.mode if job and isinstance(job.result, TranslateResult) else mode
-        return *job_updates(job), gr.update(value=result_mode) if done else gr.skip()
+        jobs = Attached.from_json(kept)
+        job = engine.job(jobs.translate_job)
+        mode, jobs = adopted(job, jobs, mode)
+        return *job_updates(job), mode, jobs.to_json()
 
     def cancel(kept: object) -> tuple[Any, ...]:
         job_id = Attached.from_json(kept).translate_job
@@ -182,7 +182,11 @@ def _wire_translate(tab: GenerateTab, pick: PickTab, engine: Engine, attached: g
         show_progress="hidden", api_visibility="private",
     )  # fmt: skip
     tab.timer.tick(
-        tick, [attached, tab.mode], [*shown, tab.mode], show_progress="hidden", api_visibility="private"
+        tick,
+        [attached, tab.mode],
+        [*shown, tab.mode, attached],
+        show_progress="hidden",
+        api_visibility="private",
     )
     tab.cancel.click(cancel, attached, shown, show_progress="hidden", api_visibility="private")
 
@@ -200,6 +204,13 @@ def job_updates(job: Job | None) -> tuple[Any, Any, Any, Any]:
         gr.update(visible=done, value=str(archive) if archive else None),
         gr.update(active=running),
     )
+
+
+def adopted(job: Job | None, jobs: Attached, mode: str) -> tuple[str, Attached]:
+    """The mode after a translation: a finished one is chosen once, so that *Generate* runs it."""
+    if jobs.adopt and job is not None and isinstance(job.result, TranslateResult):
+        return job.result.selection.mode, replace(jobs, adopt=False)
+    return mode, jobs
 
 
 def first_panes(engine: Engine, selection: Selection, prompt: str) -> str:

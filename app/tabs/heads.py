@@ -56,8 +56,9 @@ def create_heads_tab(tab: gr.Tab, engine: Engine, start: Workspace) -> HeadsTab:
                 [("affine", "affine"), ("affine + MLP", "mlp")], value="mlp", label="Form of the heads"
             )
             corpus = gr.Textbox(
-                "pocket", label="Text", info="pocket, a .txt or .jsonl file, a folder, or a Hub data set."
-            )
+                "", label="Text", placeholder="pocket models: the story world; others: WikiText from the Hub",
+                info="A .txt or .jsonl file, a folder, or a Hub data set; may stay empty.",
+            )  # fmt: skip
             with gr.Row():
                 train = gr.Button("Train heads", variant="primary", min_width=160)
                 cancel = gr.Button("Cancel", interactive=False, min_width=80)
@@ -90,7 +91,7 @@ def wire_heads_tab(tab: HeadsTab, pick: PickTab, engine: Engine, attached: gr.Br
 
     def train(source: str, target: str, corpus: str, effort: str, kind: str, kept: object) -> tuple[Any, ...]:
         space = Attached.from_json(kept)
-        request = FitRequest(Pair(source or "", target or ""), corpus or "pocket", TOKENS[effort], kind)
+        request = FitRequest(Pair(source or "", target or ""), corpus or "", TOKENS[effort], kind)
         try:
             job_id = engine.start_fit(request)
         except Exception as error:

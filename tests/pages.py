@@ -1,0 +1,172 @@
+"""Page objects: what a visitor can do and read, in the words that the page itself uses."""
+
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+
+from app import theme
+from app.backend import Backend
+from app.ui import build
+
+_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+# Shared machines can be slow; a right answer ends the wait at once.
+WAIT_MS = 60_000
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """A headless Chromium, or a skipped test where none is installed (never on CI)."""
+    path = next(
+        (p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), ""
+    )
+    if not path:
+        if os.environ.get("CI"):
+            raise RuntimeError("CI must install Chromium.")
+        pytest.skip("no Chromium is installed")
+    expect.set_options(timeout=WAIT_MS)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(_FLAGS))
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def served(backend: Backend, folder: Path, recording: Path) -> Iterator[str]:
+    """The page in this process, on a free port; yields its address."""
+    page = build(backend, folder, recording)
+    page.blocks.queue(default_concurrency_limit=16)
+    _, address, _ = page.blocks.launch(
+        server_name="127.0.0.1",
+        server_port=_free_port(),
+        theme=theme.make_theme(),
+        css_paths=theme.style_sheet(),
+        prevent_thread_lock=True,
+        ssr_mode=False,
+        quiet=True,
+        footer_links=[],
+    )
+    try:
+        yield address
+    finally:
+        page.jobs.close()
+        page.blocks.close(verbose=False)
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class CastPage:
+    """One visitor at the page."""
+
+    def __init__(self, context: BrowserContext, address: str, theme_name: str = "light") -> None:
+        self._address = f"{address.rstrip('/')}/?__theme={theme_name}"
+        self.errors: list[str] = []
+        self.page: Page = context.new_page()
+        self.page.set_default_timeout(WAIT_MS)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.open()
+
+    def open(self) -> None:
+        """Open or reload the page and wait until it is alive."""
+        self.page.goto(self._address)
+        self.pane("source").wait_for()
+        self.page.wait_for_load_state("networkidle")
+
+    # Pick
+
+    def choose(self, label: str, value: str) -> None:
+        """Type a name into one of the pickers, as a visitor does."""
+        field = self.page.get_by_label(label, exact=True)
+        field.fill(value)
+        field.press("Enter")
+        field.blur()
+
+    def chosen(self, label: str) -> Locator:
+        return self.page.get_by_label(label, exact=True)
+
+    @property
+    def facts(self) -> Locator:
+        return self.page.locator(".cast-facts").first
+
+    @property
+    def picture(self) -> Locator:
+        return self.page.locator(".cast-stacks svg")
+
+    @property
+    def errors_shown(self) -> Locator:
+        return self.page.locator(".cast-error:visible")
+
+    # Generate
+
+    def pane(self, key: str) -> Locator:
+        return self.page.locator(f'[data-pane="{key}"]')
+
+    def answer(self, key: str) -> Locator:
+        return self.pane(key).locator(".cast-answer")
+
+    def write(self, prompt: str) -> None:
+        self.page.get_by_label("Prompt", exact=True).fill(prompt)
+
+    def generate(self) -> None:
+        self.page.get_by_role("button", name="Generate", exact=True).click()
+
+    def stop(self) -> None:
+        self.page.get_by_role("button", name="Stop", exact=True).click()
+
+    def pick_mode(self, mode: str) -> None:
+        self.page.get_by_label(mode, exact=True).check()
+
+    def mode(self, mode: str) -> Locator:
+        return self.page.get_by_label(mode, exact=True)
+
+    def translate(self) -> None:
+        self.page.get_by_role("button", name="Translate to a plain LoRA").click()
+
+    def cancel(self) -> None:
+        self.page.get_by_role("button", name="Cancel", exact=True).locator("visible=true").click()
+
+    @property
+    def job(self) -> Locator:
+        return self.page.locator(".cast-job:visible")
+
+    # Other tabs
+
+    def tab(self, name: str) -> None:
+        self.page.get_by_role("tab", name=name).click()
+
+    def press(self, button: str) -> None:
+        self.page.get_by_role("button", name=button, exact=True).click()
+
+    @property
+    def plot(self) -> Locator:
+        return self.page.locator(".js-plotly-plot:visible")
+
+    def overflow(self) -> int:
+        """How many pixels the page is wider than its window."""
+        return self.page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+
+
+def in_background(work) -> threading.Thread:
+    """Run something beside the browser."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread

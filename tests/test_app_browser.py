@@ -1,0 +1,136 @@
+"""The page in a real headless Chromium, on a stand-in for the library: what a visitor does, and reads."""
+
+import re
+
+import pytest
+from fake_backend import FakeBackend
+from pages import CastPage, chromium, served
+from playwright.sync_api import expect
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def backend():
+    return FakeBackend(pace=0.02)
+
+
+@pytest.fixture(scope="module")
+def address(backend, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    with served(backend, folder, folder / "no-recording.json") as running:
+        yield running
+
+
+@pytest.fixture
+def visit(browser, address):
+    contexts = []
+
+    def visitor(width=1440, height=900):
+        contexts.append(browser.new_context(viewport={"width": width, "height": height}))
+        return CastPage(contexts[-1], address)
+
+    yield visitor
+    for context in contexts:
+        context.close()
+
+
+def test_choose_generate_translate_and_read_the_target(visit, backend):
+    page = visit()
+    expect(page.facts).to_contain_text("Mistral")
+    page.choose("Target model", "pocket:qwen")
+    expect(page.facts).to_contain_text("Qwen")
+    expect(page.picture).to_have_attribute("aria-label", re.compile("5 blocks of pocket:qwen"))
+
+    page.write("Who <b>sang</b>?")
+    page.generate()
+    expect(page.answer("target")).to_contain_text("pocket:qwen says nothing <b> more")
+    expect(page.answer("target_adapter")).to_contain_text("pocket:qwen says hosted mood x1")
+    expect(page.pane("source").locator(".cast-prompt")).to_have_text("Who <b>sang</b>?")
+
+    backend.steps = 40
+    page.translate()
+    expect(page.job).to_contain_text("fitting the adapter")
+    page.open()  # a reload in the middle of the job
+    expect(page.chosen("Target model")).to_have_value("pocket:qwen")
+    expect(page.job).to_contain_text("Done in")
+    expect(page.mode("compiled")).to_be_checked()
+    page.generate()
+    expect(page.answer("target_adapter")).to_contain_text("pocket:qwen says compiled mood")
+    assert page.errors == []
+
+
+def test_a_cancelled_translation_says_so(visit, backend):
+    backend.steps = 2000
+    page = visit()
+    page.translate()
+    expect(page.job).to_contain_text("fitting the adapter")
+    page.cancel()
+    expect(page.job).to_contain_text("Cancelled")
+
+
+def test_a_change_of_source_keeps_the_skill(visit):
+    page = visit()
+    page.choose("Adapter of the source", "pocket:llama/pirate")
+    expect(page.facts).to_contain_text("pocket:llama/pirate")
+    page.choose("Source model", "pocket:mistral")
+    expect(page.facts).to_contain_text("pocket:mistral/pirate")
+    expect(page.facts).to_contain_text("the same model")
+
+
+def test_errors_are_sentences(visit):
+    page = visit()
+    page.choose("Source model", "/no/such/folder")
+    expect(page.errors_shown.first).to_contain_text("There is no model /no/such/folder")
+    page.generate()
+    expect(page.errors_shown.last).to_contain_text("choose a pocket model, a folder or a Hub id")
+    page.page.get_by_role("button", name="Hub, folders and .gguf files").click()
+    page.press("Search the Hub for adapters of the source")
+    expect(page.page.get_by_text("The Hub cannot be reached")).to_be_visible()
+    expect(page.page.get_by_text("Traceback")).to_have_count(0)
+
+
+def test_heads_are_shown_and_trained(visit, backend):
+    backend.steps = 30
+    page = visit()
+    page.tab("Heads")
+    page.press("Show heads")
+    expect(page.page.get_by_text("Heads are ready")).to_be_visible()
+    expect(page.plot).to_be_visible()
+    page.press("Train heads")
+    expect(page.job).to_contain_text("fitting heads")
+    expect(page.job).to_contain_text("Done in")
+
+
+def test_explore_draws_a_joint_map_beside_its_measures(visit):
+    page = visit()
+    page.tab("Explore")
+    page.press("Draw the map")
+    expect(page.page.get_by_text("UMAP at target depth")).to_be_visible()
+    expect(page.page.get_by_text("Shuffled")).to_be_visible()
+    expect(page.page.get_by_text("trustworthiness 0.93")).to_be_visible()
+    expect(page.plot).to_be_visible()
+
+
+def test_two_visitors_never_see_each_others_choice(visit):
+    first, second = visit(), visit()
+    first.choose("Target model", "pocket:qwen")
+    expect(first.facts).to_contain_text("Qwen")
+    second.generate()
+    expect(second.answer("target")).to_contain_text("pocket:mistral says")
+    first.generate()
+    expect(first.answer("target")).to_contain_text("pocket:qwen says")
+    second.open()
+    expect(second.chosen("Target model")).to_have_value("pocket:mistral")
+
+
+@pytest.mark.parametrize("width", [390, 768])
+def test_nothing_is_wider_than_a_narrow_window(visit, width):
+    page = visit(width)
+    for tab in ("Heads", "Explore", "Generate"):
+        page.tab(tab)
+        assert page.overflow() <= 0

@@ -1,0 +1,126 @@
+"""The page's backend on the real library, with tiny random models: plumbing only, no figure is quoted."""
+
+import time
+
+import pytest
+
+from app.backend import FitRequest, SamplingChoice, TranslateRequest
+from app.engine import Engine, GenerateRequest
+from app.jobs import Jobs, JobState
+from app.library import CastBackend
+from app.workspace import Selection
+from cast import adapters
+from cast.errors import CastError
+from cast.progress import ignore
+
+SAMPLING = SamplingChoice(max_tokens=4, temperature=0.0, seed=0)
+
+
+@pytest.fixture(scope="module")
+def chosen(tiny_model, tiny_lora, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    source, target = tiny_model("llama"), tiny_model("gpt_neox", tokenizer="unigram", width=24, depth=2)
+    for lm, name in ((source, "source"), (target, "target")):
+        lm.model.save_pretrained(folder / name)
+        lm.tokenizer.save_pretrained(folder / name)
+    adapters.write(
+        tiny_lora(source, roles={"q", "v"}), folder / "adapter", source, card="---\nlicense: mit\n---\n"
+    )
+    return Selection(*(str(folder / name) for name in ("source", "target", "adapter")), mode="hosted")
+
+
+@pytest.fixture(scope="module")
+def backend():
+    return CastBackend()
+
+
+@pytest.fixture(scope="module")
+def heads(backend, chosen, tmp_path_factory):
+    request = FitRequest(chosen.pair, "pocket", 1500, "affine")
+    return backend.fit(request, tmp_path_factory.mktemp("heads") / "out", ignore)
+
+
+@pytest.fixture(scope="module")
+def loaded(backend, chosen):
+    return backend.load(chosen.source), backend.load(chosen.target)
+
+
+def test_facts_come_from_the_files(backend, chosen):
+    source, adapter = backend.describe(chosen.source), backend.inspect(chosen.adapter, chosen.source)
+    assert (source.family, source.width, source.depth, source.download_bytes) == ("llama", 32, 3, 0)
+    assert adapter.targets == ("q_proj", "v_proj")
+    assert [site.block for site in adapter.sites] == [1, 2, 3]
+    assert max(site.effect for site in adapter.sites) == 1.0
+    assert adapter.sites[0].roles == ("q_proj", "v_proj")
+
+
+def test_the_effect_of_a_block_is_the_norm_of_its_change(backend, chosen, loaded):
+    lora = adapters.read(chosen.adapter, loaded[0])
+    norms = {}
+    for kernel in lora.kernels:
+        norms[kernel.site.layer] = norms.get(kernel.site.layer, 0.0) + float(
+            kernel.delta.double().norm() ** 2
+        )
+    largest = max(norms.values())
+    for site in backend.inspect(chosen.adapter, chosen.source).sites:
+        assert site.effect == pytest.approx((norms[site.block] / largest) ** 0.5, rel=1e-4)
+
+
+def test_heads_facts_cover_every_depth(backend, heads):
+    facts = backend.heads_facts(heads)
+    assert (facts.kind, facts.corpus, facts.layer_map[-1]) == ("affine", "pocket", 3)
+    assert [depth.depth for depth in facts.depths] == [0, 1, 2]
+
+
+def test_hosted_text_streams(backend, chosen, loaded, heads):
+    source, target = loaded
+    lora = backend.read_adapter(chosen.adapter, source)
+    runner = backend.hosted_runner(source, target, lora, heads, 0.0)
+    base = "".join(backend.stream(backend.plain_runner(target, None), "Mara sang", SAMPLING))
+    assert "".join(backend.stream(runner, "Mara sang", SAMPLING)) == base
+
+
+def test_a_translation_is_written_and_runs(backend, chosen, loaded, heads, tmp_path):
+    request = TranslateRequest(Selection(chosen.source, chosen.target, chosen.adapter, "instant"), 1)
+    carried = backend.translate(request, heads, tmp_path / "out", ignore)
+    assert {"adapter_config.json", "adapter_model.safetensors", "cast.json", "README.md"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
+    runner = backend.carried_runner(carried, *loaded, 1.0)
+    assert isinstance("".join(backend.stream(runner, "Mara sang", SAMPLING)), str)
+    assert backend.shipped_translation(request.selection, loaded[1]) is None
+
+
+def test_a_map_lets_go_of_the_models_before_it_is_drawn(backend, loaded, heads):
+    stages = []
+    drawn = backend.joint_map(*loaded, heads, 1, 40, "pca", lambda progress: stages.append(progress.stage))
+    assert (len(drawn.points), drawn.method) == (40, "pca")
+    assert {measure.name for measure in drawn.measures} == {"R²", "cosine", "k-NN overlap", "CKA"}
+    assert stages[-1] == "map"
+
+
+def test_the_engine_runs_the_real_library(backend, chosen, tmp_path):
+    jobs = Jobs()
+    engine = Engine(backend, jobs, tmp_path, None)
+    *_, shown = engine.generate(GenerateRequest(chosen, 1.0, "Mara sang", SAMPLING))
+    assert [pane.state for pane in shown] == ["done", "done", "done", "note"]
+    assert engine.heads_facts(chosen.pair) is None
+    job_id = engine.start_fit(FitRequest(chosen.pair, "/no/such/file.txt", 1000, "affine"))
+    while not (job := engine.job(job_id)).is_over:
+        time.sleep(0.05)
+    assert job.state is JobState.FAILED
+    assert "/no/such/file.txt" in job.message
+    jobs.close()
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "pocket:nothing", "no such/model name"])
+def test_what_cannot_be_found_is_a_sentence(backend, name):
+    with pytest.raises(CastError):
+        backend.describe(name)
+    with pytest.raises(CastError):
+        backend.inspect(name, "pocket:llama")
+
+
+def test_other_models_have_no_shipped_adapters(backend):
+    assert backend.adapters("/some/folder") == []
+    assert backend.prompts("me/adapter") == []
