@@ -198,7 +198,8 @@ class HostedRunner:
         Args:
             entries: for each row the shared ends of the pass as (column of the pass, the source's own token
                 position); position 0 is the BOS, which is read and not written, and comes first.
-            caches: of the hosted blocks with and without the LoRA; grown when the pass is over.
+            caches: of the hosted blocks with and without the LoRA; grown when the pass is over, emptied if
+                it was cut short.
         """
         places = Places.of(entries)
         bos = self._bos_states  # Before any hook is set, for the source may be the target itself.
@@ -213,10 +214,8 @@ class HostedRunner:
                 act = partial(self._act, segment, states, places, bos, calls)
                 stack.callback(first.register_forward_pre_hook(keep, with_kwargs=True).remove)
                 stack.callback(last.register_forward_hook(act).remove)
+            stack.enter_context(_grown(caches, places.valid))
             yield
-        for kept in caches:
-            if kept is not None:
-                kept.grow(places.valid)
 
     def _act(
         self,
@@ -259,6 +258,20 @@ class HostedRunner:
     def gauge(self) -> TokenGauge:
         """What the source's tokens say."""
         return TokenGauge(self.source)
+
+
+@contextmanager
+def _grown(caches: Sequence[RaggedCache | None], valid: Tensor) -> Iterator[None]:
+    """Enter the columns of a pass in the caches that it filled."""
+    kept = [cache for cache in caches if cache is not None]
+    try:
+        yield
+    except BaseException:
+        for cache in kept:
+            cache.clear()
+        raise
+    for cache in kept:
+        cache.grow(valid)
 
 
 def _keep_input(states: dict[int, Tensor], depth: int, module: nn.Module, args: Any, kwargs: Any) -> None:

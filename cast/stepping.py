@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from cast.activations import captured
+from cast.errors import RequestError
 from cast.models import LanguageModel
 from cast.transcript import common_prefix
 
@@ -41,6 +42,13 @@ class RaggedCache(DynamicCache):
         self.columns = 0
         self._lengths = [0] * rows
         self._stops = [0] * rows
+
+    def clear(self) -> None:
+        """Forget everything, also what a pass that was cut short has left in some layers."""
+        self.layers.clear()
+        self.columns = 0
+        self._lengths = [0] * len(self._lengths)
+        self._stops = [0] * len(self._stops)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns before the current forward pass, also for layers that were never run."""
@@ -140,16 +148,29 @@ class TokenStream:
         """Cut every row to the longest prefix that it shares with the given ids; the rest is the step to run.
 
         A row given as None is left as it is.
+
+        Raises:
+            RequestError: a row is empty, or longer than the model's context.
         """
         starts, tokens = [], []
         for row, ids in enumerate(rows):
-            wanted = self._ids[row] if ids is None else ids
+            wanted = self._ids[row] if ids is None else self._checked(ids)
             start = common_prefix(self._ids[row], wanted)
             tokens.append(tuple(wanted[start:]))
             starts.append(start)
             self.keep(row, start)
         self._cache.pack()
         return Step(tuple(starts), tuple(tokens), ragged([len(new) for new in tokens]))
+
+    def _checked(self, ids: Sequence[int]) -> Sequence[int]:
+        if not ids:
+            raise RequestError("There is no token to go on from; begin with the BOS token.")
+        limit = self.lm.context_length
+        if limit is not None and len(ids) > limit:
+            raise RequestError(
+                f"{self.lm.name} reads {limit} tokens and the text has {len(ids)}; shorten it."
+            )
+        return ids
 
     @torch.no_grad()
     def run(self, step: Step) -> None:
@@ -160,7 +181,7 @@ class TokenStream:
         ids = torch.full((rows, width), lm.bos_id)
         ids[step.valid] = torch.tensor([token for new in step.tokens for token in new])
         positions = torch.tensor(step.starts)[:, None] + torch.arange(width)
-        with self._acting(), captured(lm, [lm.depth]) as states:
+        with self._whole_or_nothing(), self._acting(), captured(lm, [lm.depth]) as states:
             _decode(
                 lm, self._cache, step.valid, positions.where(step.valid, torch.zeros(())).long(),
                 input_ids=ids.to(lm.device),
@@ -170,6 +191,17 @@ class TokenStream:
             self._ids[row].extend(new)
             self.states[row].extend(states[lm.depth][row, : len(new)])
         self.passed += sum(map(len, step.tokens))
+
+    @contextmanager
+    def _whole_or_nothing(self) -> Iterator[None]:
+        """Forget every row if a pass is cut short: some layers hold its columns by then, and some do not."""
+        try:
+            yield
+        except BaseException:
+            self._cache.clear()
+            for held in (*self._ids, *self.states):
+                held.clear()
+            raise
 
     def advance(self, rows: Sequence[Sequence[int] | None]) -> None:
         """Read rows of ids: plan and run."""

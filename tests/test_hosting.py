@@ -360,3 +360,27 @@ def test_a_prompt_costs_its_tokens_and_a_new_token_one(pair) -> None:
     batch.next_logits([[*prompt, target.encode([" the"]).input_ids[0, -1].item()]])
     assert batch.target.passed == before[0] + 1
     assert batch.adapted.passed - before[1] <= 4
+
+
+@pytest.mark.parametrize("segment", [None, 1])
+def test_a_session_goes_on_after_a_pass_that_was_cut_short(
+    pair, monkeypatch: pytest.MonkeyPatch, segment: int | None
+) -> None:
+    source, lora, target, heads = pair
+    runner = HostedRunner(source, lora, target, heads, segment)
+    ids = target.encode(["The owl smiled at the village"]).input_ids[0].tolist()
+    session = runner.session()
+    session.next_logits(ids[:4])
+    for lm, stop in ((target, 6), (source, len(ids))):
+        block = lm.architecture.blocks[1]
+        with monkeypatch.context() as patch:
+            patch.setattr(block, "forward", lambda *args, **kwargs: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                session.next_logits(ids[:stop])
+    torch.testing.assert_close(
+        session.next_logits(ids), runner.session().next_logits(ids), atol=2e-5, rtol=1e-4
+    )
+    with pytest.raises(RequestError, match="shorten"):
+        session.next_logits([target.bos_id] * 300)
+    with pytest.raises(RequestError, match="BOS"):
+        session.next_logits([])
