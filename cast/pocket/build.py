@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 
 from cast import adapters, models
-from cast.errors import RequestError
+from cast.errors import ModelError, RequestError
 from cast.pocket.adapting import RECIPES, Scores, save_adapter, score, train_adapter
 from cast.pocket.cards import measure_base
+from cast.pocket.measure import passes
 from cast.pocket.pretrain import train_base
 from cast.pocket.registry import (
     MODEL_NAMES,
@@ -63,11 +64,13 @@ def build(only: Sequence[str] | None = None, on_progress: OnProgress = ignore) -
             work = cache_folder() / "pocket"
             train_base(SPECS[name], model_folder(name), work=work, on_progress=on_progress)
     dropped = []
-    for model in MODEL_NAMES:
+    for model in shipped_models():
         for task in RECIPES:
             folder = adapter_folder(model, task)
             if f"{model}/{task}" not in wanted or (folder / "adapter_config.json").is_file():
                 continue
+            if not passes(model_card(model)["competence"]):
+                raise ModelError(f"pocket:{model} does not pass its competence probes; it gets no adapters.")
             trained = train_adapter(model, task, on_progress=on_progress)
             figures = {"base": trained.base.score, "adapted": trained.adapted.score}
             on_progress(Progress(f"scored {model}/{task}", 1, 1, figures))

@@ -20,6 +20,8 @@ def save_base(
     """Save weights in 16 bits with tokenizer and card; all recorded scores are those of the saved weights."""
     with written_folder(folder, replace=True) as draft:
         model.half().save_pretrained(draft)
+        for path in draft.iterdir():
+            path.chmod(0o644)
         tokenizer.save_pretrained(draft)
         # Loaders follow the configuration's type: the weights are stored in 16 bits and used in 32.
         config = json.loads((draft / "config.json").read_text(encoding="utf-8"))
