@@ -21,6 +21,7 @@ from cast.scoring import best_choices, bits_per_byte, completion_log_probs
 
 Metric = Literal["choice", "style", "exact"]
 Split = Literal["train", "test"]
+StyleRule = Callable[[Example, str], float | None]
 
 MINIMUM_LIFT = 0.10
 """Tasks on which retraining gains less than this are left out by rule: their recovered lift is noise."""
@@ -36,7 +37,7 @@ class TaskData:
 
     name: str
     examples: tuple[Example, ...]
-    style: Callable[[Example, str], float | None] | None = None
+    style: StyleRule | None = None
     """Rule that scores a generated continuation in [0, 1]; behaviour tasks have one."""
 
     @property
@@ -211,7 +212,7 @@ def evaluate(
         sizes=np.array([len(completion.encode()) for _, completion in pairs]),
         choice=_choices_right(runner, examples, batch_size, on_progress) if task.metric == "choice" else None,
         exact=_exact(examples, outputs) if greedy else None,
-        style=_styles(task, examples, outputs) if greedy and task.style else None,
+        style=_styles(task.style, examples, outputs) if greedy and task.style else None,
         outputs=outputs,
     )
 
@@ -257,9 +258,8 @@ def _exact(examples: Sequence[Example], outputs: Sequence[str]) -> np.ndarray:
     return np.array(hits, dtype=float)
 
 
-def _styles(task: TaskData, examples: Sequence[Example], outputs: Sequence[str]) -> np.ndarray:
-    assert task.style is not None
-    scores = [task.style(example, output) for example, output in zip(examples, outputs, strict=True)]
+def _styles(style: StyleRule, examples: Sequence[Example], outputs: Sequence[str]) -> np.ndarray:
+    scores = [style(example, output) for example, output in zip(examples, outputs, strict=True)]
     return np.array([score or 0.0 for score in scores])
 
 

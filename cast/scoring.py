@@ -151,7 +151,7 @@ def _settle(runner: Runner, contests: Sequence[_Contest]) -> None:
         due = [(contest, index) for contest, index, complete in leaders if not complete]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _scored_rows(runner: Runner, pairs: Sequence[tuple[str, str]]) -> Iterator[_ScoredRow]:
     """Score every `(prompt, completion)`, as many at once as their logits allow, in order."""
     batch = runner.lm.encode([prompt + completion for prompt, completion in pairs])
