@@ -1,91 +1,45 @@
 """The files of a PEFT LoRA: found, checked without loading a weight, and matched against a model's sites."""
 
-import json
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from peft import LoraConfig
-from peft.tuners.tuners_utils import check_target_module_exists
-from peft.utils.other import get_pattern_key
+from huggingface_hub import HfApi
 
 from cast import hub
-from cast.checkpoints import looks_like_path
-from cast.errors import AdapterError
+from cast.adapter_config import CONFIG, AdapterConfig, read_config
+from cast.checkpoints import is_remote, looks_like_path
+from cast.errors import AdapterError, HubError, first_line
 from cast.models import LanguageModel, Site
 from cast.pocket import registry
 from cast.tensorfiles import TensorInfo, read_header
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 KEY_PREFIX = "base_model.model."
 MAX_WEIGHT_BYTES = 4 * 2**30
-MAX_CONFIG_BYTES = 4 * 2**20
 
 _KEY = re.compile(re.escape(KEY_PREFIX) + r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-# Initial values that leave the base model's weights alone; others (PiSSA, OLoRA, LoftQ, …) do not.
-_PLAIN_INITIAL_VALUES = (True, False, "gaussian", "eva", "orthogonal")
-# What makes an adapter more than `s·B·A·x` at linear modules: configuration entry → how to call it.
-_REFUSED = {
-    "use_dora": "DoRA (use_dora)",
-    "use_qalora": "QA-LoRA (use_qalora)",
-    "use_bdlora": "block-diagonal LoRA (use_bdlora)",
-    "lora_bias": "biases of its own (lora_bias)",
-    "modules_to_save": "fully trained modules (modules_to_save)",
-    "trainable_token_indices": "trained token embeddings (trainable_token_indices)",
-    "target_parameters": "adapted parameters outside linear modules (target_parameters)",
-    "layer_replication": "replicated layers (layer_replication)",
-    "alora_invocation_tokens": "activation by tokens (aLoRA)",
-    "arrow_config": "routing between adapters (arrow_config)",
-    "kasa_config": "KaSA (kasa_config)",
-    "monteclora_config": "MonteCLoRA (monteclora_config)",
-}
-_VARIANTS = tuple(entry.name for entry in fields(LoraConfig) if entry.metadata.get("is_lora_variant"))
-_GROUP_REPEATED = re.compile(r"\)(\*|\+|\{)")
-_MAX_PATTERN = 2000
 
 
 @dataclass(frozen=True)
-class AdapterFolder:
-    """A LoRA's files on disk with configuration and header read and found sound."""
+class AdapterOutline:
+    """What a LoRA's configuration and weight header say, found sound."""
 
     name: str
-    folder: Path
-    config: Mapping[str, Any]
+    config: AdapterConfig
+    tensors: Mapping[str, TensorInfo]
     keys: Mapping[tuple[str, str], str]
     """(module path, `A` or `B`) → name of the tensor in the weights file."""
-    tensors: Mapping[str, TensorInfo]
     licence: str | None
 
-    @property
-    def weights(self) -> Path:
-        """The safetensors file."""
-        return self.folder / WEIGHTS
 
-    @cached_property
-    def targets(self) -> LoraConfig:
-        """Which modules are adapted, as PEFT's own matcher takes it."""
-        return LoraConfig(
-            target_modules=self.config["target_modules"],
-            exclude_modules=self.config.get("exclude_modules"),
-            layers_to_transform=self.config.get("layers_to_transform"),
-            layers_pattern=self.config.get("layers_pattern"),
-        )
+@dataclass(frozen=True)
+class AdapterFolder(AdapterOutline):
+    """A LoRA's files on this machine."""
 
-    def rank(self, module: str) -> int:
-        """Rank that the configuration gives to a module."""
-        pattern: Mapping[str, int] = self.config.get("rank_pattern") or {}
-        return int(pattern.get(get_pattern_key(list(pattern), module), self.config.get("r", 8)))
-
-    def scaling(self, module: str, rank: int) -> float:
-        """Factor s on B·A: alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv 2312.03732)."""
-        pattern: Mapping[str, float] = self.config.get("alpha_pattern") or {}
-        alpha = float(pattern.get(get_pattern_key(list(pattern), module), self.config.get("lora_alpha", 8)))
-        return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+    weights: Path
+    """The safetensors file."""
 
 
 @dataclass(frozen=True)
@@ -117,33 +71,46 @@ def open_folder(path_or_id: str | Path, *, token: str | None = None) -> AdapterF
     """
     name = str(path_or_id)
     folder = _locate(name, token)
-    config = _read_config(name, folder)
-    _refuse_other_kinds(name, config)
-    _check_numbers(name, config)
+    config = AdapterConfig.checked(name, read_config(name, folder))
     tensors = _read_header(name, folder)
-    return AdapterFolder(name, folder, config, _module_keys(name, tensors), tensors, _licence(folder))
+    return AdapterFolder(
+        name, config, tensors, _module_keys(name, tensors), _licence(folder), folder / WEIGHTS
+    )
+
+
+def _open_remote(name: str, token: str | None) -> AdapterOutline:
+    """The same of an adapter on the Hub, its weights not fetched and its card not read."""
+    config = AdapterConfig.checked(name, hub.fetch_config(name, CONFIG, token=token))
+    try:
+        header = HfApi().parse_safetensors_file_metadata(name, WEIGHTS, token=token)
+    except Exception as cause:  # a missing file, a refusal, or a header that is none
+        raise HubError(f"The Hub does not show {WEIGHTS} of {name} ({first_line(cause)}).") from cause
+    tensors = {key: TensorInfo(info.dtype, tuple(info.shape)) for key, info in header.tensors.items()}
+    return AdapterOutline(name, config, tensors, _module_keys(name, tensors), None)
 
 
 def inspect(path_or_id: str | Path, *, token: str | None = None) -> LoraSummary:
-    """Look at an adapter without loading its weights.
+    """Look at an adapter without loading its weights, or fetching them where only the Hub has it.
 
     Raises:
         AdapterError: see `open_folder`.
         HubError: the Hub cannot be reached or does not have it.
     """
-    folder = open_folder(path_or_id, token=token)
+    name = str(path_or_id)
+    remote = "/" in name and is_remote(name)
+    folder = _open_remote(name, token) if remote else open_folder(path_or_id, token=token)
     modules = {module for module, _ in folder.keys}
     numbered = (re.search(r"\.(\d+)\.", module) for module in modules)
     return LoraSummary(
         name=folder.name,
-        base_model=str(folder.config.get("base_model_name_or_path") or ""),
-        ranks=tuple(sorted({folder.rank(module) for module in modules})),
-        alpha=float(folder.config.get("lora_alpha", 8)),
+        base_model=folder.config.base_model,
+        ranks=tuple(sorted({folder.config.rank(module) for module in modules})),
+        alpha=float(folder.config.raw.get("lora_alpha", 8)),
         modules=tuple(sorted({module.rpartition(".")[2] for module in modules})),
         layers=len({found.group(1) for found in numbered if found}),
         parameters=sum(info.size for info in folder.tensors.values()),
         weight_bytes=sum(info.bytes for info in folder.tensors.values()),
-        rank_stabilised=bool(folder.config.get("use_rslora")),
+        rank_stabilised=bool(folder.config.raw.get("use_rslora")),
         licence=folder.licence,
     )
 
@@ -163,7 +130,7 @@ def matched_sites(folder: AdapterFolder, lm: LanguageModel) -> list[Site]:
             f"{folder.name} adapts {strange[0]}, which is no linear layer inside a block of {lm.name}; "
             "it was made for another model, or adapts embeddings or the head, which CAST does not carry."
         )
-    targeted = {name for name in sites if _targets(folder, name)}
+    targeted = {name for name in sites if folder.config.adapts(name)}
     if beyond := sorted(modules - targeted):
         raise AdapterError(
             f"{folder.name} holds weights of {beyond[0]}, which its configuration does not target."
@@ -179,14 +146,8 @@ def matched_sites(folder: AdapterFolder, lm: LanguageModel) -> list[Site]:
     return matched
 
 
-def _targets(folder: AdapterFolder, module: str) -> bool:
-    return folder.config["target_modules"] == "all-linear" or bool(
-        check_target_module_exists(folder.targets, module)
-    )
-
-
 def _check_shapes(folder: AdapterFolder, site: Site, lm: LanguageModel) -> None:
-    rank = folder.rank(site.name)
+    rank = folder.config.rank(site.name)
     for side, expected in (("A", (rank, site.in_features)), ("B", (site.out_features, rank))):
         shape = folder.tensors[folder.keys[site.name, side]].shape
         if shape != expected:
@@ -201,11 +162,8 @@ def _times(shape: tuple[int, ...]) -> str:
 
 
 def _refuse_unknown_targets(folder: AdapterFolder, lm: LanguageModel) -> None:
-    targets = folder.config["target_modules"]
-    if isinstance(targets, str):
-        return
     modules = [name for name, _ in lm.model.named_modules()]
-    for target in sorted(targets):
+    for target in folder.config.module_names:
         if not any(name == target or name.endswith(f".{target}") for name in modules):
             raise AdapterError(
                 f"{folder.name} targets modules called {target!r}, and {lm.name} ({lm.family}) has none; "
@@ -228,87 +186,6 @@ def _locate(name: str, token: str | None) -> Path:
             f"The folder {name} does not exist; check the path, or name a Hub id such as owner/adapter."
         )
     return hub.download(name, kind="adapter", token=token)
-
-
-def _read_config(name: str, folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    if not path.is_file():
-        raise AdapterError(f"{name} has no {CONFIG}, so it is not a PEFT adapter; choose another folder.")
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ValueError("too large")
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as cause:
-        raise AdapterError(f"The {CONFIG} of {name} is not JSON; fetch or save the adapter again.") from cause
-    if not isinstance(config, dict):
-        raise AdapterError(f"The {CONFIG} of {name} is not a JSON object; fetch or save the adapter again.")
-    return config
-
-
-def _refuse_other_kinds(name: str, config: Mapping[str, Any]) -> None:
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise AdapterError(f"{name} is a PEFT adapter of type {kind}; CAST carries plain LoRA only.")
-    for entry in (*_REFUSED, *_VARIANTS):
-        if config.get(entry):
-            what = _REFUSED.get(entry, f"the LoRA variant {entry}")
-            raise AdapterError(f"{name} uses {what}, which is more than a plain LoRA; train it without.")
-    if config.get("bias", "none") != "none":
-        raise AdapterError(
-            f"{name} trains biases (bias={config['bias']!r}); CAST carries plain LoRA, bias='none'."
-        )
-    initial = config.get("init_lora_weights", True)
-    if initial not in _PLAIN_INITIAL_VALUES:
-        raise AdapterError(
-            f"{name} was started with init_lora_weights={initial!r}, which changes the base model's own "
-            "weights; save it converted to a plain LoRA first (see PEFT's guide on PiSSA)."
-        )
-
-
-def _check_numbers(name: str, config: Mapping[str, Any]) -> None:
-    """Types and ranges of the entries that are computed with."""
-    ranks = [config.get("r", 8), *_values(name, config, "rank_pattern")]
-    alphas = [config.get("lora_alpha", 8), *_values(name, config, "alpha_pattern")]
-    if not all(type(rank) is int and rank > 0 for rank in ranks):
-        raise AdapterError(f"{name} has a rank that is not a whole number above 0; its {CONFIG} is damaged.")
-    if not all(type(alpha) in {int, float} and math.isfinite(alpha) for alpha in alphas):
-        raise AdapterError(f"{name} has an alpha that is not a finite number; its {CONFIG} is damaged.")
-    targets = config.get("target_modules")
-    names = targets if isinstance(targets, list) else [targets]
-    if not names or not all(isinstance(target, str) and target for target in names):
-        raise AdapterError(
-            f"{name} does not say which modules it adapts (target_modules); its {CONFIG} is damaged."
-        )
-    _check_patterns(name, config)
-
-
-def _values(name: str, config: Mapping[str, Any], entry: str) -> list[Any]:
-    pattern = config.get(entry) or {}
-    if not isinstance(pattern, dict):
-        raise AdapterError(f"{name}: {entry} is not a table; its {CONFIG} is damaged.")
-    return list(pattern.values())
-
-
-def _check_patterns(name: str, config: Mapping[str, Any]) -> None:
-    """Let through only regular expressions that cannot take forever on a module's name."""
-    patterns = [*(config.get("rank_pattern") or {}), *(config.get("alpha_pattern") or {})]
-    for entry in ("target_modules", "exclude_modules", "layers_pattern"):
-        value = config.get(entry)
-        patterns += value if isinstance(value, list) else [] if value is None else [value]
-    for pattern in patterns:
-        try:
-            sound = (
-                isinstance(pattern, str)
-                and len(pattern) <= _MAX_PATTERN
-                and not _GROUP_REPEATED.search(pattern)
-            )
-            re.compile(pattern)
-        except (re.error, TypeError, OverflowError):
-            sound = False
-        if not sound:
-            raise AdapterError(
-                f"{name} names modules by a pattern that CAST does not accept: {str(pattern)[:80]!r}."
-            )
 
 
 def _read_header(name: str, folder: Path) -> dict[str, TensorInfo]:

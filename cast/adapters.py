@@ -87,9 +87,9 @@ def read(path_or_id: str | Path, lm: LanguageModel, *, token: str | None = None)
     kernels = tuple(_kernel(folder, site, tensors) for site in sites)
     lora = Lora(
         name=folder.name,
-        base_model=str(folder.config.get("base_model_name_or_path") or ""),
+        base_model=folder.config.base_model,
         kernels=kernels,
-        config=folder.config,
+        config=folder.config.raw,
         licence=folder.licence,
     )
     _refuse_nil_effect(lora)
@@ -104,7 +104,7 @@ def _kernel(folder: AdapterFolder, site: Site, tensors: Mapping[str, Tensor]) ->
                 f"{folder.name}: lora_{side} of {site.name} holds NaN or infinite numbers; train or fetch "
                 "it again."
             )
-    return Kernel(site, a, b, folder.scaling(site.name, a.shape[0]))
+    return Kernel(site, a, b, folder.config.scaling(site.name, a.shape[0]))
 
 
 def _refuse_nil_effect(lora: Lora) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, get_safetensors_metadata
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import NotASafetensorsRepoError
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
@@ -124,10 +124,10 @@ def open_remote(name: str, *, token: str | None = None) -> tuple[Outline, str]:
     config = _config(name, hub.fetch_config(name, token=token))
     tokenizer = hub.fetch_config(name, "tokenizer_config.json", token=token).get("tokenizer_class")
     try:
-        files = get_safetensors_metadata(name, token=token).files_metadata.values()
+        files = HfApi().get_safetensors_metadata(name, token=token).files_metadata.values()
     except NotASafetensorsRepoError as cause:
         raise ModelError(f"{name} has no safetensors weights; choose a version that has them.") from cause
-    except (OSError, ValueError) as cause:
+    except Exception as cause:  # no connection, a refusal, or a header that is none
         raise HubError(
             f"The Hub does not tell the sizes of {name} ({first_line(cause)}); try later."
         ) from cause

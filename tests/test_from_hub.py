@@ -1,0 +1,68 @@
+"""Models and adapters on a Hub: looked at without their weights, then loaded."""
+
+import pytest
+from conftest import build_lora, build_model
+from fake_hub import COMMIT, FakeHub, FakeRepo
+from huggingface_hub import constants
+
+from cast import adapters
+from cast.errors import HubError, ModelError
+from cast.models import describe, load
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with FakeHub() as running:
+        monkeypatch.setattr(constants, "ENDPOINT", running.address)
+        template = running.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+        lm = build_model("llama")
+        lm.model.save_pretrained(tmp_path / "model")
+        lm.tokenizer.save_pretrained(tmp_path / "model")
+        adapters.write(build_lora(lm), tmp_path / "adapter", lm, card="---\nlicense: mit\n---\n")
+        for name in ("model", "adapter"):
+            files = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+            running.repos[f"owner/{name}"] = FakeRepo(files)
+        yield running
+
+
+def weights_in(folder) -> list[str]:
+    return [path.name for path in folder.rglob("*.safetensors")]
+
+
+def test_a_model_is_described_before_its_weights_come(hub, tmp_path):
+    summary = describe("owner/model")
+    assert (summary.family, summary.width, summary.depth) == ("llama", 32, 3)
+    assert summary.parameters == sum(weight.numel() for weight in build_model("llama").model.parameters())
+    assert not weights_in(tmp_path / "cache")
+
+
+def test_a_model_is_fetched_and_loaded_at_its_revision(hub):
+    lm = load("owner/model")
+    assert (lm.name, lm.revision) == ("owner/model", COMMIT)
+    assert lm.fingerprint == build_model("llama").fingerprint
+
+
+def test_an_adapter_is_inspected_before_its_weights_come(hub, tmp_path):
+    assert adapters.inspect("owner/adapter").ranks == (2,)
+    assert not weights_in(tmp_path / "cache")
+    lora = adapters.read("owner/adapter", build_model("llama"))
+    assert (lora.name, lora.licence, len(lora.kernels)) == ("owner/adapter", "mit", 21)
+
+
+def test_what_lacks_safetensors_is_said_to(hub):
+    hub.repos["owner/model"] = FakeRepo(
+        {k: v for k, v in hub.repos["owner/model"].files.items() if "safet" not in k}
+    )
+    hub.repos["owner/adapter"] = FakeRepo(
+        {"adapter_config.json": hub.repos["owner/adapter"].files["adapter_config.json"]}
+    )
+    with pytest.raises(ModelError, match="safetensors"):
+        describe("owner/model")
+    with pytest.raises(HubError, match="adapter_model"):
+        adapters.inspect("owner/adapter")
+    with pytest.raises(HubError, match="nobody"):
+        load("nobody/nothing")
