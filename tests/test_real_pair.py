@@ -4,12 +4,15 @@ import zipfile
 
 import pytest
 
-from benchmarks.real_pair import data
+from benchmarks.real_pair import data, stages
 from benchmarks.real_pair.__main__ import main
 from benchmarks.real_pair.gguf import join_parts
 from benchmarks.real_pair.record import Measurement, read_measurements
 from benchmarks.real_pair.table import render, write_into
 from cast.errors import ModelError, RequestError, TaskError
+from cast.fitting import FitConfig
+from cast.training import LoraTrainingConfig
+from cast.translate import TranslationConfig
 
 LICENCE = "  1 This software and database is being provided to you, the LICENSEE, by  \n"
 HORSE = (
@@ -219,3 +222,65 @@ def test_a_request_that_cannot_be_met_is_one_sentence_and_exit_2(tmp_path, capsy
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert "Traceback" not in message
+
+
+PROSE = [
+    f"Paragraph {number} says that the {first} and the {second} went to the market, and came home again."
+    for number in range(6)
+    for first in ("baker", "farmer", "king", "sailor", "child")
+    for second in ("dog", "cow", "duck", "horse", "goose")
+]
+
+
+@pytest.fixture
+def tiny_plan(tiny_model, tmp_path, monkeypatch) -> stages.Plan:
+    """The whole run on two random models of a hundred thousand weights, made from local folders."""
+    monkeypatch.setattr(data, "read_wordnet", lambda: noun_lines(6))
+    monkeypatch.setattr(data, "general_paragraphs", lambda: PROSE)
+    names = {}
+    for role, lm in (("source", tiny_model("llama")), ("target", tiny_model("mistral", "unigram", width=24))):
+        names[role] = str(tmp_path / role)
+        lm.model.save_pretrained(names[role])
+        lm.tokenizer.save_pretrained(names[role])
+    return stages.Plan(
+        **names,
+        work=tmp_path / "work",
+        results=tmp_path / "results",
+        train=32,
+        test=8,
+        lora=LoraTrainingConfig(
+            rank=2, alpha=4, targets=("q_proj", "o_proj"), steps=12, batch_size=4, learning_rate=1e-2
+        ),
+        heads=FitConfig(kind="affine", tokens=800, held_out_tokens=200, depths=(0, 3), kl_weight=0),
+        compiled=TranslationConfig(
+            steps=25, batch_size=4, learning_rate=1e-2, site_tokens=200, strength=None, max_length=64
+        ),
+    )
+
+
+def test_the_stages_run_end_to_end_and_a_second_run_makes_nothing_anew(tiny_plan, monkeypatch):
+    stages.Bench(tiny_plan, lambda progress: None).run()
+    found = read_measurements(tiny_plan.results)
+    assert set(found) == {
+        "kind__source-base",
+        "kind__target-base",
+        "kind__source-lora",
+        "kind__retrained",
+        "kind__hosted",
+        "kind__hosted__strength2",
+        "kind__compiled",
+    }
+    assert all(len(row.choice) == len(row.exact) == 8 for row in found.values())
+    assert found["kind__compiled"].tokens > 0
+    assert found["kind__compiled"].settings["strength"] > 0
+    assert {row.tokens for row in found.values() if row.method.endswith("base")} == {0}
+
+    written = {path: path.stat().st_mtime_ns for path in tiny_plan.work.rglob("*") if path.is_file()}
+    for path in tiny_plan.results.glob("kind__compiled*.json"):
+        path.unlink()
+    monkeypatch.setattr(stages, "train_lora", None)
+    monkeypatch.setattr(stages, "fit_heads", None)
+    monkeypatch.setattr(stages, "translate", None)
+    stages.Bench(tiny_plan, lambda progress: None).run()
+    assert read_measurements(tiny_plan.results)["kind__compiled"].choice == found["kind__compiled"].choice
+    assert {path: path.stat().st_mtime_ns for path in tiny_plan.work.rglob("*") if path.is_file()} == written
