@@ -138,6 +138,14 @@ class Engine:
             )
         return PairFacts(self._describe(selection.source), self._describe(selection.target), adapter)
 
+    def knows(self, selection: Selection) -> bool:
+        """Whether `facts` answers at once, with nothing to import or to read."""
+        names = (selection.source, selection.target)
+        adapter = (selection.adapter, selection.source)
+        return all(self._model_facts.peek(name) for name in names) and (
+            not selection.adapter or self._adapter_facts.peek(adapter) is not None
+        )
+
     def layer_map(self, facts: PairFacts) -> tuple[int, ...]:
         """The source depth of each target depth: the recorded heads' own, else by equal relative depth."""
         example = self.showcase

@@ -96,12 +96,17 @@ class CastBackend:
     def inspect(self, adapter: str, source: str) -> AdapterFacts:
         """Facts of an adapter, with the size of its change in each block."""
         from cast.adapter_files import inspect, open_folder
+        from cast.checkpoints import is_remote
 
         found = inspect(adapter)
+        if is_remote(adapter) and found.layers == self.describe(source).depth:
+            # Every block is adapted: nothing has to be fetched to know where.
+            sites = tuple(SiteFacts(block, found.modules) for block in range(1, found.layers + 1))
+        else:
+            sites = _sites(open_folder(adapter))
         return AdapterFacts(
-            adapter, max(found.ranks), found.modules, found.licence or "", _sites(open_folder(adapter)),
-            found.base_model,
-        )  # fmt: skip
+            adapter, max(found.ranks), found.modules, found.licence or "", sites, found.base_model
+        )
 
     def warm(self) -> None:
         """Import what the first press of a button needs."""
@@ -268,7 +273,7 @@ def _sites(folder: "AdapterFolder") -> tuple[SiteFacts, ...]:
             continue
         a, b = (tensors[folder.keys[module, which]].double() for which in ("A", "B"))
         block = int(found.group(1)) + 1
-        scaling = folder.scaling(module, a.shape[0])
+        scaling = folder.config.scaling(module, a.shape[0])
         squares[block] = squares.get(block, 0.0) + scaling**2 * float(((b.T @ b) * (a @ a.T)).sum())
         roles.setdefault(block, []).append(module.rsplit(".", 1)[-1])
     largest = max(squares.values(), default=0.0) or 1.0

@@ -1,7 +1,6 @@
 """Assembles the page: every object that lives as long as the server is made here, and nowhere else."""
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from app.tabs import heads as heads_tab
 from app.tabs.explore import create_explore_tab, wire_explore_tab
 from app.tabs.generate import GenerateTab, create_generate_tab, wire_generate_tab
 from app.tabs.heads import HeadsTab, create_heads_tab, wire_heads_tab
-from app.tabs.pick import PickTab, create_pick_tab, wire_pick_tab
-from app.workspace import Attached, Workspace, clamp_strength
+from app.tabs.pick import PickTab, create_pick_tab, describe, wire_pick_tab
+from app.workspace import Attached, Selection, Workspace, clamp_strength
 from cast.errors import CastError
 
 _TAGLINE = "Carry a LoRA from the model it was trained on to another model."
@@ -89,12 +88,11 @@ def _start(engine: Engine) -> Workspace:
             engine.showcase.prompt,
         )
     models = [option.name for option in engine.models()]
-    if len(models) < 2:
+    if not models:
         return Workspace()
-    adapters = engine.adapters(models[0])
-    adapter = adapters[0].name if adapters else ""
-    prompts: Sequence[str] = engine.prompts(adapter) if adapter else ()
-    return Workspace(models[0], models[1], adapter, prompt=prompts[0] if prompts else "")
+    adapter = next((option.name for option in engine.adapters(models[0])), "")
+    prompt = next(iter(engine.prompts(adapter)), "")
+    return Workspace(models[0], models[1 % len(models)], adapter, prompt=prompt)
 
 
 def _wire_workspace(
@@ -134,12 +132,21 @@ def _wire_workspace(
             jobs.to_json(),
         )
 
+    def describe_choice(source: str, target: str, adapter: str) -> tuple[str, str]:
+        return describe(engine, Selection(source or "", target or "", adapter or ""))
+
     jobs_shown = [generate.job, generate.cancel, generate.download, generate.timer]
     jobs_shown += [heads.job, heads.cancel, heads.timer]
     blocks.load(
         restore,
         [workspace, attached],
         [*choices, *jobs_shown, attached],
+        show_progress="hidden",
+        api_visibility="private",
+    ).then(
+        describe_choice,
+        pick.chosen,
+        [pick.picture, pick.summary],
         show_progress="hidden",
         api_visibility="private",
     )

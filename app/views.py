@@ -15,6 +15,7 @@ PANE_TITLES = {
     "target": "Target",
     "target_adapter": "Target + translated",
 }
+_PROMPT_SHOWN = 90
 _NEXT = {
     "translate": "Press Generate: the fourth pane now runs this adapter.",
     "heads": "Press Show heads to see how good they are; hosted mode now uses them.",
@@ -37,6 +38,14 @@ class Pane:
     state: str = "idle"
 
 
+def shortened(prompt: str) -> str:
+    """The end of a prompt: every pane repeats it, and the answer is what should be seen."""
+    if len(prompt) <= _PROMPT_SHOWN:
+        return prompt
+    tail = prompt[-_PROMPT_SHOWN:]
+    return "…" + (tail[tail.index(" ") :] if " " in tail else tail)
+
+
 def panes(prompt: str, shown: Sequence[Pane], caption: str = "") -> str:
     """The four answers side by side, the prompt quiet and the answer plain."""
     cards = "".join(_pane(prompt, pane) for pane in shown)
@@ -52,7 +61,7 @@ def _pane(prompt: str, pane: Pane) -> str:
         body = '<p class="cast-note">Press Generate to read this model.</p>'
     else:
         body = (
-            f'<p class="cast-text"><span class="cast-prompt">{escape(prompt)}</span>'
+            f'<p class="cast-text"><span class="cast-prompt">{escape(shortened(prompt))}</span>'
             f'<span class="cast-answer">{escape(pane.text)}</span></p>'
         )
     return (
@@ -122,7 +131,7 @@ def _row(row: tuple[str, str, str]) -> str:
 def _adapter_line(adapter: AdapterFacts | None, source: ModelFacts) -> str:
     if adapter is None:
         return ""
-    targets = ", ".join(adapter.targets)
+    targets = ", ".join(target.removesuffix("_proj") for target in adapter.targets)
     return (
         '<p class="cast-adapter-line"><i class="mark '
         f'mark-adapter"></i><strong>{escape(adapter.name)}</strong>, '

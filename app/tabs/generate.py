@@ -120,7 +120,7 @@ def _wire_text(tab: GenerateTab, pick: PickTab, engine: Engine, attached: gr.Bro
             for shown in engine.generate(request):
                 yield views.panes(request.prompt, shown), ""
         except Exception as error:
-            yield gr.skip(), said(error)
+            yield first_panes(engine, request.selection, request.prompt), said(error)
 
     def reset(source: str, target: str, adapter: str, mode: str, prompt: str) -> tuple[Any, Any, str]:
         selection = Selection(source or "", target or "", adapter or "", mode)

@@ -38,7 +38,9 @@ class PickTab:
 def create_pick_tab(engine: Engine, start: Workspace) -> PickTab:
     """Build the chooser with the starting choice already described."""
     models = _choices(engine.models())
-    drawn, summary = _describe(engine, start.selection)
+    # What is not known yet would import torch; it is described once the page is open.
+    known = engine.knows(start.selection)
+    drawn, summary = describe(engine, start.selection) if known else (views.sentence("Reading the pair."), "")
     with gr.Row(equal_height=True, elem_classes="cast-first"):
         with gr.Column(scale=4, min_width=320, elem_classes="cast-pickers"):
             source = gr.Dropdown(
@@ -78,8 +80,8 @@ def wire_pick_tab(tab: PickTab, engine: Engine) -> None:
         options = engine.adapters(source or "")
         return gr.update(choices=_choices(options), value=keep_adapter(options, adapter or ""))
 
-    def describe(source: str, target: str, adapter: str) -> tuple[str, str]:
-        return _describe(engine, Selection(source or "", target or "", adapter or ""))
+    def describe_choice(source: str, target: str, adapter: str) -> tuple[str, str]:
+        return describe(engine, Selection(source or "", target or "", adapter or ""))
 
     def search(source: str) -> tuple[dict[str, object], str]:
         try:
@@ -101,7 +103,7 @@ def wire_pick_tab(tab: PickTab, engine: Engine) -> None:
     )
     for picker in tab.chosen:
         picker.change(
-            describe, tab.chosen, shown, show_progress="hidden", trigger_mode="always_last",
+            describe_choice, tab.chosen, shown, show_progress="hidden", trigger_mode="always_last",
             api_visibility="private",
         )  # fmt: skip
     tab.hub_search.click(
@@ -123,7 +125,7 @@ def _choices(options: Sequence[Option]) -> list[tuple[str, str]]:
     return [(option.label, option.name) for option in options]
 
 
-def _describe(engine: Engine, selection: Selection) -> tuple[str, str]:
+def describe(engine: Engine, selection: Selection) -> tuple[str, str]:
     """The picture and the summary of a choice, or an empty picture and a sentence."""
     try:
         facts = engine.facts(selection)
