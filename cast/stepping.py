@@ -199,8 +199,7 @@ class TokenStream:
             yield
         except BaseException:
             self._cache.clear()
-            for held in (*self._ids, *self.states):
-                held.clear()
+            self._ids, self.states = [[] for _ in self._ids], [[] for _ in self._ids]
             raise
 
     def advance(self, rows: Sequence[Sequence[int] | None]) -> None:
