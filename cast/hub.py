@@ -168,7 +168,8 @@ def download(repo_id: str, *, kind: Kind, token: str | None = None, revision: st
     for names in _NEEDED[kind]:
         if not any(any(folder.glob(name)) for name in names):
             raise HubError(
-                f"{repo_id} has no {names[0]}, so it holds no {kind} that can be read; pickle files are never loaded."
+                f"{repo_id} has no {names[0]}, so it holds no {kind} that can be read; "
+                "pickle files are never loaded."
             )
     return folder
 
@@ -268,8 +269,8 @@ def _sentences(name: str) -> Iterator[None]:
 
 _CAUSES = (OfflineModeIsEnabled, HTTPError)
 _UNREACHABLE = (
-    "The Hub cannot be reached{why}, and {name} is not in the cache; check the connection, or choose a pocket "
-    "model or a local folder."
+    "The Hub cannot be reached{why}, and {name} is not in the cache; check the connection, or choose "
+    "a pocket model or a local folder."
 )
 # From the most to the least specific: a gated repository is also a repository that was not found.
 _SENTENCES: tuple[tuple[type[Exception], str], ...] = (
