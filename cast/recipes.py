@@ -154,13 +154,14 @@ def read_recipe(folder: Path) -> Recipe:
     """
     path = folder / RECIPE_FILE
     try:
-        if path.stat().st_size > _LARGEST_RECIPE:
-            raise AdapterError(f"{path} is larger than any recipe; it is not a translated adapter.")
-        data = json.loads(path.read_text(encoding="utf-8"))
+        size = path.stat().st_size
+        data = json.loads(path.read_text(encoding="utf-8")) if size <= _LARGEST_RECIPE else None
     except FileNotFoundError as error:
         raise AdapterError(f"{folder} holds no {RECIPE_FILE}; it is not a translated adapter.") from error
     except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(f"{path} cannot be read as JSON; translate the adapter again.") from error
+    if size > _LARGEST_RECIPE:
+        raise AdapterError(f"{path} is larger than any recipe; it is not a translated adapter.")
     return _recipe_of(data, path)
 
 
