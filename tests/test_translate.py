@@ -172,7 +172,7 @@ def test_translating_to_the_same_model_is_near_the_identity(mode: str) -> None:
     lora = build_lora(lm)
     config = replace(CONFIG, mode=mode, steps=50, batch_size=8, segment=1)
     made = translate(lm, lm, lora, heads_for(lm, lm, identity=True), corpus(120), config)
-    # Where a character takes several tokens, hosted blocks see its last only; so the text is plain. At the BOS
+    # Where a character takes several tokens, hosted blocks see its last only; so the text is plain. At BOS
     # they change nothing.
     batch = lm.encode(TEXTS)
     runners = PlainRunner(lm), PlainRunner(lm, lora), made.runner(lm, lm)
