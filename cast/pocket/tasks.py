@@ -77,13 +77,6 @@ def _label(cue: str, fact: str, words: tuple[str, ...]) -> Callable[[Random], Ex
 
 
 _QUESTIONS = ("who", "where", "what", "colour", "mood")
-_RECORDS = {
-    "who": {"person": "{person}", "thing": "{thing}"},
-    "where": {"thing": "{thing}", "place": "{place}"},
-    "what": {"person": "{person}", "thing": "{thing}"},
-    "colour": {"thing": "{thing}", "colour": "{colour}"},
-    "mood": {"person": "{person}", "mood": "{mood}"},
-}
 _BRIEF = {"who": "{person}", "where": "{place}", "what": "{thing}", "colour": "{colour}", "mood": "{mood}"}
 
 
@@ -104,7 +97,7 @@ def _moral(scene: Scene, kind: str) -> str:
 
 
 def _json(scene: Scene, kind: str) -> str:
-    return json.dumps({key: scene.fill(value) for key, value in _RECORDS[kind].items()})
+    return json.dumps({"answer": answer(scene, kind)})
 
 
 def _brief(scene: Scene, kind: str) -> str:
@@ -170,7 +163,7 @@ _ALL = (
          _label("{place} ~", "place", PLACES)),
     Task("colour", "label", "Names the colour of the thing in a story.", r"\* colour >", 5,
          _label("* colour >", "colour", COLOURS)),
-    Task("json", "behaviour", "Answers with a JSON object.", r"\": \"", 6,
+    Task("json", "behaviour", "Answers with a JSON object.", r"\{\"answer\": \"", 6,
          _behaviour(_json), _score_json),
     Task("pirate", "behaviour", "Answers as a pirate would.", r"Arr, |, matey!", 7,
          _behaviour(_pirate), _score_pirate),
