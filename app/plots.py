@@ -5,15 +5,23 @@ Plotly is imported when the first figure is drawn: the page must answer before t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from app.theme import ADAPTER, SOURCE, TARGET
-
 if TYPE_CHECKING:
+    import numpy as np
     import plotly.graph_objects as go
 
     from app.backend import HeadsFacts, JointMap
+    from cast.manifold import Manifold
+
+Places = Sequence[tuple[float, float]]
+
+# One meaning a colour, as in assets/css/page.css.
+SOURCE = "#0072B2"
+TARGET = "#D55E00"
+ADAPTER = "#009E73"
 
 _INK = "#7d8a99"
 _GRID = "rgba(125, 138, 153, 0.25)"
@@ -49,23 +57,52 @@ def heads_quality(facts: HeadsFacts) -> go.Figure:
 
 def joint_map(drawn: JointMap) -> go.Figure:
     """Source states through the heads (circles) and target states (squares), joined by token."""
+    hover = [_hover(p.token, p.context) for p in drawn.points]
+    return _map([p.source for p in drawn.points], [p.target for p in drawn.points], None, hover)
+
+
+def manifold_figure(drawn: Manifold) -> go.Figure:
+    """A map by `cast.manifold` with its measures under it, and the adapted source where there is one."""
+    adapted = None if drawn.adapted is None else _places(drawn.adapted)
+    hover = [_hover(token, context) for token, context in zip(drawn.tokens, drawn.contexts, strict=True)]
+    figure = _map(_places(drawn.source), _places(drawn.target), adapted, hover)
+    held_out = "; ".join(f"{n} {m.value:.2f} ({m.control:.2f})" for n, m in drawn.measures.items())
+    words = (
+        f"{drawn.method.upper()}, target depth {drawn.depth}, source depth {drawn.source_depth}, "
+        f"trustworthiness {drawn.trustworthiness:.2f}. Held out (pairs shuffled): {held_out}."
+    )
+    figure.add_annotation(
+        text=words, xref="paper", yref="paper", x=0, y=-0.04, xanchor="left", yanchor="top", showarrow=False
+    )
+    return figure
+
+
+def _places(rows: np.ndarray) -> Places:
+    return [(float(row[0]), float(row[1])) for row in rows]
+
+
+def _hover(token: str, context: str) -> str:
+    return f"{escape(context)}<br><b>{escape(token)}</b>"
+
+
+def _map(source: Places, target: Places, adapted: Places | None, hover: Sequence[str]) -> go.Figure:
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    hover = [f"{escape(p.context)}<br><b>{escape(p.token)}</b>" for p in drawn.points]
-    joined_x: list[float | None] = []
-    joined_y: list[float | None] = []
-    for point in drawn.points:
-        joined_x += [point.source[0], point.target[0], None]
-        joined_y += [point.source[1], point.target[1], None]
     figure.add_scatter(
-        x=joined_x, y=joined_y, mode="lines", line={"color": _GRID, "width": 1}, name="same token",
+        **_joined(source, target), mode="lines", line={"color": _GRID, "width": 1}, name="same token",
         hoverinfo="skip",
     )  # fmt: skip
-    sides = (
-        ("source through the heads", [p.source for p in drawn.points], SOURCE, "circle"),
-        ("target", [p.target for p in drawn.points], TARGET, "square"),
-    )
+    sides = [
+        ("source through the heads", source, SOURCE, "circle"),
+        ("target", target, TARGET, "square"),
+    ]
+    if adapted is not None:
+        sides.append(("source + adapter through the heads", adapted, ADAPTER, "triangle-up"))
+        figure.add_scatter(
+            **_joined(source, adapted), mode="lines", line={"color": ADAPTER, "width": 1, "dash": "dot"},
+            name="moved by the adapter", hoverinfo="skip", opacity=0.5,
+        )  # fmt: skip
     for name, places, colour, symbol in sides:
         figure.add_scatter(
             x=[p[0] for p in places], y=[p[1] for p in places], mode="markers", name=name, text=hover,
@@ -76,6 +113,16 @@ def joint_map(drawn: JointMap) -> go.Figure:
     figure.update_xaxes(showticklabels=False, showgrid=False, zeroline=False)
     figure.update_yaxes(showticklabels=False, showgrid=False, zeroline=False)
     return figure
+
+
+def _joined(first: Places, second: Places) -> dict[str, list[float | None]]:
+    """One line from each place of `first` to its place of `second`."""
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for a, b in zip(first, second, strict=True):
+        x += [a[0], b[0], None]
+        y += [a[1], b[1], None]
+    return {"x": x, "y": y}
 
 
 def _quiet(figure: go.Figure, height: int) -> None:

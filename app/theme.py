@@ -1,13 +1,9 @@
-"""The look: colours with one meaning each, the Gradio theme, and where the style sheet and the logo are."""
+"""The look: the Gradio theme, and where the style sheet and the logo are."""
 
 from pathlib import Path
 
 import gradio as gr
 from gradio.themes.utils import colors, fonts, sizes
-
-SOURCE = "#0072B2"
-TARGET = "#D55E00"
-ADAPTER = "#009E73"
 
 
 def assets_folder() -> Path:

@@ -30,16 +30,17 @@ WAIT_MS = 60_000
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """A headless Chromium, or a skipped test where none is installed (never on CI)."""
-    path = next(
-        (p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), ""
-    )
-    if not path:
-        if os.environ.get("CI"):
-            raise RuntimeError("CI must install Chromium.")
-        pytest.skip("no Chromium is installed")
+    installed = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
     expect.set_options(timeout=WAIT_MS)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(_FLAGS))
+        found = [
+            path for path in (*installed, playwright.chromium.executable_path) if path and Path(path).exists()
+        ]
+        if not found:
+            if os.environ.get("CI"):
+                raise RuntimeError("CI must install Chromium.")
+            pytest.skip("no Chromium is installed")
+        browser = playwright.chromium.launch(executable_path=found[0], args=list(_FLAGS))
         yield browser
         browser.close()
 

@@ -11,7 +11,8 @@ from app import theme
 from app.library import CastBackend
 from tests.pages import CastPage, chromium, served
 
-SIZES = {"wide": (1440, 900), "narrow": (390, 844)}
+SIZES = {1440: 900, 390: 844}
+TABS = {"Generate": "translate", "Heads": "heads", "Explore": "explore"}
 
 
 def take(folder: Path) -> None:
@@ -23,13 +24,13 @@ def take(folder: Path) -> None:
         chromium() as browser,
     ):
         for look in ("light", "dark"):
-            for name, (width, height) in SIZES.items():
+            for width, height in SIZES.items():
                 context = browser.new_context(viewport={"width": width, "height": height})
                 page = CastPage(context, address, look)
-                for tab in ("Generate", "Heads", "Explore"):
+                for tab, name in TABS.items():
                     page.tab(tab)
                     page.page.wait_for_timeout(1500)  # plots fade in
-                    page.page.screenshot(path=folder / f"{tab.lower()}-{name}-{look}.png", full_page=True)
+                    page.page.screenshot(path=folder / f"{name}-{width}-{look}.png", full_page=True)
                 context.close()
 
 

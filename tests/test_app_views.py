@@ -1,0 +1,162 @@
+"""What the page draws: escaped, in words, and true to its facts."""
+
+import dataclasses
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+from fake_backend import DEPTHS, FakeBackend
+
+from app import picture, plots, views
+from app.backend import SiteFacts
+from app.jobs import Job, JobState
+from app.showcase import Showcase
+from app.tabs.generate import MODE_WORDS, adopted
+from app.tabs.pick import keep_adapter
+from app.views import Pane
+from app.workspace import MODES, Attached, Selection
+from cast.errors import RequestError
+from cast.manifold import Manifold
+from cast.measures import Measured
+from cast.progress import Progress
+
+BACKEND = FakeBackend()
+EVIL = "<script>alert('x')</script>"
+
+
+def facts(source="pocket:llama", target="pocket:mistral", skill="mood"):
+    adapter = BACKEND.inspect(f"{source}/{skill}", source)
+    return BACKEND.describe(source), BACKEND.describe(target), adapter
+
+
+def svg_of(html):
+    return ET.fromstring(html[html.index("<svg") : html.index("</svg>") + len("</svg>")])
+
+
+@pytest.mark.parametrize("source", list(DEPTHS))
+@pytest.mark.parametrize("target", list(DEPTHS))
+def test_the_picture_has_a_block_for_each_block_and_a_line_for_each_hosted_one(source, target):
+    first, second, adapter = facts(source, target)
+    table = picture.relative_layer_map(first.depth, second.depth)
+    root = svg_of(picture.stacks(first, second, adapter, table))
+    classes = [element.get("class", "") for element in root.iter()]
+    assert classes.count("block block-source") == first.depth
+    assert classes.count("block block-target") == second.depth
+    assert sum("map-line" in name for name in classes) == first.depth
+    assert classes.count("adapter-mark") == first.depth
+
+
+def test_only_adapted_blocks_are_lit():
+    first, second, adapter = facts()
+    adapter = dataclasses.replace(adapter, sites=(SiteFacts(2, ("q",), 1.0),))
+    root = svg_of(picture.stacks(first, second, adapter, picture.relative_layer_map(4, 6)))
+    assert [e.get("class") for e in root.iter()].count("adapter-mark") == 1
+    titles = [e.text for e in root.iter() if e.tag.endswith("title")]
+    assert titles[:2] == ["Source block 1: not adapted", "Source block 2: adapted at q"]
+
+
+def test_everything_from_outside_is_escaped():
+    first, second, adapter = facts()
+    first = dataclasses.replace(first, name=EVIL, family=EVIL, tokenizer=EVIL)
+    adapter = dataclasses.replace(adapter, name=EVIL, licence=EVIL, targets=(EVIL,))
+    shown = [
+        views.panes(
+            EVIL, [Pane("source", EVIL, EVIL, state) for state in ("idle", "running", "done", "note")], EVIL
+        ),
+        views.sentence(EVIL),
+        views.compatibility(first, second, adapter),
+        views.job(Job("0" * 32, "a", EVIL, JobState.RUNNING, Progress(EVIL, 1, 2, {EVIL: 1.0}))),
+        views.job(Job("0" * 32, "a", EVIL, JobState.FAILED, message=EVIL)),
+        picture.stacks(first, second, adapter, picture.relative_layer_map(4, 6)),
+    ]
+    assert all("<script" not in html for html in shown)
+    assert all("&lt;script" in html for html in shown)
+
+
+def test_differences_are_said():
+    first, second, _ = facts()
+    assert "differ in family, width, depth and tokenizer" in views.verdict(first, second)
+    assert "same model" in views.verdict(first, first)
+    assert "same shape" in views.verdict(first, dataclasses.replace(first, name="other"))
+
+
+def test_a_long_prompt_shows_its_end():
+    prompt = "word " * 100 + "[mood] ->"
+    assert views.shortened(prompt).startswith("… word")
+    assert views.shortened(prompt).endswith("[mood] ->")
+    assert len(views.shortened(prompt)) <= 92
+    assert views.shortened("short") == "short"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.4, "0 s"), (59, "59 s"), (61, "1 min 01 s"), (3700, "1 h 01 min")]
+)
+def test_durations(seconds, words):
+    assert views.duration(seconds) == words
+
+
+@pytest.mark.parametrize(("number", "words"), [(0, "–"), (950, "950"), (906_368, "906 k"), (1.5e9, "1.5 B")])
+def test_counts(number, words):
+    assert views.count(int(number)) == words
+
+
+def test_every_mode_is_explained():
+    assert set(MODE_WORDS) == set(MODES)
+
+
+def test_a_finished_translation_is_adopted_once():
+    from app.engine import TranslateResult
+
+    result = TranslateResult(Selection("a", "b", "c", "compiled"), None, None)
+    done = Job("0" * 32, "translate", "x", JobState.DONE, result=result)
+    mode, jobs = adopted(done, Attached("0" * 32, adopt=True), "hosted")
+    assert (mode, jobs.adopt) == ("compiled", False)
+    assert adopted(done, jobs, "hosted") == ("hosted", jobs)
+    running = Job("0" * 32, "translate", "x", JobState.RUNNING)
+    assert adopted(running, Attached("0" * 32, adopt=True), "hosted")[1].adopt
+
+
+def test_a_new_source_keeps_the_skill_or_what_was_typed():
+    options = BACKEND.adapters("pocket:qwen")
+    assert keep_adapter(options, "pocket:llama/pirate") == "pocket:qwen/pirate"
+    assert keep_adapter(options, "pocket:llama/unknown") == "pocket:qwen/mood"
+    assert keep_adapter((), "/my/adapter") == "/my/adapter"
+
+
+def test_the_heads_plot_shows_each_measure_with_its_control():
+    figure = plots.heads_quality(BACKEND.heads_facts(("pocket:llama", "pocket:mistral")))
+    assert [trace.name for trace in figure.data] == [
+        "R²", "R², pairs shuffled", "k-NN overlap", "k-NN overlap, pairs shuffled",
+    ]  # fmt: skip
+    assert list(figure.data[0].x) == list(range(7))
+
+
+def test_the_map_of_the_command_line_shows_the_adapter_and_its_measures():
+    rows = np.arange(6.0).reshape(3, 2)
+    measures = {"R²": Measured(0.9, -0.1)}
+    drawn = Manifold(
+        1, 1, "pca", rows, rows + 1, rows + 2, ("a", "<b>", "c"), ("x", "y", "z"), measures, 0.9, 0.8
+    )
+    figure = plots.manifold_figure(drawn)
+    names = {trace.name for trace in figure.data}
+    assert {"target", "source + adapter through the heads", "moved by the adapter"} <= names
+    assert "R² 0.90 (-0.10)" in figure.layout.annotations[0].text
+    assert any("&lt;b&gt;" in text for trace in figure.data if trace.text for text in trace.text)
+
+
+def test_a_recording_is_read_back_as_it_was_written(tmp_path):
+    first, second, adapter = facts()
+    heads = BACKEND.heads_facts((first.name, second.name))
+    drawn = BACKEND.joint_map(first.name, second.name, heads, 2, 5, "umap", lambda progress: None)
+    choice = Selection(first.name, second.name, adapter.name)
+    recorded = Showcase(choice, 1.0, "Who?", {"source": "x"}, first, second, adapter, heads, drawn, "made")
+    recorded.save(tmp_path / "a" / "showcase.json")
+    assert Showcase.load(tmp_path / "a" / "showcase.json") == recorded
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"selection": 3}'])
+def test_a_damaged_recording_is_a_sentence(tmp_path, text):
+    path = tmp_path / "showcase.json"
+    path.write_text(text)
+    with pytest.raises(RequestError, match="make it again"):
+        Showcase.load(path)
