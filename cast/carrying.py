@@ -54,7 +54,8 @@ class Carrier:
     def __init__(
         self, source: LanguageModel, target: LanguageModel, lora: Lora, heads: HeadSet, max_length: int
     ) -> None:
-        self.source, self.target, self.lora, self.heads = source, target, lora, heads
+        self.source, self.target, self.lora = source, target, lora
+        self.heads = heads.to(target.device)
         self.max_length = max_length
         heads.at(target.depth)  # the deepest decode head carries the prediction itself
         first = min(lora.layers)
@@ -73,8 +74,10 @@ class Carrier:
         change = {}
         for depth in self.depths:
             decode, at = self.heads.at(depth).decode, self.heads.layer_map[depth]
-            changed, unchanged = (run[at][pairs.row, pairs.source_position] for run in (after, before))
-            change[depth] = strength * (decode(changed) - decode(unchanged)).to(self.target.device)
+            changed, unchanged = (
+                run[at][pairs.row, pairs.source_position].to(self.target.device) for run in (after, before)
+            )
+            change[depth] = strength * (decode(changed) - decode(unchanged))
         rows, positions = _unpaired(tokens, pairs)
         return CarriedBatch(
             tokens=tokens,

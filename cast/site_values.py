@@ -75,7 +75,8 @@ class SiteReader:
         seed: int,
         max_length: int,
     ) -> None:
-        self._source, self._target, self._heads = source, target, heads
+        self._source, self._target = source, target
+        self._heads = heads.to(target.device)
         self._pairs = tuple(pairs)
         self._adjoint = decode == "adjoint"
         self._max_length = max_length
@@ -107,13 +108,13 @@ class SiteReader:
         for index, pair in enumerate(self._pairs):
             of_source, of_target = source.inputs[pair.source.name], target.inputs[pair.target.name]
             same_input.append(first_reader.setdefault((of_source.data_ptr(), of_target.data_ptr()), index))
-            encode.append((_at_target(of_target, aligned), _at_source(of_source, aligned)))
+            encode.append((_at_target(of_target, aligned).cpu(), _at_source(of_source, aligned).cpu()))
             if self._adjoint:
                 of_source, of_target = worth[0][pair.source.name], worth[1][pair.target.name]
-                decode.append((_at_target(of_target, aligned), _at_source(of_source, aligned)))
+                decode.append((_at_target(of_target, aligned).cpu(), _at_source(of_source, aligned).cpu()))
             else:
                 of_source, of_target = source.outputs[pair.source.name], target.outputs[pair.target.name]
-                decode.append((_at_source(of_source, aligned), _at_target(of_target, aligned)))
+                decode.append((_at_source(of_source, aligned).cpu(), _at_target(of_target, aligned).cpu()))
         return PairedSites(tuple(encode), tuple(decode), tuple(same_input), aligned)
 
     def _gradients(
@@ -128,12 +129,12 @@ class SiteReader:
         source_worth, target_worth = [], []
         for depth in self._depths:
             own = _at_target(target_states[depth], aligned).float()
-            mapped = _at_source(source_states[self._heads.layer_map[depth]], aligned).float()
+            mapped = _at_source(source_states[self._heads.layer_map[depth]], aligned).to(own)
             carried = self._heads.at(depth).decode(mapped)
             # Deep residuals are larger by orders of magnitude; every dimension shall have its say.
             u = torch.randn(own.shape, generator=self._random).to(own) / own.detach().std(0).clamp_min(1e-6)
             target_worth.append((u * own).sum())
-            source_worth.append((u.to(carried) * carried).sum())
+            source_worth.append((u * carried).sum())
         return (
             _gradient(torch.stack(source_worth).sum(), source.probes),
             _gradient(torch.stack(target_worth).sum(), target.probes),
