@@ -195,7 +195,7 @@ def _with_mlp(
         (index, "encode"): widened(site_map.encode, _HIDDEN, random)
         for index, site_map in enumerate(maps.maps)
     }
-    fitter = MLPFitter(heads, GradientSchedule(rows), deepest=-1, logits=torch.nn.Identity())
+    fitter = MLPFitter(heads, GradientSchedule(rows), deepest=(-1, "decode"), logits=torch.nn.Identity())
     held_out = _as_heads_batch(validation)
     fitter.validate(held_out)
     for batch in batches:
