@@ -55,19 +55,21 @@ class Run:
     seed: int
     limit: int
     steps: int | None
+    results: Path
 
     @property
     def path(self) -> Path:
         """Where its result is kept."""
         names = (f"{registry.PREFIX}{name}" for name in (self.source, self.target, self.task))
-        return RESULTS / file_name(self.method, *names, self.seed)
+        return self.results / file_name(self.method, *names, self.seed)
 
 
 def grid(arguments: argparse.Namespace) -> Iterator[Run]:
     """The runs that were asked for, in the order in which they are worth most."""
     for method, seed in itertools.product(arguments.methods, range(arguments.seeds)):
         for (source, target), task in itertools.product(arguments.pairs, arguments.tasks):
-            yield Run(source, target, task, method, seed, arguments.limit, arguments.steps)
+            cell = (source, target, task, method, seed)
+            yield Run(*cell, arguments.limit, arguments.steps, arguments.results)
 
 
 @cache
@@ -111,7 +113,7 @@ def carry_out(run: Run, revision: str) -> str:
     configs = comparison.mode_configs([run.method], seed=run.seed, steps=run.steps)
     heads = heads_of(run.source, run.target, run.seed)
     (result,) = comparison.compare(source, target, lora, ends, configs, heads=heads, revision=revision)
-    replace(result, examples=run.limit).write_result(RESULTS)
+    replace(result, examples=run.limit).write_result(run.results)
     lift = "left out" if result.lift is None else f"{result.lift:.2f}"
     return f"{result.base:.3f} → {result.translated:.3f} of {result.retrained:.3f}, lift {lift}"
 
@@ -189,7 +191,9 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=500, help="test examples (default 500)")
     parser.add_argument("--steps", type=int, help="steps of compiled mode, instead of its default")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--table", action="store_true", help="run nothing, write docs/fidelity.md")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the runs")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "fidelity.md", help="page to write")
+    parser.add_argument("--table", action="store_true", help="run nothing, write the page")
     arguments = parser.parse_args()
     every = list(itertools.permutations(registry.MODEL_NAMES, 2))
     arguments.pairs = arguments.pairs or (every if arguments.slice == "full" else list(SMALL_PAIRS))
@@ -199,7 +203,7 @@ def main() -> int:
         runs = [run for run in grid(arguments) if not run.path.is_file()]
         print(f"{len(runs)} runs to do", flush=True)
         failed = work_off(runs, arguments.workers)
-    write_table(RESULTS, ROOT / "docs" / "fidelity.md")
+    write_table(arguments.results, arguments.page)
     return 1 if failed else 0
 
 
