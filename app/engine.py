@@ -118,6 +118,10 @@ class Engine:
         """The shipped adapters of a source model."""
         return tuple(self._backend.adapters(source))
 
+    def is_shipped(self, adapter: str) -> bool:
+        """Whether an adapter is one of those offered for some model."""
+        return any(adapter == mine.name for model in self.models() for mine in self.adapters(model.name))
+
     def prompts(self, adapter: str) -> tuple[str, ...]:
         """Prompts on which a shipped adapter shows its effect."""
         return tuple(self._backend.prompts(adapter))
@@ -130,13 +134,14 @@ class Engine:
         """Describe the chosen models and adapter from their configurations; no weights are read."""
         if not selection.source or not selection.target:
             raise RequestError("Choose a source model and a target model first.")
-        adapter = None
-        if selection.adapter:
-            adapter = self._adapter_facts.get(
-                (selection.adapter, selection.source),
-                lambda: self._backend.inspect(selection.adapter, selection.source),
-            )
-        return PairFacts(self._describe(selection.source), self._describe(selection.target), adapter)
+        source, target = self._describe(selection.source), self._describe(selection.target)
+        if not selection.adapter:
+            return PairFacts(source, target, None)
+        adapter = self._adapter_facts.get(
+            (selection.adapter, selection.source),
+            lambda: self._backend.inspect(selection.adapter, selection.source),
+        )
+        return PairFacts(source, target, adapter)
 
     def knows(self, selection: Selection) -> bool:
         """Whether `facts` answers at once, with nothing to import or to read."""

@@ -5,6 +5,7 @@ loaded.
 """
 
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -42,6 +43,10 @@ _BLOCK = re.compile(r"\.(\d+)\.")
 
 class CastBackend:
     """See `app.backend.Backend`."""
+
+    def __init__(self) -> None:
+        self._importing = threading.Lock()
+        self._imported = False
 
     # What can be chosen
 
@@ -84,6 +89,7 @@ class CastBackend:
 
     def describe(self, name: str) -> ModelFacts:
         """Facts of a model from its configuration and tokenizer."""
+        self.warm()
         from cast.models import describe
 
         found = describe(name)
@@ -95,6 +101,7 @@ class CastBackend:
 
     def inspect(self, adapter: str, source: str) -> AdapterFacts:
         """Facts of an adapter, with the size of its change in each block."""
+        self.warm()
         from cast.adapter_files import inspect, open_folder
         from cast.checkpoints import is_remote
 
@@ -109,15 +116,21 @@ class CastBackend:
         )
 
     def warm(self) -> None:
-        """Import what the first press of a button needs."""
-        import cast.generation
-        import cast.manifold
-        import cast.pipeline  # noqa: F401
+        """Import what the buttons need, in one thread: transformers breaks when two import it at once."""
+        with self._importing:
+            if self._imported:
+                return
+            import cast.generation
+            import cast.manifold
+            import cast.pipeline  # noqa: F401
+
+            self._imported = True
 
     # Models and what acts on them
 
     def load(self, name: str) -> object:
         """A model by any of the names that `cast.models.load` takes."""
+        self.warm()
         from cast.models import load
 
         return load(name)
@@ -205,6 +218,7 @@ class CastBackend:
 
     def fit(self, request: FitRequest, folder: Path, on_progress: OnProgress) -> object:
         """Train heads on models of its own."""
+        self.warm()
         from cast.fitting import FitConfig
         from cast.models import load
         from cast.pipeline import FoundHeads, fit
@@ -220,6 +234,7 @@ class CastBackend:
         self, request: TranslateRequest, heads: object | None, folder: Path, on_progress: OnProgress
     ) -> object:
         """Translate on models of its own, with the visitor's heads or those of the pair."""
+        self.warm()
         from cast.adapters import read
         from cast.models import load
         from cast.pipeline import translate_adapter

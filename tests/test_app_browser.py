@@ -87,7 +87,7 @@ def test_errors_are_sentences(visit):
     page.choose("Source model", "/no/such/folder")
     expect(page.errors_shown.first).to_contain_text("There is no model /no/such/folder")
     page.generate()
-    expect(page.errors_shown.last).to_contain_text("choose a pocket model, a folder or a Hub id")
+    expect(page.errors_shown.last).to_contain_text("Choose an adapter of the source model first")
     page.page.get_by_role("button", name="Hub, folders and .gguf files").click()
     page.press("Search the Hub for adapters of the source")
     expect(page.page.get_by_text("The Hub cannot be reached")).to_be_visible()
@@ -95,7 +95,7 @@ def test_errors_are_sentences(visit):
 
 
 def test_heads_are_shown_and_trained(visit, backend):
-    backend.steps = 30
+    backend.steps = 300
     page = visit()
     page.tab("Heads")
     page.press("Show heads")

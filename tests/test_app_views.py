@@ -118,9 +118,10 @@ def test_a_finished_translation_is_adopted_once():
 
 def test_a_new_source_keeps_the_skill_or_what_was_typed():
     options = BACKEND.adapters("pocket:qwen")
-    assert keep_adapter(options, "pocket:llama/pirate") == "pocket:qwen/pirate"
-    assert keep_adapter(options, "pocket:llama/unknown") == "pocket:qwen/mood"
-    assert keep_adapter((), "/my/adapter") == "/my/adapter"
+    assert keep_adapter(options, "pocket:llama/pirate", True) == "pocket:qwen/pirate"
+    assert keep_adapter(options, "/my/adapter", False) == "pocket:qwen/mood"
+    assert keep_adapter((), "/my/adapter", False) == "/my/adapter"
+    assert keep_adapter((), "pocket:llama/mood", True) == ""
 
 
 def test_the_heads_plot_shows_each_measure_with_its_control():

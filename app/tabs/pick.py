@@ -78,7 +78,8 @@ def wire_pick_tab(tab: PickTab, engine: Engine) -> None:
 
     def choose_source(source: str, adapter: str) -> dict[str, object]:
         options = engine.adapters(source or "")
-        return gr.update(choices=_choices(options), value=keep_adapter(options, adapter or ""))
+        kept = keep_adapter(options, adapter or "", engine.is_shipped(adapter or ""))
+        return gr.update(choices=_choices(options), value=kept)
 
     def describe_choice(source: str, target: str, adapter: str) -> tuple[str, str]:
         return describe(engine, Selection(source or "", target or "", adapter or ""))
@@ -112,11 +113,17 @@ def wire_pick_tab(tab: PickTab, engine: Engine) -> None:
     tab.hub_hits.input(lambda hit: hit, tab.hub_hits, tab.adapter, api_visibility="private")
 
 
-def keep_adapter(options: Sequence[Option], adapter: str) -> str:
-    """The adapter after a change of source: the same skill where shipped, else the first, else as typed."""
+def keep_adapter(options: Sequence[Option], adapter: str, shipped: bool) -> str:
+    """The adapter after a change of source.
+
+    The same skill where it is shipped for the new source, else its first one. A source without shipped
+    adapters keeps what was typed, but not a shipped adapter of another model.
+    """
     names = [option.name for option in options]
-    if not names or adapter in names:
+    if adapter in names:
         return adapter
+    if not names:
+        return "" if shipped else adapter
     skill = adapter.rsplit("/", 1)[-1]
     return next((name for name in names if name.rsplit("/", 1)[-1] == skill), names[0])
 
