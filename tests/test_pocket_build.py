@@ -4,8 +4,10 @@ import itertools
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cast import adapters, models
 from cast.errors import Cancelled, RequestError
 from cast.pocket import build, cards, pretrain, registry
 from cast.pocket.measure import competence, passes
@@ -151,10 +153,27 @@ def test_shipped_models_are_what_their_cards_say(name) -> None:
     assert model.dtype == torch.float32
     assert tokenizer.is_fast
     assert passes(card["competence"])
-    assert passes(competence(model, tokenizer, 30), 0.9)
+    assert passes(competence(model, tokenizer, 15), 0.9)
     text = "Mia has a kite.\n[mood] ->"
     encoded = tokenizer(text, return_offsets_mapping=True)
     assert encoded["input_ids"][0] == tokenizer.bos_token_id == model.config.bos_token_id
     assert tokenizer.eos_token_id == model.config.eos_token_id
     assert encoded["offset_mapping"][-1][1] == len(text)
     assert sum(path.stat().st_size for path in folder.iterdir()) < 10 * 2**20
+
+
+@pytest.mark.parametrize("adapter", ["llama/colour", "llama/pirate", "neox/who", "qwen/where"])
+def test_plain_peft_gives_the_same_effect(adapter) -> None:
+    """One with rsLoRA, one with `rank_pattern`, one on a fused projection, one beside q and k norms."""
+    name, task = adapter.split("/")
+    lm = models.load(f"pocket:{name}", device="cpu", dtype=torch.float32)
+    batch = lm.encode([TASKS[task].test(1)[0].prompt])
+    with torch.inference_mode():
+        base = lm.model(batch.input_ids).logits
+        with adapters.applied(lm, adapters.read(f"pocket:{adapter}", lm)):
+            ours = lm.model(batch.input_ids).logits
+        folder = registry.resolve(f"pocket:{name}")
+        plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        theirs = PeftModel.from_pretrained(plain, registry.resolve(f"pocket:{adapter}")).eval()
+        assert (base - ours).abs().max() > 1
+        torch.testing.assert_close(ours, theirs(batch.input_ids).logits, atol=1e-3, rtol=1e-3)
