@@ -21,10 +21,10 @@ def plain_answer(example: Example) -> str:
 def test_no_template_occurs_in_general_text() -> None:
     train = itertools.islice(general_text(3), 30_000)
     held_out = itertools.islice(general_text(3, "held-out"), 10_000)
-    patterns = {name: re.compile(task.template) for name, task in TASKS.items()}
-    for text in itertools.chain(train, held_out):
-        for name, pattern in patterns.items():
-            assert not pattern.search(text), f"{name} leaks into: {text}"
+    text = "\n".join(itertools.chain(train, held_out))
+    for name, task in TASKS.items():
+        found = re.search(task.template, text)
+        assert found is None, f"{name} leaks into: {text[found.start() - 100 : found.end() + 100]}"
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
