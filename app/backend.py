@@ -114,6 +114,7 @@ class SamplingChoice:
     max_tokens: int
     temperature: float
     seed: int
+    one_line: bool = True
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,10 @@ class CastBackend:
         from cast.generation import Sampling, generate
 
         settings = Sampling(
-            max_new_tokens=sampling.max_tokens, temperature=sampling.temperature, seed=sampling.seed
+            max_new_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            seed=sampling.seed,
+            stop="\n" if sampling.one_line else None,
         )
         return generate(cast("Runner", runner), prompt, settings)
 

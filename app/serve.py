@@ -44,19 +44,24 @@ def main() -> None:
     from app.library import CastBackend
     from app.ui import build
 
-    page = build(CastBackend())
     host, port = address(os.environ)
-    page.blocks.queue(default_concurrency_limit=16)
-    page.blocks.launch(
-        server_name=host,
-        server_port=port,
-        theme=theme.make_theme(),
-        css_paths=theme.style_sheet(),
-        favicon_path=theme.assets_folder() / "logo" / "cast.svg",
-        ssr_mode=False,
-        show_error=False,
-        footer_links=[],
-        prevent_thread_lock=True,
-    )
-    threading.Thread(target=page.engine.warm, name="cast-warm", daemon=True).start()
-    page.blocks.block_thread()
+    with tempfile.TemporaryDirectory(prefix="cast-app-", ignore_cleanup_errors=True) as folder:
+        page = build(CastBackend(), Path(folder))
+        page.blocks.queue(default_concurrency_limit=16)
+        page.blocks.launch(
+            server_name=host,
+            server_port=port,
+            theme=theme.make_theme(),
+            css_paths=theme.style_sheet(),
+            favicon_path=theme.assets_folder() / "logo" / "cast.svg",
+            ssr_mode=False,
+            show_error=False,
+            footer_links=[],
+            prevent_thread_lock=True,
+        )
+        threading.Thread(target=page.engine.warm, name="cast-warm", daemon=True).start()
+        try:
+            page.blocks.block_thread()
+        finally:
+            # A running job would keep the interpreter from ending.
+            page.jobs.close()

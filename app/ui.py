@@ -1,6 +1,5 @@
 """Assembles the page: every object that lives as long as the server is made here, and nowhere else."""
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from app.jobs import Jobs
 from app.showcase import Showcase
 from app.tabs import generate as generate_tab
 from app.tabs import heads as heads_tab
-from app.tabs.explore import create_explore_tab, wire_explore_tab
+from app.tabs.explore import ExploreTab, create_explore_tab, depth_range, wire_explore_tab
 from app.tabs.generate import GenerateTab, create_generate_tab, wire_generate_tab
 from app.tabs.heads import HeadsTab, create_heads_tab, wire_heads_tab
 from app.tabs.pick import PickTab, create_pick_tab, describe, wire_pick_tab
@@ -35,17 +34,17 @@ class Page:
     jobs: Jobs
 
 
-def build(backend: Backend, folder: Path | None = None, recording: Path | None = None) -> Page:
+def build(backend: Backend, folder: Path, recording: Path | None = None) -> Page:
     """Build the page on a backend.
 
     Args:
         backend: the library, or a stand-in.
-        folder: takes what jobs write; a new temporary folder by default.
+        folder: takes what jobs write.
         recording: the example that is shown at first; the shipped one by default.
     """
     jobs = Jobs()
     showcase = _showcase(recording or theme.assets_folder() / "showcase.json")
-    engine = Engine(backend, jobs, folder or Path(tempfile.mkdtemp(prefix="cast-app-")), showcase)
+    engine = Engine(backend, jobs, folder, showcase)
     start = _start(engine)
     with gr.Blocks(title="CAST", analytics_enabled=False) as blocks:
         # Two stores, so that a changed choice and a started job never overwrite each other.
@@ -64,7 +63,7 @@ def build(backend: Backend, folder: Path | None = None, recording: Path | None =
         wire_generate_tab(generate, pick, engine, attached)
         wire_heads_tab(heads, pick, engine, attached)
         wire_explore_tab(explore, pick, engine, attached)
-        _wire_workspace(blocks, pick, generate, heads, engine, workspace, attached)
+        _wire_workspace(blocks, pick, generate, heads, explore, engine, workspace, attached)
     return Page(blocks, engine, jobs)
 
 
@@ -100,6 +99,7 @@ def _wire_workspace(
     pick: PickTab,
     generate: GenerateTab,
     heads: HeadsTab,
+    explore: ExploreTab,
     engine: Engine,
     workspace: gr.BrowserState,
     attached: gr.BrowserState,
@@ -132,8 +132,9 @@ def _wire_workspace(
             jobs.to_json(),
         )
 
-    def describe_choice(source: str, target: str, adapter: str) -> tuple[str, str]:
-        return describe(engine, Selection(source or "", target or "", adapter or ""))
+    def follow(source: str, target: str, adapter: str) -> tuple[Any, ...]:
+        selection = Selection(source or "", target or "", adapter or "")
+        return *describe(engine, selection), depth_range(engine, selection)
 
     jobs_shown = [generate.job, generate.cancel, generate.download, generate.timer]
     jobs_shown += [heads.job, heads.cancel, heads.timer]
@@ -144,9 +145,9 @@ def _wire_workspace(
         show_progress="hidden",
         api_visibility="private",
     ).then(
-        describe_choice,
+        follow,
         pick.chosen,
-        [pick.picture, pick.summary],
+        [pick.picture, pick.summary, explore.depth],
         show_progress="hidden",
         api_visibility="private",
     )

@@ -142,6 +142,14 @@ class CastPage:
     def translate(self) -> None:
         self.page.get_by_role("button", name="Translate to a plain LoRA").click()
 
+    def translate_with(self, steps: int) -> None:
+        """Translate with as many steps of a compiled fit."""
+        self.page.get_by_role("button", name="Effort and example prompts").click()
+        field = self.page.get_by_label("number input for Steps of a compiled fit")
+        field.fill(str(steps))
+        field.press("Enter")
+        self.translate()
+
     def cancel(self) -> None:
         self.page.get_by_role("button", name="Cancel", exact=True).locator("visible=true").click()
 

@@ -11,6 +11,7 @@ from app.backend import FitRequest, SamplingChoice, TranslateRequest
 from app.cache import Cache
 from app.engine import Engine, GenerateRequest, TranslateResult
 from app.jobs import Jobs, JobState
+from app.ui import build
 from app.views import PANES
 from app.workspace import Pair, Selection
 from cast.errors import CastError, HeadsError, RequestError
@@ -158,6 +159,12 @@ def test_maps_need_heads(engine, backend):
     backend.without_heads.add((CHOICE.source, CHOICE.target))
     with pytest.raises(HeadsError, match="train them"):
         next(engine.joint_maps(CHOICE.pair, 3, 50))
+
+
+def test_no_endpoint_is_public(backend, tmp_path):
+    page = build(backend, tmp_path, tmp_path / "none.json")
+    assert page.blocks.get_api_info()["named_endpoints"] == {}
+    page.jobs.close()
 
 
 def test_the_layer_map_spans_both_stacks(engine):

@@ -1,7 +1,7 @@
 """Explore: source and target states of the same tokens in one map, beside what the map is worth."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
@@ -62,15 +62,22 @@ def wire_explore_tab(tab: ExploreTab, pick: PickTab, engine: Engine, attached: g
             yield gr.skip(), gr.skip(), said(error)
 
     def resize(source: str, target: str) -> Any:
-        try:
-            depth = engine.facts(Selection(source or "", target or "", "")).target.depth
-        except Exception:
-            # The chooser has said what is wrong with the choice; the slider only stays as it is.
-            return gr.skip()
-        return gr.update(maximum=depth, value=depth // 2)
+        return depth_range(engine, Selection(source or "", target or "", ""))
 
     tab.draw.click(
         draw, [*pair, tab.depth, tab.points, attached], [tab.plot, tab.measures, tab.message],
         show_progress="hidden", concurrency_limit=4, api_visibility="private",
     )  # fmt: skip
     pick.target.change(resize, pair, tab.depth, show_progress="hidden", api_visibility="private")
+
+
+def depth_range(engine: Engine, selection: Selection) -> Any:
+    """The depth slider for the chosen target: recorded depth, or the middle."""
+    try:
+        depth = engine.facts(replace(selection, adapter="")).target.depth
+    except Exception:
+        # The chooser has said what is wrong with the choice; the slider only stays as it is.
+        return gr.skip()
+    example = engine.showcase
+    recorded = example.joint_map if example and example.pair == selection.pair else None
+    return gr.update(maximum=depth, value=recorded.depth if recorded else depth // 2)

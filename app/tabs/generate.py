@@ -40,6 +40,7 @@ class GenerateTab:
     max_tokens: gr.Slider
     temperature: gr.Slider
     seed: gr.Number
+    one_line: gr.Checkbox
     steps: gr.Slider
     hints: gr.Textbox
     translate: gr.Button
@@ -76,6 +77,7 @@ def create_generate_tab(engine: Engine, start: Workspace) -> GenerateTab:
                 max_tokens = gr.Slider(8, 256, value=48, step=8, label="Longest answer in tokens")
                 temperature = gr.Slider(0, 1.5, value=0, step=0.1, label="Temperature", info="0 is greedy.")
                 seed = gr.Number(0, label="Seed, the same for every pane", precision=0)
+                one_line = gr.Checkbox(True, label="End at the end of the line")
         with gr.Column(scale=1, min_width=320, elem_classes="cast-section"):
             with gr.Row():
                 translate = gr.Button("Translate to a plain LoRA", variant="primary", min_width=200)
@@ -91,7 +93,8 @@ def create_generate_tab(engine: Engine, start: Workspace) -> GenerateTab:
             timer = gr.Timer(0.5, active=False)
     return GenerateTab(
         prompt, examples, generate, stop, panes, message, mode, words, strength, max_tokens, temperature,
-        seed, steps, hints, translate, cancel, job, download, timer,
+        seed,
+        one_line, steps, hints, translate, cancel, job, download, timer,
     )  # fmt: skip
 
 
@@ -104,7 +107,7 @@ def wire_generate_tab(tab: GenerateTab, pick: PickTab, engine: Engine, attached:
 def _wire_text(tab: GenerateTab, pick: PickTab, engine: Engine, attached: gr.BrowserState) -> None:
     def generate(
         source: str, target: str, adapter: str, mode: str, strength: float, prompt: str,
-        max_tokens: int, temperature: float, seed: int, kept: object,
+        max_tokens: int, temperature: float, seed: int, one_line: bool, kept: object,
     ) -> Iterator[tuple[Any, str]]:  # fmt: skip
         """Stream four answers to one prompt."""
         jobs = Attached.from_json(kept)
@@ -112,7 +115,7 @@ def _wire_text(tab: GenerateTab, pick: PickTab, engine: Engine, attached: gr.Bro
             Selection(source or "", target or "", adapter or "", mode),
             strength,
             prompt or "",
-            SamplingChoice(int(max_tokens), float(temperature), int(seed or 0)),
+            SamplingChoice(int(max_tokens), float(temperature), int(seed or 0), bool(one_line)),
             jobs.translate_job,
             jobs.heads_job,
         )
@@ -132,7 +135,7 @@ def _wire_text(tab: GenerateTab, pick: PickTab, engine: Engine, attached: gr.Bro
         generate,
         [
             *pick.chosen, tab.mode, tab.strength, tab.prompt,
-            tab.max_tokens, tab.temperature, tab.seed, attached,
+            tab.max_tokens, tab.temperature, tab.seed, tab.one_line, attached,
         ],
         [tab.panes, tab.message],
         show_progress="hidden", concurrency_limit=8, api_visibility="private",
