@@ -21,7 +21,7 @@ PROMPTS = [
     "In the morning they walked 12 miles to the",
     "naïve",
 ]
-TEXT = "Once upon a time — “naïve” café 🦊🦊, 12  miles\nto the village."
+TEXT = "Once upon a time — “naïve” café 🦊 🦊, 12  miles\nto the village."
 
 
 class Scripted:
@@ -51,7 +51,11 @@ def test_a_transcript_says_the_text_and_its_ends_as_the_tokenizer_does(
     tiny_model: Callable, kind: str
 ) -> None:
     lm = tiny_model("llama", kind)
-    text = TEXT if kind != "char_bpe" else TEXT.replace("\n", " ")  # That one knows no newline.
+    text = TEXT
+    if (
+        kind == "char_bpe"
+    ):  # It knows neither foxes nor newlines, and writes nothing for what it does not know.
+        text = text.replace("🦊 🦊", "").replace("\n", " ")
     batch = lm.encode([text])
     transcript = Transcript(lm)
     ids = batch.input_ids[0].tolist()
