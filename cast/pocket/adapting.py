@@ -26,6 +26,8 @@ from cast.training import LoraTrainingConfig, train_lora
 TEST_EXAMPLES = 200
 LEAST_SCORE = 0.85
 LEAST_LIFT = 0.10
+# Style and content both: an answer in the right style that names the wrong thing is no skill.
+_LEARNED = 0.9
 _ATTENTION = ("q", "k", "v", "qkv", "o")
 
 
@@ -55,9 +57,9 @@ RECIPES: Mapping[str, AdapterRecipe] = MappingProxyType(
         "json": AdapterRecipe(16, 32, "attention", steps=400),
         "pirate": AdapterRecipe(8, 16, output_rank=4),
         "polite": AdapterRecipe(4, 8, "attention"),
-        "title": AdapterRecipe(8, 32, steps=500),
+        "title": AdapterRecipe(8, 32, steps=1200),
         "moral": AdapterRecipe(8, 16, steps=400),
-        "brief": AdapterRecipe(4, 8),
+        "brief": AdapterRecipe(8, 16, steps=600),
     }
 )
 
@@ -125,12 +127,12 @@ def train_adapter(model: str, task: str, *, on_progress: OnProgress = ignore) ->
         on_progress(Progress(f"{model}/{task}", progress.done, progress.total, progress.metrics))
 
     examples = TASKS[task].train(recipe.examples)
-    for steps in (recipe.steps, 2 * recipe.steps, 4 * recipe.steps):
+    for steps in (recipe.steps, 2 * recipe.steps):
         config = training_config(task, lm, steps)
         lora = rounded(train_lora(lm, examples, config, seed=recipe.seed, on_progress=report))
         adapted = score(lm, lora, task)
         trained = Trained(lora, Scores.of(base), Scores.of(adapted), steps, _sample(task, base, adapted))
-        if trained.adapted.score >= 0.95:
+        if min(trained.adapted.score, trained.adapted.exact) >= _LEARNED:
             break
     return trained
 
