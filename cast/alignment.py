@@ -34,6 +34,10 @@ class AlignedPairs:
         """Number of pairs N."""
         return self.row.numel()
 
+    def columns(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Row, source position and target position."""
+        return self.row, self.source_position, self.target_position
+
 
 def positions_by_end(ends: Tensor, size: int) -> Tensor:
     """Turn "where does each token end" into "which token ends here".
@@ -96,9 +100,7 @@ class LayerMap:
         if len(self.table) < 2 or self.table[0] != 0 or self.table[-1] < 1:
             raise RequestError(f"A layer map must run from 0 to the source's depth, but is {self.table}.")
         if any(after < before for before, after in zip(self.table, self.table[1:], strict=False)):
-            raise RequestError(
-                f"A layer map must not fall from one depth to the next, but is {self.table}."
-            )
+            raise RequestError(f"A layer map must not fall from one depth to the next, but is {self.table}.")
 
     @classmethod
     def by_relative_depth(cls, source_depth: int, target_depth: int) -> "LayerMap":

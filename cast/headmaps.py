@@ -1,8 +1,8 @@
 """The maps that heads are made of.
 
 A map works in *standardised coordinates*: each input and each output dimension has mean 0 and deviation 1,
-because real residual streams carry a few dimensions a thousand times larger than the rest. In these coordinates
-weights are of order 1, so they survive storage in 16 bits; means and scales are kept in 32.
+because real residual streams carry a few dimensions a thousand times larger than the rest. In these
+coordinates weights are of order 1, so they survive storage in 16 bits; means and scales are kept in 32.
 """
 
 import math
