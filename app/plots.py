@@ -107,7 +107,10 @@ def _map(source: Places, target: Places, adapted: Places | None, hover: Sequence
         figure.add_scatter(
             x=[p[0] for p in places], y=[p[1] for p in places], mode="markers", name=name, text=hover,
             hovertemplate="%{text}<extra>" + name + "</extra>",
-            marker={"color": colour, "symbol": symbol, "size": 6, "opacity": 0.75},
+            marker={
+                "color": colour, "symbol": symbol, "size": 7, "opacity": 0.85,
+                "line": {"color": "rgba(255, 255, 255, 0.7)", "width": 0.7},
+            },
         )  # fmt: skip
     _quiet(figure, height=560)
     figure.update_xaxes(showticklabels=False, showgrid=False, zeroline=False)

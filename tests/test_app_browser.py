@@ -131,6 +131,10 @@ def test_two_visitors_never_see_each_others_choice(visit):
 @pytest.mark.parametrize("width", [390, 768])
 def test_nothing_is_wider_than_a_narrow_window(visit, width):
     page = visit(width)
-    for tab in ("Heads", "Explore", "Generate"):
+    page.tab("Heads")
+    page.press("Show heads")
+    expect(page.plot).to_be_visible()
+    assert page.overflow() <= 0
+    for tab in ("Explore", "Generate"):
         page.tab(tab)
         assert page.overflow() <= 0

@@ -36,7 +36,7 @@ def create_explore_tab(engine: Engine, start: Workspace) -> ExploreTab:
                 value=recorded.depth if recorded else 1,
                 info="0 is the embedding, the last is before the final norm.",
             )  # fmt: skip
-            points = gr.Slider(100, 2000, value=400, step=100, label="Tokens in the map")
+            points = gr.Slider(100, 2000, value=300, step=100, label="Tokens in the map")
             draw = gr.Button("Draw the map", variant="primary")
             message = gr.HTML()
             measures = gr.HTML(views.measures(recorded) if recorded else "")
