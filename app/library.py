@@ -226,7 +226,9 @@ class CastBackend:
         from cast.models import load
         from cast.pipeline import FoundHeads, fit
 
-        source, target = load(request.pair.source), load(request.pair.target)
+        source, target = (
+            load(name, on_progress=on_progress) for name in (request.pair.source, request.pair.target)
+        )
         config = FitConfig(kind="affine" if request.kind == "affine" else "mlp", tokens=request.tokens)
         heads = fit(
             source, target, folder, text=request.corpus or None, config=config, on_progress=on_progress
@@ -244,7 +246,7 @@ class CastBackend:
         from cast.recipes import TranslationConfig
 
         chosen = request.selection
-        source, target = load(chosen.source), load(chosen.target)
+        source, target = (load(name, on_progress=on_progress) for name in (chosen.source, chosen.target))
         config = TranslationConfig(mode=cast("Mode", chosen.mode), steps=request.steps)
         found = cast("FoundHeads | None", heads or self.find_heads(source, target))
         carried = translate_adapter(

@@ -16,6 +16,17 @@ PANE_TITLES = {
     "target_adapter": "Target + translated",
 }
 _PROMPT_SHOWN = 90
+# The stages that `cast` reports, in a visitor's words.
+_STAGES = {
+    "convert": "Unpacking the model",
+    "load": "Loading the models",
+    "text": "Reading text",
+    "activations": "Reading the states of both models",
+    "heads": "Fitting the heads",
+    "quality": "Measuring on held-out text",
+    "sites": "Mapping the adapted sites",
+    "compile": "Fitting the LoRA",
+}
 _NEXT = {
     "translate": "Press Generate: the fourth pane now runs this adapter.",
     "heads": "Press Show heads to see how good they are; hosted mode now uses them.",
@@ -220,7 +231,7 @@ def job(view: Job | None) -> str:
     share = progress.fraction if progress else 0.0
     stage = "Waiting for a free place" if view.state is JobState.QUEUED else "Starting"
     if progress:
-        stage = progress.stage
+        stage = _STAGES.get(progress.stage, progress.stage)
     if view.cancelling:
         stage = "Stopping"
     left = view.seconds_left(now)

@@ -82,7 +82,11 @@ def create_generate_tab(engine: Engine, start: Workspace) -> GenerateTab:
             with gr.Row():
                 translate = gr.Button("Translate to a plain LoRA", variant="primary", min_width=200)
                 cancel = gr.Button("Cancel", interactive=False, min_width=80)
-            job = gr.HTML(views.sentence("Translate writes an ordinary PEFT adapter of the target model."))
+            job = gr.HTML(
+                views.sentence(
+                    "Translate writes an ordinary PEFT adapter of the target model, at strength 1."
+                )
+            )
             download = gr.DownloadButton("Download the adapter", visible=False)
             with gr.Accordion("Effort and example prompts", open=False):
                 steps = gr.Slider(20, 1000, value=200, step=20, label="Steps of a compiled fit")
