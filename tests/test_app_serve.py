@@ -1,6 +1,7 @@
 """`python app.py` answers, also in a Space: port 7860, SPACE_ID set, a home folder that cannot be written."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -48,19 +49,25 @@ def test_the_page_answers_in_a_space(tmp_path):
     home = tmp_path / "home"
     home.mkdir(mode=0o555)
     kept = {name: os.environ[name] for name in ("PATH", "TMPDIR", "OMP_NUM_THREADS") if name in os.environ}
-    environ = {**kept, "HOME": str(home), "SPACE_ID": "me/cast", "GRADIO_SERVER_PORT": "7860"}
+    port = 7860 if _is_free(7860) else 7861  # someone may be using the app while testing it
+    environ = {**kept, "HOME": str(home), "SPACE_ID": "me/cast", "GRADIO_SERVER_PORT": str(port)}
     environ |= {"HF_HUB_OFFLINE": "1", "GRADIO_SERVER_NAME": "127.0.0.1"}
     with subprocess.Popen(
         [sys.executable, "app.py"], cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
         try:
-            body = _answer(process, "http://127.0.0.1:7860/")
+            body = _answer(process, f"http://127.0.0.1:{port}/")
         finally:
             process.terminate()
             output = process.communicate(timeout=60)[0].decode()
     assert "CAST" in body, output
     assert "Traceback" not in output
     assert list(home.iterdir()) == []
+
+
+def _is_free(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def _answer(process, url):
