@@ -15,12 +15,12 @@ from torch import Tensor
 
 from cast.activations import PairedBatch, paired_batches
 from cast.alignment import LayerMap
-from cast.corpus import take_tokens
+from cast.corpus import general_text, take_tokens
 from cast.errors import RequestError
 from cast.fitters import GradientSchedule, MLPFitter, RidgeFitter, kl_rows, next_token_kl, widened
 from cast.heads import AffineHead, DepthQuality, HeadPair, HeadQuality, HeadRecipe, HeadSet, ModelTag
 from cast.measures import cosine, debiased_cka, knn_overlap, measured, r_squared
-from cast.models import LanguageModel
+from cast.models import LanguageModel, load
 from cast.progress import OnProgress, Progress, ignore
 from cast.unfinished import Unfinished
 
@@ -29,6 +29,8 @@ Heads = dict[tuple[int, str], AffineHead]
 _MEASURED_ROWS = 1000
 # With a giant vocabulary a position's logits take as much work as the rest of the model.
 _KL_ROWS = 512
+# 1.1e-2 at width 160: half and twice as much were worse (docs/experiments.md).
+_RATE_TIMES_WIDTH = 1.75
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class FitConfig:
         deepest_width: hidden units of the deepest decode head, through which the whole-stack mode writes.
         passes: how often the texts are run through the models for gradient steps.
         repeats: how often each chunk of pairs is used for steps before it is dropped.
-        learning_rate: peak of the gradient steps.
+        learning_rate: peak of the gradient steps; None sets it by the models' width, since a
+            step of Adam moves an output by so much for each input.
         kl_weight: of the target's own metric (KL, nats) for the deepest decode head; 0 leaves it out.
         batch_size: texts run through the models at once.
         step_rows: pairs in a gradient step.
@@ -60,14 +63,14 @@ class FitConfig:
     tokens: int = 60_000
     held_out_tokens: int = 4_000
     depths: tuple[int, ...] | None = None
-    mlp_width: int = 96
-    deepest_width: int = 256
+    mlp_width: int = 112
+    deepest_width: int = 320
     passes: int = 1
-    repeats: int = 3
-    learning_rate: float = 2e-3
+    repeats: int = 6
+    learning_rate: float | None = None
     kl_weight: float = 1.0
     batch_size: int = 32
-    step_rows: int = 512
+    step_rows: int = 256
     chunk_rows: int = 8_192
     max_length: int = 256
     seed: int = 0
@@ -80,8 +83,8 @@ class FitConfig:
             raise RequestError(f"Heads are 'affine' or 'mlp', not {self.kind!r}.")
         sizes = ("tokens", "held_out_tokens", "mlp_width", "deepest_width", "passes", "repeats")
         for name in (*sizes, "batch_size", "step_rows", "chunk_rows", "max_length", "learning_rate"):
-            if getattr(self, name) <= 0:
-                raise RequestError(f"{name} must be above 0, but is {getattr(self, name)}.")
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise RequestError(f"{name} must be above 0, but is {value}.")
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,14 @@ def fit_heads(
     )
 
 
+def fit_pocket_heads(
+    source: str, target: str, *, checkpoint: Path | None = None, on_progress: OnProgress = ignore
+) -> HeadSet:
+    """Fit the heads that the pocket zoo ships for an ordered pair, such as `llama` and `mistral`."""
+    models = (load(f"pocket:{name}") for name in (source, target))
+    return fit_heads(*models, general_text("pocket"), checkpoint=checkpoint, on_progress=on_progress)
+
+
 def _split(job: _Job, texts: Iterable[str]) -> tuple[list[str], list[str]]:
     """Texts to fit on, and texts held out: in an order by hash, so that no text can be on both sides."""
     config = job.config
@@ -253,7 +264,7 @@ def _refined(
         return {}
     schedule = GradientSchedule(
         rows=count * config.passes * config.repeats,
-        learning_rate=config.learning_rate,
+        learning_rate=config.learning_rate or _RATE_TIMES_WIDTH / max(job.source.width, job.target.width),
         kl_weight=config.kl_weight,
         kl_rows=kl_rows(job.target.vocabulary),
     )
