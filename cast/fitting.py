@@ -180,8 +180,8 @@ def fit_pocket_heads(
     source: str, target: str, *, checkpoint: Path | None = None, on_progress: OnProgress = ignore
 ) -> HeadSet:
     """Fit the heads that the pocket zoo ships for an ordered pair, such as `llama` and `mistral`."""
-    models = (load(f"pocket:{name}") for name in (source, target))
-    return fit_heads(*models, general_text("pocket"), checkpoint=checkpoint, on_progress=on_progress)
+    models = load(f"pocket:{source}"), load(f"pocket:{target}")
+    return fit_heads(*models, texts=general_text("pocket"), checkpoint=checkpoint, on_progress=on_progress)
 
 
 def _split(job: _Job, texts: Iterable[str]) -> tuple[list[str], list[str]]:
