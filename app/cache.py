@@ -45,3 +45,8 @@ class Cache(Generic[T]):
             self._making.pop(key, None)
             while len(self._values) > self._capacity:
                 self._values.popitem(last=False)
+
+    def drop(self, key: Hashable) -> None:
+        """Forget a value, so that it is made again."""
+        with self._lock:
+            self._values.pop(key, None)

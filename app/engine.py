@@ -1,19 +1,15 @@
 """Everything the page does, without the page: shared models, text, maps, and background jobs.
 
-Models are loaded on demand, are read-only to visitors and shared between them. A forward pass with an adapter
-hangs hooks on the model, so each step of each stream holds the locks of the models it touches, and only for
-that step: visitors are kept apart and their streams alternate. A job that trains takes models of its own, so
-it never stops a stream.
+Models are loaded on demand, are read-only to visitors and shared between them (see `app.streams`). A job that
+trains takes models of its own, so it never stops a stream.
 """
 
 import contextlib
 import logging
 import shutil
-import threading
-import time
 import uuid
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from app.backend import (
@@ -31,6 +27,7 @@ from app.cache import Cache
 from app.jobs import Job, Jobs, JobState
 from app.picture import relative_layer_map
 from app.showcase import Showcase
+from app.streams import Loaded, held, interleaved
 from app.views import PANES, Pane
 from app.workspace import Pair, Selection
 from cast.errors import CastError, HeadsError, RequestError
@@ -38,7 +35,6 @@ from cast.progress import OnProgress, Progress
 
 logger = logging.getLogger(__name__)
 
-_FRAME_SECONDS = 0.06
 _MAX_PROMPT = 4000
 
 
@@ -80,13 +76,6 @@ class GenerateRequest:
     heads_job: str = ""
 
 
-@dataclass
-class _Loaded:
-    name: str
-    model: object
-    lock: threading.RLock = field(default_factory=threading.RLock)
-
-
 class Engine:
     """The page's only way to models; one for all visitors, made in `app.ui.build`."""
 
@@ -96,7 +85,7 @@ class Engine:
         self._backend = backend
         self._jobs = jobs
         self._folder = folder
-        self._models: Cache[_Loaded] = Cache(max_models)
+        self._models: Cache[Loaded] = Cache(max_models)
         self._adapters: Cache[object] = Cache(32)
         self._heads: Cache[object | None] = Cache(8)
         self._shipped: Cache[object | None] = Cache(32)
@@ -209,32 +198,9 @@ class Engine:
                 streams[key] = self._backend.stream(make(), prompt, request.sampling)
             except CastError as error:
                 shown[key] = replace(shown[key], state="note", text=str(error))
-        yield from self._interleave(shown, streams, _both(source, target))
+        yield from interleaved(shown, streams, held(source, target))
 
-    def _interleave(
-        self,
-        shown: dict[str, Pane],
-        streams: dict[str, Iterator[str]],
-        locks: Callable[[], contextlib.AbstractContextManager[object]],
-    ) -> Iterator[tuple[Pane, ...]]:
-        last = 0.0
-        try:
-            while streams:
-                for key in list(streams):
-                    with locks():
-                        shown[key] = _advance(shown[key], streams[key])
-                    if shown[key].state != "running":
-                        del streams[key]
-                if time.monotonic() - last >= _FRAME_SECONDS and streams:
-                    last = time.monotonic()
-                    yield tuple(shown.values())
-            yield tuple(shown.values())
-        finally:
-            for stream in streams.values():
-                if isinstance(stream, Generator):
-                    stream.close()
-
-    def _carried(self, request: GenerateRequest, source: _Loaded, target: _Loaded, lora: object) -> object:
+    def _carried(self, request: GenerateRequest, source: Loaded, target: Loaded, lora: object) -> object:
         selection = request.selection
         if selection.mode == "hosted":
             heads = self._find_heads(selection.pair, source, target, request.heads_job)
@@ -248,7 +214,7 @@ class Engine:
             )
         return self._backend.carried_runner(carried, source.model, target.model, request.strength)
 
-    def _translation(self, request: GenerateRequest, target: _Loaded) -> object | None:
+    def _translation(self, request: GenerateRequest, target: Loaded) -> object | None:
         job = self._jobs.get(request.translate_job)
         if job and isinstance(job.result, TranslateResult) and job.result.selection == request.selection:
             return job.result.carried
@@ -305,11 +271,11 @@ class Engine:
         if heads is None:
             raise HeadsError("There are no heads for this pair yet: train them in the Heads tab.")
         for method in ("pca", "umap"):
-            with _both(source, target)() as held:
+            with held(source, target)() as locks:
                 # Laying out the map takes longer than reading the models, and needs them no more.
-                def let_go(progress: Progress, held: contextlib.ExitStack = held) -> None:
+                def let_go(progress: Progress, locks: contextlib.ExitStack = locks) -> None:
                     if progress.stage == "map":
-                        held.close()
+                        locks.close()
 
                 yield self._backend.joint_map(
                     source.model, target.model, heads, depth, points, method, let_go
@@ -320,12 +286,12 @@ class Engine:
     def _describe(self, name: str) -> ModelFacts:
         return self._model_facts.get(name, lambda: self._backend.describe(name))
 
-    def _load(self, name: str) -> _Loaded:
+    def _load(self, name: str) -> Loaded:
         if not name:
             raise RequestError("Choose a source model and a target model first.")
-        return self._models.get(name, lambda: _Loaded(name, self._backend.load(name)))
+        return self._models.get(name, lambda: Loaded(name, self._backend.load(name)))
 
-    def _lora(self, adapter: str, source: _Loaded) -> object:
+    def _lora(self, adapter: str, source: Loaded) -> object:
         key = (adapter, source.name)
         return self._adapters.get(key, lambda: self._backend.read_adapter(adapter, source.model))
 
@@ -340,32 +306,12 @@ class Engine:
             return job.result.heads
         return None
 
-    def _find_heads(self, pair: Pair, source: _Loaded, target: _Loaded, heads_job: str) -> object | None:
+    def _find_heads(self, pair: Pair, source: Loaded, target: Loaded, heads_job: str) -> object | None:
         own = self._own_heads(pair, heads_job)
         if own is not None:
             return own
-        return self._heads.get(pair, lambda: self._backend.find_heads(source.model, target.model))
-
-
-def _advance(pane: Pane, stream: Iterator[str]) -> Pane:
-    """The pane after one more piece of its stream."""
-    try:
-        return replace(pane, text=pane.text + next(stream))
-    except StopIteration:
-        return replace(pane, state="done")
-    except CastError as error:
-        return replace(pane, state="note", text=str(error))
-
-
-def _both(
-    first: _Loaded, second: _Loaded
-) -> Callable[[], contextlib.AbstractContextManager[contextlib.ExitStack]]:
-    """A maker of contexts that hold both models, taken by name so that no two visitors can deadlock."""
-
-    def hold() -> contextlib.ExitStack:
-        stack = contextlib.ExitStack()
-        for loaded in sorted((first, second), key=lambda item: item.name):
-            stack.enter_context(loaded.lock)
-        return stack
-
-    return hold
+        found = self._heads.get(pair, lambda: self._backend.find_heads(source.model, target.model))
+        if found is None:
+            # A translation may fit and keep them later.
+            self._heads.drop(pair)
+        return found
