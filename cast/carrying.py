@@ -4,9 +4,11 @@ For target depth l and an aligned pair let c_l = D_l(h^{S+}_{m(l)}) - D_l(h^S_{m
 The objective is the sum of three terms, all in units of the effect that shall arrive:
 
 - FVU, the mean over l of Σ‖c_l - (h^{T+}_l - h^T_l)‖² / Σ‖c_l‖², l over the depths at or after the first
-  adapted source block, every dimension measured in units of its own deviation;
+  adapted source block, massive dimensions tamed;
 - KL(softmax logits(h^T_L + c_L) ‖ adapted target) at the aligned pairs, relative to the same with the bare
-  target;
+  target: the mean of two such shares, of the whole distribution and of that given that the text goes on.
+  Where an adapter has learnt to end its answers, ends are nearly all of its effect on general text, and they
+  would hide which word it would say;
 - KL(base ‖ adapted target) at the target's other positions, relative to the same size: there the source has
   no state of its own, and a change would break words that the target completes by itself.
 """
@@ -27,6 +29,10 @@ from cast.recipes import TranslationConfig
 
 # Logits held at once, in numbers: 128 MiB of float32. A head of 262,144 rows gets 128 positions a step.
 _LOGITS_AT_ONCE = 2**25
+# A dimension that deviates so many times as far as the median is massive.
+_MASSIVE = 4.0
+# Logit of what cannot happen.
+_NEVER = -1e4
 # Strengths among which the one that matches the source's effect is sought.
 _STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 
@@ -120,6 +126,8 @@ class Loss:
     fvu_by_depth: dict[int, Tensor]
     missing: Tensor
     """KL(carried ‖ adapted), nats a pair."""
+    wording: Tensor
+    """The same of the distributions given that the text goes on."""
     disturbed: Tensor
     """KL(base ‖ adapted) where no ends are shared, nats a position."""
 
@@ -142,8 +150,7 @@ class Objective:
         depths = held_out[0].change.keys()
         pairs = sum(len(batch.pairs) for batch in held_out)
         self._scale = {
-            depth: torch.cat([batch.base[depth] for batch in held_out]).std(0).clamp_min(1e-6)
-            for depth in depths
+            depth: _tamed(torch.cat([batch.base[depth] for batch in held_out]).std(0)) for depth in depths
         }
         self._power = {
             depth: sum(float((batch.change[depth] / self._scale[depth]).square().sum()) for batch in held_out)
@@ -151,11 +158,17 @@ class Objective:
             for depth in depths
         }
         with torch.no_grad():
-            effects = [
-                self._missing(batch, batch.base[target.depth]) * len(batch.pairs) for batch in held_out
-            ]
-        self.effect = float(torch.stack(effects).sum()) / pairs
-        """KL(carried ‖ base), nats a pair."""
+            effects = [self._missing(batch, batch.base[target.depth]) for batch in held_out]
+        self.effect, self._wording = (
+            sum(
+                float(effect[part]) * len(batch.pairs)
+                for effect, batch in zip(effects, held_out, strict=True)
+            )
+            / pairs
+            for part in (0, 1)
+        )
+        """`effect`: KL(carried ‖ base), nats a pair."""
+        self._wording = max(self._wording, 1e-3 * self.effect)
         if self.effect <= 0 or not all(power > 0 for power in self._power.values()):
             raise AdapterError(
                 "The adapter changes nothing on this text; check that its weights are not zero, or give text "
@@ -164,33 +177,39 @@ class Objective:
 
     def total(self, loss: Loss, config: TranslationConfig) -> Tensor:
         """The number that the fit lowers."""
-        return (
-            loss.fvu + (config.kl_weight * loss.missing + config.hold_weight * loss.disturbed) / self.effect
-        )
+        missing = (loss.missing / self.effect + loss.wording / self._wording) / 2
+        return loss.fvu + config.kl_weight * missing + config.hold_weight * loss.disturbed / self.effect
 
     def __call__(self, batch: CarriedBatch, states: dict[int, Tensor]) -> Loss:
         """Compare the adapted target's states, depth → [B, n, d_t], with one carried batch."""
         pairs, count = batch.pairs, len(batch.pairs)
         at_pairs = {depth: states[depth][pairs.row, pairs.target_position].float() for depth in batch.change}
-        fvu = {
-            depth: ((batch.base[depth] + batch.change[depth] - at_pairs[depth]) / self._scale[depth])
-            .square()
-            .sum()
-            / (count * self._power[depth])
-            for depth in batch.change
-        }
+        fvu = {}
+        for depth, change in batch.change.items():
+            left = (batch.base[depth] + change - at_pairs[depth]) / self._scale[depth]
+            fvu[depth] = left.square().sum() / (count * self._power[depth])
         last = self._target.depth
         others = states[last][batch.other_rows, batch.other_positions].float()
         disturbed = (
-            divergence(self._target, batch.base_others, others, self._random)
+            divergences(self._target, batch.base_others, others, self._random)[0]
             if len(others)
             else at_pairs[last].new_zeros(())
         )
-        return Loss(fvu, self._missing(batch, at_pairs[last]), disturbed)
+        missing, wording = self._missing(batch, at_pairs[last])
+        return Loss(fvu, missing, wording, disturbed)
 
-    def _missing(self, batch: CarriedBatch, adapted: Tensor) -> Tensor:
+    def _missing(self, batch: CarriedBatch, adapted: Tensor) -> tuple[Tensor, Tensor]:
         last = self._target.depth
-        return divergence(self._target, batch.base[last] + batch.change[last], adapted, self._random)
+        return divergences(self._target, batch.base[last] + batch.change[last], adapted, self._random)
+
+
+def _tamed(deviation: Tensor) -> Tensor:
+    """What to divide each dimension by, so that none deviates more than a few times as far as the median.
+
+    Directions in which the states vary more matter more to what reads them; a few massive dimensions of large
+    models would drown all the rest.
+    """
+    return (deviation / (_MASSIVE * deviation.median().clamp_min(1e-6))).clamp_min(1.0)
 
 
 @torch.no_grad()
@@ -217,9 +236,9 @@ def matched_strength(carrier: Carrier, batches: Sequence[Sequence[str]], seed: i
             states[batch.pairs.row, batch.pairs.source_position]
             for states in carrier.last_source_states(tokens)
         )
-        wanted += count * float(divergence(source, after, before, random))
+        wanted += count * float(divergences(source, after, before, random)[0])
         curve += count * torch.stack(
-            [divergence(target, base + strength * change, base, random).cpu() for strength in _STRENGTHS]
+            [divergences(target, base + strength * change, base, random)[0].cpu() for strength in _STRENGTHS]
         )
         pairs += count
     reached = [index for index, value in enumerate(curve.tolist()) if value >= wanted]
@@ -233,19 +252,35 @@ def matched_strength(carrier: Carrier, batches: Sequence[Sequence[str]], seed: i
     return _STRENGTHS[upper - 1] + share * (_STRENGTHS[upper] - _STRENGTHS[upper - 1])
 
 
-def divergence(lm: LanguageModel, wanted: Tensor, given: Tensor, random: torch.Generator) -> Tensor:
+def divergences(
+    lm: LanguageModel, wanted: Tensor, given: Tensor, random: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Mean KL in nats between the next-token distributions of two sets of last residuals [K, d], K > 0.
 
     Where the head is large, a random sample of the rows stands for all. Gradients reach `given` only.
+
+    Returns:
+        The divergence of the whole distributions, and of those given that the text does not end.
     """
     budget = max(16, _LOGITS_AT_ONCE // lm.vocabulary)
     if len(wanted) > budget:
         chosen = torch.randperm(len(wanted), generator=random)[:budget]
         wanted, given = wanted[chosen], given[chosen]
     with torch.no_grad():
-        teacher = _log_probs(lm, wanted)
-    return (teacher.exp() * (teacher - _log_probs(lm, given))).sum(-1).mean()
+        teacher = _logits(lm, wanted)
+    student = _logits(lm, given)
+    known = sorted(end for end in lm.eos_ids if end < student.shape[-1])
+    ends = torch.tensor(known, dtype=torch.long, device=student.device)
+    # Not minus infinity: a difference of two infinities would be no number.
+    return _kl(teacher, student), _kl(
+        teacher.index_fill(-1, ends, _NEVER), student.index_fill(-1, ends, _NEVER)
+    )
 
 
-def _log_probs(lm: LanguageModel, hidden: Tensor) -> Tensor:
-    return lm.architecture.logits(hidden.to(lm.dtype)).float().log_softmax(-1)
+def _kl(teacher: Tensor, student: Tensor) -> Tensor:
+    teacher, student = teacher.log_softmax(-1), student.log_softmax(-1)
+    return (teacher.exp() * (teacher - student)).sum(-1).mean()
+
+
+def _logits(lm: LanguageModel, hidden: Tensor) -> Tensor:
+    return lm.architecture.logits(hidden.to(lm.dtype)).float()

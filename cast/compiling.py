@@ -29,7 +29,7 @@ _CLIP = 1.0
 # Batches whose texts are sorted by length together.
 _SORTED_BATCHES = 4
 # Models of a few million parameters bear, and need, a higher rate than those of hundreds of millions.
-_SMALL_TARGET, _SMALL_RATE, _LARGE_RATE = 30_000_000, 2e-3, 5e-4
+_SMALL_TARGET, _SMALL_RATE, _LARGE_RATE = 30_000_000, 5e-3, 5e-4
 
 
 def starting_kernels(

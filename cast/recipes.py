@@ -49,7 +49,7 @@ class TranslationConfig:
     """Compiled: weight of keeping the base's distribution where the tokenizers share no character end."""
     prompt_share: float = 0.5
     """Compiled: share of the rows of a batch that are drawn from `prompts`, where some are given."""
-    site_tokens: int = 20_000
+    site_tokens: int = 10_000
     """Aligned pairs on which site maps are fitted (kernel, instant, and the start of compiled)."""
     site_decode: DecodeFit = "adjoint"
     """How the decode side of a site map is fitted."""

@@ -9,7 +9,7 @@ from translation_fixtures import corpus, heads_for
 
 from cast.activations import residuals
 from cast.adapters import Kernel, Lora, applied
-from cast.carrying import Carrier, Objective, divergence, matched_strength
+from cast.carrying import Carrier, Objective, divergences, matched_strength
 from cast.compiling import Compiled, compile_lora, starting_kernels
 from cast.errors import AdapterError, Cancelled, CorpusError
 from cast.models import LanguageModel
@@ -107,20 +107,32 @@ def test_an_adapter_without_effect_is_refused(models: tuple[LanguageModel, Langu
         Objective(target, [carrier.carry(corpus(4), 1.0)], 0)
 
 
-def test_divergence_samples_rows_where_the_head_is_large(
+def test_the_divergence_samples_rows_where_the_head_is_large(
     models: tuple[LanguageModel, LanguageModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = models[1]
     asked: list[int] = []
-    monkeypatch.setattr(
-        "cast.carrying._log_probs", lambda _, hidden: asked.append(len(hidden)) or hidden.log_softmax(-1)
-    )
+    monkeypatch.setattr("cast.carrying._logits", lambda _, hidden: asked.append(len(hidden)) or hidden)
     monkeypatch.setattr("cast.carrying._LOGITS_AT_ONCE", 20 * lm.vocabulary)
     given = torch.randn(50, lm.width, requires_grad=True)
-    divergence(lm, torch.randn(50, lm.width), given, torch.Generator()).backward()
+    divergences(lm, torch.randn(50, lm.width), given, torch.Generator())[0].backward()
     assert asked == [20, 20]
     assert given.grad is not None
     assert int(given.grad.abs().sum(1).count_nonzero()) == 20
+
+
+def test_the_wording_does_not_count_where_the_text_ends(
+    models: tuple[LanguageModel, LanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = models[1]
+    monkeypatch.setattr("cast.carrying._logits", lambda _, hidden: hidden)
+    given = torch.randn(6, lm.vocabulary)
+    ending = given.index_add(1, torch.tensor(sorted(lm.eos_ids)), torch.full((6, len(lm.eos_ids)), 9.0))
+    whole, wording = divergences(lm, ending, given, torch.Generator())
+    assert float(whole) > 1
+    assert float(wording) == pytest.approx(0, abs=1e-6)
+    _, wording = divergences(lm, ending + torch.randn_like(given), given, torch.Generator())
+    assert float(wording) > 0.1
 
 
 def test_the_matched_strength_of_a_model_to_itself_is_one(
