@@ -41,7 +41,7 @@ class OutputError(CastError, OSError):
     """A result cannot be written where it was asked for."""
 
 
-class Cancelled(CastError):
+class Cancelled(CastError):  # noqa: N818  the user's wish, not a fault
     """The user cancelled a long operation."""
 
 

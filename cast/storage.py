@@ -12,7 +12,7 @@ from cast.errors import OutputError
 
 
 def cache_folder() -> Path:
-    """Folder for converted models, heads and site maps: `$CAST_CACHE`, else `cast` in the user's cache folder.
+    """Folder for converted models, heads and site maps: `$CAST_CACHE`, else `cast` in the user's cache.
 
     Falls back to the temporary folder where the home folder cannot be written, as on a hosted Space.
     """
@@ -51,7 +51,7 @@ def written_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
 
     Args:
         folder: Where the result shall stand. Its parents are made.
-        replace: Take the place of what is there (for caches); otherwise only an empty or missing folder is taken.
+        replace: Take the place of what is there (for caches); otherwise the folder must be empty or missing.
 
     Raises:
         OutputError: the folder is not empty, cannot be made, or the disk is full. Nothing is left behind.

@@ -7,6 +7,12 @@ from cast.errors import OutputError
 from cast.storage import cache_folder, check_output_folder, write_atomically, written_folder
 
 
+def write_and_raise(folder: Path, error: Exception) -> None:
+    with written_folder(folder) as draft:
+        (draft / "a.txt").write_text("a")
+        raise error
+
+
 def test_a_folder_appears_whole(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "out"
     with written_folder(target) as draft:
@@ -17,16 +23,14 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), written_folder(tmp_path / "out") as draft:
-        (draft / "a.txt").write_text("a")
-        raise RuntimeError("in the middle")
+    with pytest.raises(RuntimeError):
+        write_and_raise(tmp_path / "out", RuntimeError("in the middle"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_is_said_in_words_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="No space is left"), written_folder(tmp_path / "out") as draft:
-        (draft / "a.txt").write_text("a")
-        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OutputError, match="No space is left"):
+        write_and_raise(tmp_path / "out", OSError(errno.ENOSPC, "No space left on device"))
     assert list(tmp_path.iterdir()) == []
 
 
