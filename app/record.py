@@ -62,7 +62,7 @@ def main() -> None:
     """Record and write `assets/showcase.json`."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--source", default="pocket:llama")
-    parser.add_argument("--target", default="pocket:mistral")
+    parser.add_argument("--target", default="pocket:qwen")
     parser.add_argument("--adapter", default="pocket:llama/mood")
     parser.add_argument("--prompt")
     parser.add_argument("--depth", type=int)
