@@ -77,11 +77,11 @@ class Plan:
     compiled: TranslationConfig = field(
         default_factory=lambda: TranslationConfig(
             mode="compiled",
-            strength=None,
-            steps=60,
+            strength=1.5,
+            steps=30,
             batch_size=8,
-            learning_rate=5e-4,
-            site_tokens=4000,
+            learning_rate=1e-3,
+            site_tokens=1200,
             max_length=128,
         )
     )
