@@ -51,7 +51,8 @@ def heads_quality(facts: HeadsFacts) -> go.Figure:
         )  # fmt: skip
     _quiet(figure, height=320)
     figure.update_xaxes(title="Target depth", dtick=1 if len(depths) <= 16 else None)
-    figure.update_yaxes(title="Held-out measure", range=[-0.1, 1.02])
+    lowest = min((min(values) for _, *both, _, _ in lines for values in both), default=0.0)
+    figure.update_yaxes(title="Held-out measure", range=[min(-0.1, lowest - 0.05), 1.02])
     return figure
 
 

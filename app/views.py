@@ -189,14 +189,14 @@ def heads_table(facts: HeadsFacts) -> str:
 
 
 def _measured(value: float, control: float) -> str:
-    return f'<td>{value:.2f} <span class="control">{control:.2f}</span></td>'
+    return f'<td>{figure(value)} <span class="control">{figure(control)}</span></td>'
 
 
 def measures(drawn: JointMap) -> str:
     """The measures of a map beside their shuffled control, and how far the picture may be believed."""
     body = "".join(
-        f'<tr><th scope="row">{escape(m.name)}</th><td>{m.value:.2f}</td><td '
-        f'class="control">{m.control:.2f}</td></tr>'
+        f'<tr><th scope="row">{escape(m.name)}</th><td>{figure(m.value)}</td>'
+        f'<td class="control">{figure(m.control)}</td></tr>'
         for m in drawn.measures
     )
     return (
@@ -261,6 +261,12 @@ def _finished(view: Job, now: float) -> str:
         f'<div class="cast-job" data-state="{view.state}"><p><strong>{escape(view.title)}</strong></p>'
         f"{sentence(words, kind)}</div>"
     )
+
+
+def figure(value: float) -> str:
+    """A measure with two digits, with a true minus sign and none before a zero."""
+    words = f"{value:.2f}"
+    return "0.00" if words == "-0.00" else words.replace("-", "−")
 
 
 def count(number: int) -> str:

@@ -29,7 +29,9 @@ def take(folder: Path) -> None:
                 page = CastPage(context, address, look)
                 for tab, name in TABS.items():
                     page.tab(tab)
-                    page.page.wait_for_timeout(1500)  # plots fade in
+                    if tab != "Generate":
+                        page.plot.wait_for()
+                    page.page.wait_for_timeout(1500)  # what moves comes to rest
                     page.page.screenshot(path=folder / f"{name}-{width}-{look}.png", full_page=True)
                 context.close()
 

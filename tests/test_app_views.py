@@ -100,6 +100,11 @@ def test_counts(number, words):
     assert views.count(int(number)) == words
 
 
+@pytest.mark.parametrize(("value", "words"), [(0.913, "0.91"), (-0.001, "0.00"), (-0.72, "−0.72")])
+def test_figures(value, words):
+    assert views.figure(value) == words
+
+
 def test_every_mode_is_explained():
     assert set(MODE_WORDS) == set(MODES)
 
