@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import islice, permutations
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from cast.activations import paired_batches
 from cast.alignment import LayerMap
+from cast.corpus import general_text
 from cast.errors import HeadsError, OutputError, RequestError
 from cast.heads import (
     AffineHead,
@@ -21,7 +24,9 @@ from cast.heads import (
     MLPHead,
     ModelTag,
 )
-from cast.measures import Measured
+from cast.measures import Measured, r_squared
+from cast.models import load
+from cast.pocket.registry import MODEL_NAMES, heads_folder
 
 
 def random_head(dim_in: int, dim_out: int, width: int = 0, seed: int = 0) -> AffineHead:
@@ -235,3 +240,31 @@ def test_damage_is_refused_with_a_sentence(pair, tmp_path, what):
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(HeadsError, match="There are no heads"):
         HeadSet.load(tmp_path / "nowhere")
+
+
+def test_the_shipped_heads_fit_the_shipped_models_and_beat_their_controls():
+    lms = {name: load(f"pocket:{name}") for name in MODEL_NAMES}
+    total = 0
+    for source, target in permutations(MODEL_NAMES, 2):
+        folder = heads_folder(source, target)
+        heads = HeadSet.load(folder)
+        heads.check(lms[source], lms[target])
+        assert heads.depths == tuple(range(lms[target].depth + 1))
+        for entry in heads.quality:
+            for quality in (entry.encode, entry.decode):
+                assert quality.r_squared.value > 0.5
+                assert quality.r_squared.control < 0
+        assert heads.quality[-1].decode.kl < 0.1
+        total += sum(file.stat().st_size for file in folder.iterdir())
+    assert total < 20e6
+
+
+def test_the_recorded_quality_of_shipped_heads_is_what_they_have():
+    source, target = load("pocket:llama"), load("pocket:mistral")
+    heads = HeadSet.load(heads_folder("llama", "mistral"))
+    texts = list(islice(general_text("pocket", held_out=True), 32))
+    (batch,) = paired_batches(source, target, texts, heads.layer_map, batch_size=32)
+    for entry in heads.quality:
+        decoded = heads.at(entry.depth).decode(batch.source[entry.depth])
+        measured = r_squared(decoded, batch.target[entry.depth])
+        assert measured == pytest.approx(entry.decode.r_squared.value, abs=0.05)
