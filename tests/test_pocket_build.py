@@ -177,3 +177,22 @@ def test_plain_peft_gives_the_same_effect(adapter) -> None:
         theirs = PeftModel.from_pretrained(plain, registry.resolve(f"pocket:{adapter}")).eval()
         assert (base - ours).abs().max() > 1
         torch.testing.assert_close(ours, theirs(batch.input_ids).logits, atol=1e-3, rtol=1e-3)
+
+
+def test_missing_heads_are_made_and_standing_ones_kept(tmp_path, monkeypatch) -> None:
+    made = []
+
+    class Fitted:
+        def save(self, folder, *, replace) -> None:
+            folder.mkdir(parents=True)
+            (folder / "heads.json").write_text("{}")
+
+    def fit(source, target, **_) -> Fitted:
+        made.append((source, target))
+        return Fitted()
+
+    monkeypatch.setattr(build, "heads_folder", lambda source, target: tmp_path / f"{source}-to-{target}")
+    monkeypatch.setattr(build, "fit_pocket_heads", fit)
+    for _ in range(2):
+        build.build(["llama-to-mistral", "qwen-to-neox"])
+    assert made == [("llama", "mistral"), ("qwen", "neox")]

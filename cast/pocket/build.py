@@ -1,17 +1,19 @@
 """Rebuild the pocket zoo, piece by piece, and verify what its cards record.
 
 A piece that stands is kept; remove its folder to have it made again. Base models come first, since every
-adapter is trained on the shipped, rounded weights of its base. A kill loses little: base models leave
-checkpoints, adapters take a minute each.
+adapter is trained on the shipped, rounded weights of its base; heads come last. A kill loses little: base
+models and heads leave checkpoints, adapters take a minute each.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 import torch
 
 from cast import adapters, models
 from cast.errors import ModelError, RequestError
+from cast.fitting import fit_pocket_heads
 from cast.pocket.adapting import RECIPES, Scores, save_adapter, score, train_adapter
 from cast.pocket.cards import measure_base
 from cast.pocket.measure import passes
@@ -22,6 +24,7 @@ from cast.pocket.registry import (
     Card,
     PocketAdapter,
     adapter_folder,
+    heads_folder,
     model_card,
     model_folder,
 )
@@ -55,7 +58,8 @@ def build(only: Sequence[str] | None = None, on_progress: OnProgress = ignore) -
     """Make what is missing of the zoo; returns the names of adapters that did not learn and are not kept.
 
     Args:
-        only: models (`llama`) and adapters (`llama/mood`, or `llama/*`, or `*/mood`) to make; all by default.
+        only: models (`llama`), adapters (`llama/mood`, or `llama/*`, or `*/mood`) and heads
+            (`llama-to-mistral`) to make; all by default.
         on_progress: gets every stage, with losses and scores.
     """
     wanted = _wanted(only)
@@ -78,7 +82,17 @@ def build(only: Sequence[str] | None = None, on_progress: OnProgress = ignore) -
                 save_adapter(trained, folder, model, task)
             else:
                 dropped.append(f"{model}/{task}")
+    _build_heads(wanted, on_progress)
     return tuple(dropped)
+
+
+def _build_heads(wanted: frozenset[str], on_progress: OnProgress) -> None:
+    for source, target in permutations(shipped_models(), 2):
+        folder = heads_folder(source, target)
+        if folder.name in wanted and not (folder / "heads.json").is_file():
+            checkpoint = cache_folder() / "pocket" / folder.name
+            heads = fit_pocket_heads(source, target, checkpoint=checkpoint, on_progress=on_progress)
+            heads.save(folder, replace=True)
 
 
 def verify(only: Sequence[str] | None = None, on_progress: OnProgress = ignore) -> list[Check]:
@@ -122,7 +136,11 @@ def _wanted(only: Sequence[str] | None) -> frozenset[str]:
     Raises:
         RequestError: a name fits no piece.
     """
-    pieces = [*MODEL_NAMES, *(f"{model}/{task}" for model in MODEL_NAMES for task in RECIPES)]
+    pieces = [
+        *MODEL_NAMES,
+        *(f"{model}/{task}" for model in MODEL_NAMES for task in RECIPES),
+        *(heads_folder(source, target).name for source, target in permutations(MODEL_NAMES, 2)),
+    ]
     if not only:
         return frozenset(pieces)
     found: set[str] = set()
@@ -131,7 +149,7 @@ def _wanted(only: Sequence[str] | None) -> frozenset[str]:
         fitting = [piece for piece in pieces if _fits(short, piece)]
         if not fitting:
             raise RequestError(
-                f"There is no {name!r} in the pocket zoo; name a model or an adapter (llama/mood)."
+                f"There is no {name!r} in the pocket zoo; name a model, an adapter (llama/mood) or heads."
             )
         found.update(fitting)
     return frozenset(found)
