@@ -46,7 +46,7 @@ def test_choose_translate_and_generate(page):
     example = TASKS["what"].test(1)[0]
     page.write(example.prompt)
     page.translate_with(steps=20)
-    expect(page.job).to_contain_text("Done in", timeout=300_000)
+    expect(page.job).to_contain_text("Done in", timeout=900_000)
     expect(page.mode("compiled")).to_be_checked()
     page.generate()
     expect(page.pane("target_adapter")).to_contain_text("compiled")
