@@ -1,6 +1,7 @@
 """The real pair's data readers, the joining of model files, and the table: all on tiny inline fixtures."""
 
 import zipfile
+from dataclasses import replace
 
 import pytest
 
@@ -201,6 +202,11 @@ def test_style_is_in_bits_per_byte_and_its_lift_counts_what_was_saved(tmp_path):
     lines = render(tmp_path).splitlines()
     assert [line.split("|")[2].strip() for line in lines[4:]] == ["1.200", "1.100", "1.000"]
     assert "| 50 [50, 50] |" in lines[5]
+
+
+def test_a_compiled_row_names_the_strength_it_was_fitted_towards(tmp_path):
+    replace(measurement(method="compiled"), settings={"strength": 1.5}).write(tmp_path)
+    assert "general text, strength 1.5 |" in render(tmp_path)
 
 
 def test_the_table_stands_between_its_marks_and_nothing_else_moves(tmp_path):

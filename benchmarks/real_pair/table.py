@@ -59,10 +59,16 @@ def _task_table(task: Task, rows: Sequence[Measurement]) -> str:
         f"|---|{'---:|' * columns}",
     ]
     for row in rows:
-        strength = f", strength {row.strength:g}" if row.method in _TRANSLATED else ""
+        strength = f", strength {_strength(row):g}" if row.method in _TRANSLATED else ""
         cells = [f"{METHODS[row.method]}{strength}", _figures(row), _lift(row, by_method), _made(row)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _strength(row: Measurement) -> float:
+    """Factor on the carried change; of a compiled adapter, the one that it was fitted towards."""
+    fitted = row.settings.get("strength") if row.method == "compiled" else None
+    return row.strength * (1.0 if fitted is None else float(fitted))
 
 
 def _figures(row: Measurement) -> str:
