@@ -262,7 +262,7 @@ def test_it_can_be_cancelled(carrier: Carrier, start: tuple[Kernel, ...]) -> Non
 def test_a_family_can_be_the_target(family: str) -> None:
     source, target = build_model("llama", "unigram", width=24, depth=2), build_model(family, depth=3)
     carrier = Carrier(source, target, build_lora(source), heads_for(source, target), 64)
-    config = replace(CONFIG, steps=5)
+    config = replace(CONFIG, steps=10, learning_rate=2e-3)
     maps = fit_site_maps(source, target, carrier.lora, carrier.heads, corpus(48), config)
     result = compile_lora(carrier, starting_kernels(target, maps, carrier.lora, config), corpus(12), config)
     assert result.quality.kl_carried_adapted is not None
