@@ -104,4 +104,5 @@ def _scores(row: Measurement) -> np.ndarray:
 def _made(row: Measurement) -> str:
     if not row.tokens:
         return "– | –"
-    return f"{row.cpu_seconds_made:,.0f} s | {row.tokens:,}"
+    made = f"{row.cpu_seconds_made:,.0f} s" if row.cpu_seconds_made else "not measured"
+    return f"{made} | {row.tokens:,}"
