@@ -72,8 +72,7 @@ def fit(
         raise HeadsError(
             f"An unfinished fit lies in {checkpoint}; go on with --resume, or delete it to start anew."
         )
-    passages = corpus.general_text(text, seed=config.seed)
-    heads = fit_heads(source, target, passages, config, checkpoint=checkpoint, on_progress=on_progress)
+    heads = _fitted(source, target, config, checkpoint, on_progress)
     heads.save(out)
     return heads
 
@@ -85,19 +84,15 @@ def find_heads(source: LanguageModel, target: LanguageModel, folder: Path | None
         HeadsError: `folder` was named and holds no heads of this pair.
     """
     if folder is not None:
-        heads = HeadSet.load(folder)
-        heads.check(source, target)
-        return FoundHeads(heads, folder)
+        return _opened(folder, source, target)
     for place in (_shipped_heads(source, target), _cached_heads(source, target)):
         if place is None or not place.is_dir():
             continue
         try:
-            heads = HeadSet.load(place)
-            heads.check(source, target)
+            return _opened(place, source, target)
         except HeadsError:
             # Left by other weights or another version; fitted anew.
             continue
-        return FoundHeads(heads, place)
     return None
 
 
@@ -114,10 +109,8 @@ def heads_for(
         return found
     place = _cached_heads(source, target)
     checkpoint = place.with_name(f".{place.name}.unfinished")
-    text = text or default_corpus(source, target)
-    config = FitConfig(corpus=text)
-    passages = corpus.general_text(text, seed=config.seed)
-    heads = fit_heads(source, target, passages, config, checkpoint=checkpoint, on_progress=on_progress)
+    config = FitConfig(corpus=text or default_corpus(source, target))
+    heads = _fitted(source, target, config, checkpoint, on_progress)
     heads.save(place, replace=True)
     return FoundHeads(heads, place)
 
@@ -222,6 +215,25 @@ def open_recipe(
         on_progress=on_progress,
     )  # fmt: skip
     return made.runner(source, target, strength)
+
+
+def _fitted(
+    source: LanguageModel,
+    target: LanguageModel,
+    config: FitConfig,
+    checkpoint: Path,
+    on_progress: OnProgress,
+) -> HeadSet:
+    """Heads fitted on the text that `config.corpus` names."""
+    passages = corpus.general_text(config.corpus, seed=config.seed)
+    return fit_heads(source, target, passages, config, checkpoint=checkpoint, on_progress=on_progress)
+
+
+def _opened(folder: Path, source: LanguageModel, target: LanguageModel) -> FoundHeads:
+    """Heads in a folder, once they are known to be this pair's."""
+    heads = HeadSet.load(folder)
+    heads.check(source, target)
+    return FoundHeads(heads, folder)
 
 
 def _shipped_heads(source: LanguageModel, target: LanguageModel) -> Path | None:
