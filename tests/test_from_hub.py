@@ -2,8 +2,7 @@
 
 import pytest
 from conftest import build_lora, build_model
-from fake_hub import COMMIT, FakeHub, FakeRepo
-from huggingface_hub import constants
+from fake_hub import COMMIT, FakeRepo, reachable_hub
 
 from cast import adapters
 from cast.errors import HubError, ModelError
@@ -12,13 +11,7 @@ from cast.models import describe, load
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    with FakeHub() as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.address)
-        template = running.address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    with reachable_hub(monkeypatch, tmp_path / "cache") as running:
         lm = build_model("llama")
         lm.model.save_pretrained(tmp_path / "model")
         lm.tokenizer.save_pretrained(tmp_path / "model")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_hub import FakeHub, FakeRepo
+from fake_hub import FakeRepo, reachable_hub
 from huggingface_hub import constants
 
 from cast import hub
@@ -38,13 +38,7 @@ def adapter(downloads=1, tags=(TAG, "license:mit"), **entries):
 
 @pytest.fixture
 def fake(monkeypatch, tmp_path):
-    with FakeHub() as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.address)
-        template = running.address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    with reachable_hub(monkeypatch, tmp_path / "cache") as running:
         yield running
 
 
