@@ -7,7 +7,6 @@ tokens, finds it likelier that a token ends there than that one runs across it.
 """
 
 import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,8 +14,7 @@ import torch
 from torch import Tensor
 
 from cast.models import LanguageModel
-
-_LAST_CHARACTER = "\U0010ffff"
+from cast.token_texts import TokenTexts
 
 
 @dataclass(frozen=True)
@@ -49,27 +47,10 @@ def tokens_of(lm: LanguageModel, texts: Sequence[str]) -> list[Tokens]:
 
 
 class TokenGauge:
-    """Knows the characters that each token of a model stands for inside a text."""
+    """Knows which tokens of a model may run across the end of a text."""
 
     def __init__(self, lm: LanguageModel) -> None:
-        # Decoded behind a letter, a token shows its leading space, whichever way its tokenizer writes spaces.
-        anchor = tokens_of(lm, ["a"])[0].ids[-1]
-        size = min(lm.vocabulary, len(lm.tokenizer))
-        pairs = [[anchor, token] for token in range(size)]
-        decoded = lm.tokenizer.batch_decode(
-            pairs, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        start = len(lm.decode([anchor]))
-        self._texts = [text[start:] for text in decoded]
-        known = sorted((text, token) for token, text in enumerate(self._texts) if text)
-        self._sorted = [text for text, _ in known]
-        self._tokens = torch.tensor([token for _, token in known], dtype=torch.long)
-        self._longest = max(map(len, self._sorted), default=0)
-
-    def extending(self, text: str) -> Tensor:
-        """Ids [k] of the tokens that begin with a non-empty text and go on after it."""
-        first = bisect_right(self._sorted, text)
-        return self._tokens[first : bisect_left(self._sorted, text + _LAST_CHARACTER, lo=first)]
+        self.texts = TokenTexts(lm)
 
     def crossings(self, text: str, tokens: Tokens) -> list[tuple[int, Tensor]]:
         """The tokens that may run across the end of a text.
@@ -83,16 +64,17 @@ class TokenGauge:
         lead = " " if len(tokens) > 1 and self._text(tokens.ids[1]) == " " + text[: tokens.ends[1]] else ""
         for index in reversed(range(len(tokens) - 1)):
             start = max(tokens.ends[index], 0)
-            if end - start >= self._longest or (tokens.ends[index] < 0 < index):
+            if end - start >= self.texts.longest or (tokens.ends[index] < 0 < index):
                 break  # No token is that long; none runs across a special token.
             if start < end and start != tokens.ends[index + 1]:  # Else the character is not yet whole.
-                ids = self.extending((lead if index == 0 else "") + text[start:end])
+                ids = self.texts.extending((lead if index == 0 else "") + text[start:end])
                 if len(ids):
                     found.append((index, ids))
         return found
 
     def _text(self, token: int) -> str:
-        return self._texts[token] if token < len(self._texts) else ""
+        texts = self.texts.by_token
+        return texts[token] if token < len(texts) else ""
 
 
 def settled(

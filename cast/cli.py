@@ -113,6 +113,12 @@ def _translation(parser: argparse.ArgumentParser) -> None:
         help="hosted mode: target blocks between one encode and one decode, or 'all' (whole source stack)",
     )
     parser.add_argument(
+        "--readout",
+        choices=("words", "states"),
+        help="hosted mode, whole stack: take over the source's change of words (default, without heads), or "
+        "of its last state, through the heads",
+    )
+    parser.add_argument(
         "--strength", type=float, help="multiplies the carried change; 0 is the base (default 1)"
     )
     parser.add_argument("--steps", type=int, help="compiled mode: steps of the fit")

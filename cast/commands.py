@@ -329,7 +329,11 @@ def _translation_config(args: argparse.Namespace) -> TranslationConfig:
         raise RequestError("--segment belongs to --mode hosted; leave it out, or choose that mode.")
     if segment not in (None, "all") and not (segment.isdigit() and int(segment) > 0):
         raise RequestError(f"--segment is {segment!r}; give a number of target blocks, or 'all'.")
-    settings = {"steps": args.steps, "rank": args.rank, "strength": args.strength}
+    if args.readout is not None and (args.mode != "hosted" or segment not in (None, "all")):
+        raise RequestError("--readout belongs to --mode hosted with the whole stack; leave it out otherwise.")
+    settings = {
+        "steps": args.steps, "rank": args.rank, "strength": args.strength, "readout": args.readout,
+    }  # fmt: skip
     return TranslationConfig(
         mode=args.mode,
         segment=None if segment in (None, "all") else int(segment),

@@ -84,7 +84,9 @@ def compare(
         revision: commit of the code, for the record.
         on_progress: gets every stage.
     """
-    found = heads or heads_for(source, target, text=text, on_progress=on_progress)
+    found = heads
+    if found is None and any(config.needs_heads for config in methods):
+        found = heads_for(source, target, text=text, on_progress=on_progress)
     held_out = held_out_texts(text or default_corpus(source, target))
     results = []
     for config in methods:
@@ -126,8 +128,10 @@ def compare(
 
 
 def method_name(config: TranslationConfig) -> str:
-    """`hosted` for the whole source stack, `hosted-2` for segments of two target blocks, else the mode."""
-    return f"{config.mode}-{config.segment}" if config.mode == "hosted" and config.segment else config.mode
+    """The mode; of `hosted` also how: `hosted-2` for segments of two target blocks, `hosted-states`."""
+    if config.mode != "hosted" or not config.needs_heads:
+        return config.mode
+    return f"{config.mode}-{config.segment or config.readout}"
 
 
 def retrained_reference(target: LanguageModel, task: str) -> Lora | None:
@@ -145,7 +149,7 @@ def held_out_texts(text: str, count: int = _OFF_TASK_TEXTS) -> list[str]:
 
 
 def mode_configs(modes: Iterable[str], **settings: Any) -> list[TranslationConfig]:
-    """One configuration a mode; `hosted` of a pair also block by block when named `hosted-1`, `hosted-2`, ….
+    """One configuration a method: a mode, `hosted-states`, or `hosted-1`, `hosted-2`, … block by block.
 
     Raises:
         RequestError: there is no such mode.
@@ -153,11 +157,16 @@ def mode_configs(modes: Iterable[str], **settings: Any) -> list[TranslationConfi
     configs = []
     for name in modes:
         mode, dash, size = name.partition("-")
-        if dash and not (mode == "hosted" and size.isdigit() and int(size) > 0):
-            raise RequestError(f"There is no method {name!r}; only hosted takes a number, as in hosted-2.")
+        numbered = size.isdigit() and int(size) > 0
+        if dash and not (mode == "hosted" and (numbered or size == "states")):
+            raise RequestError(
+                f"There is no method {name!r}; only hosted takes more, as in hosted-2 or hosted-states."
+            )
         given: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
-        if size:
+        if numbered:
             given["segment"] = int(size)
+        elif dash:
+            given["readout"] = size
         configs.append(TranslationConfig(**{"mode": mode, **given}))
     return configs
 

@@ -233,7 +233,7 @@ def _choices_right(
 def _continuations(
     runner: Runner, examples: Sequence[Example], batch_size: int, on_progress: OnProgress
 ) -> tuple[str, ...]:
-    """Greedy continuations, long enough for the longest gold completion and a little more."""
+    """Greedy continuations, long enough for the longest gold completion even in smaller pieces."""
     texts = [example.completion for example in examples]
     longest = int(runner.lm.encode(texts).attention_mask.sum(1).max())
     stop = None if any("\n" in text.strip() for text in texts) else "\n"
@@ -241,7 +241,7 @@ def _continuations(
         generate_many(
             runner,
             [example.prompt for example in examples],
-            max_new_tokens=longest + 4,
+            max_new_tokens=2 * longest + 4,
             stop=stop,
             batch_size=batch_size,
             on_progress=on_progress,

@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from cast.adapters import applied
-from cast.boundaries import Tokens, settled, tokens_of
+from cast.boundaries import Tokens
+from cast.source_reader import SourceReader
 from cast.stepping import RaggedCache, TokenStream, locked
 from cast.transcript import Transcript, common_prefix
 
@@ -27,7 +26,7 @@ class HostedBatch:
 
     Attributes:
         target: the target's stream.
-        adapted, plain: the source on its own tokens, with and without the LoRA.
+        reader: the source on its own tokens.
     """
 
     def __init__(self, runner: "HostedRunner", rows: int) -> None:
@@ -36,8 +35,7 @@ class HostedBatch:
         self._shared: list[list[int]] = [[] for _ in range(rows)]
         self._caches = (RaggedCache(rows), RaggedCache(rows))
         self.target = TokenStream(runner.lm, rows)
-        self.adapted = TokenStream(runner.source, rows, partial(applied, runner.source, runner.lora))
-        self.plain = TokenStream(runner.source, rows)
+        self.reader = SourceReader(runner.source, runner.lora, runner.gauge, rows)
 
     @torch.no_grad()
     def next_logits(self, rows: Sequence[Sequence[int]]) -> Tensor:
@@ -48,7 +46,9 @@ class HostedBatch:
                 self.target.advance(rows)
                 hidden = self._last_states()
             else:
-                own = self._settled_tokens(rows)
+                for transcript, ids in zip(self._transcripts, rows, strict=True):
+                    transcript.read(ids)
+                own = self.reader.settled(self._transcripts)
                 ends = [transcript.ends for transcript in self._transcripts]
                 shared = [_shared_positions(*pair) for pair in zip(ends, own, strict=True)]
                 if runner.segments is None:
@@ -61,31 +61,11 @@ class HostedBatch:
         """Keep only these rows of the batch."""
         self._transcripts = [self._transcripts[row] for row in rows]
         self._shared = [self._shared[row] for row in rows]
-        for held in (self.target, self.adapted, self.plain, *self._caches):
+        for held in (self.target, self.reader, *self._caches):
             held.select(rows)
 
     def _last_states(self) -> Tensor:
         return torch.stack([states[-1] for states in self.target.states])
-
-    def _settled_tokens(self, rows: Sequence[Sequence[int]]) -> list[Tokens]:
-        """The source's tokens of each text, those left out that its next characters will probably change."""
-        for transcript, ids in zip(self._transcripts, rows, strict=True):
-            transcript.read(ids)
-        texts = [transcript.text for transcript in self._transcripts]
-        own = tokens_of(self._runner.source, texts)
-        crossings = [
-            self._runner.gauge.crossings(text, tokens) for text, tokens in zip(texts, own, strict=True)
-        ]
-        if any(crossings):
-            self.adapted.advance([tokens.ids for tokens in own])
-        return [
-            settled(tokens, found, cache(partial(self._log_probs, row))) if found else tokens
-            for row, (tokens, found) in enumerate(zip(own, crossings, strict=True))
-        ]
-
-    def _log_probs(self, row: int, index: int) -> Tensor:
-        logits = self._runner.source.architecture.logits(self.adapted.states[row][index])
-        return torch.log_softmax(logits.float(), -1)
 
     def _whole(
         self, rows: Sequence[Sequence[int]], own: Sequence[Tokens], shared: Sequence[list[int]]
@@ -96,7 +76,7 @@ class HostedBatch:
         if not acting:
             return hidden
         states = []
-        for stream in (self.adapted, self.plain):
+        for stream in (self.reader.adapted, self.reader.plain):
             stream.advance([now.ids if at[-1] > 0 else None for now, at in zip(own, shared, strict=True)])
             states.append(torch.stack([stream.states[row][shared[row][-1]] for row in acting]))
         hidden[acting] += self._runner.carried(self._runner.lm.depth, *states)
@@ -119,17 +99,6 @@ class HostedBatch:
             self.target.run(step)
         self._shared = shared
         return self._last_states()
-
-
-class HostedSession:
-    """One growing text; see `cast.runners.Session`."""
-
-    def __init__(self, batch: HostedBatch) -> None:
-        self.batch = batch
-
-    def next_logits(self, token_ids: Sequence[int]) -> Tensor:
-        """See `Session.next_logits`."""
-        return self.batch.next_logits([token_ids])[0]
 
 
 def _shared_positions(ends: Sequence[int], own: Tokens) -> list[int]:

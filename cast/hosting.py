@@ -21,9 +21,18 @@ from cast.alignment import AlignedPairs, LayerMap, align
 from cast.boundaries import TokenGauge
 from cast.errors import RequestError
 from cast.heads import HeadSet
-from cast.hosted_session import HostedBatch, HostedSession
+from cast.hosted_session import HostedBatch
 from cast.models import LanguageModel, TokenBatch
-from cast.stepping import BlockRunner, Call, RaggedCache, first_output, locked, ragged, replace_output
+from cast.stepping import (
+    BlockRunner,
+    Call,
+    RaggedCache,
+    SingleSession,
+    first_output,
+    locked,
+    ragged,
+    replace_output,
+)
 
 
 @dataclass(frozen=True)
@@ -136,9 +145,9 @@ class HostedRunner:
             hidden = hidden[rows.to(hidden.device), positions.to(hidden.device)]
         return self.lm.architecture.logits(hidden).float()
 
-    def session(self) -> "HostedSession":
+    def session(self) -> SingleSession:
         """A fresh session."""
-        return HostedSession(self.batch_session(1))
+        return SingleSession(self.batch_session(1))
 
     def batch_session(self, rows: int) -> "HostedBatch":
         """A session of several texts that are stepped together."""

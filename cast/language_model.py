@@ -1,6 +1,7 @@
 """A loaded language model: its parts, its tokens, and the fingerprint that names it."""
 
 import hashlib
+import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from cast.architecture import Architecture
 from cast.errors import ModelError
 
 _PROBE_TEXT = "The 3 quick brown foxes, naïve — don't jump\n\tover 🦊 “lazy” dogs:  x_1 = 42;"
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _FINGERPRINT_VALUES = 32
 _FINGERPRINT_CONFIG = (
     "model_type", "hidden_act", "num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers",
@@ -120,6 +123,23 @@ class LanguageModel:
             ids = getattr(holder, "eos_token_id", None)
             found.update(ids if isinstance(ids, list | tuple) else () if ids is None else (ids,))
         return frozenset(found)
+
+    @cached_property
+    def token_texts(self) -> tuple[str, ...]:
+        """The characters that each token stands for inside a text; none for special tokens and bare bytes."""
+        # Decoded behind a letter, a token shows its leading space, whichever way its tokenizer writes spaces.
+        anchor = int(self.encode(["a"]).input_ids[0, -1])
+        pairs = [[anchor, token] for token in range(min(self.vocabulary, len(self.tokenizer)))]
+        decoded = self.tokenizer.batch_decode(
+            pairs, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        start = len(self.decode([anchor]))
+        pieces = self.tokenizer.convert_ids_to_tokens(list(range(len(pairs))))
+        bare = (
+            _INCOMPLETE in text or _BYTE.fullmatch(piece or "")
+            for text, piece in zip(decoded, pieces, strict=True)
+        )
+        return tuple("" if is_bare else text[start:] for text, is_bare in zip(decoded, bare, strict=True))
 
     @cached_property
     def _encoder(self) -> Tokenizer:

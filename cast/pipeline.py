@@ -139,6 +139,8 @@ def translate_adapter(
         on_progress: gets the stages of the fit and of the translation.
     """
     config = config or TranslationConfig()
+    if not config.needs_heads:
+        return translate.translate(source, target, lora, None, (), config)
     found = heads or heads_for(source, target, text=text, on_progress=on_progress)
     # Another stretch of the stream than the heads were fitted on.
     passages = corpus.general_text(text or default_corpus(source, target), seed=config.seed + 1)
@@ -209,9 +211,12 @@ def open_recipe(
             f"{recipe.source} has changed since {folder} was made from it; translate the adapter again."
         )
     lora = adapters.read(recipe.adapter, source, token=token)
-    found = heads_for(source, target, Path(recipe.heads) if recipe.heads else None, on_progress=on_progress)
+    config, found = recipe.to_config(), None
+    if config.needs_heads:
+        own = Path(recipe.heads) if recipe.heads else None
+        found = heads_for(source, target, own, on_progress=on_progress)
     made = translate_adapter(
-        source, target, lora, recipe.to_config(), heads=found, text=found.heads.recipe.corpus,
+        source, target, lora, config, heads=found, text=found.heads.recipe.corpus if found else None,
         on_progress=on_progress,
     )  # fmt: skip
     return made.runner(source, target, strength)

@@ -10,8 +10,15 @@ from typing import Any, Literal, get_args
 from cast.errors import AdapterError, RequestError
 
 Mode = Literal["compiled", "hosted", "instant", "kernel"]
+Readout = Literal["words", "states"]
 DecodeFit = Literal["adjoint", "ridge", "procrustes"]
 EncodeFit = Literal["affine", "mlp"]
+_CHOICES: dict[str, Any] = {
+    "mode": Mode,
+    "readout": Readout,
+    "site_decode": DecodeFit,
+    "site_encode": EncodeFit,
+}
 RECIPE_FILE = "cast.json"
 FORMAT_VERSION = 1
 # The ranks that vLLM serves within its default limit of 16, and the next ones that it can be told to serve.
@@ -27,6 +34,10 @@ class TranslationConfig:
     mode: Mode = "compiled"
     segment: int | None = None
     """Hosted: target blocks that share one encode and one decode; None for the whole source stack."""
+    readout: Readout = "words"
+    """Hosted, whole stack: what the target takes over. `words`: what the LoRA moves in the source's
+    next-token distribution, by the text of the tokens, without heads. `states`: the change of the last
+    residual, through the deepest decode head."""
     strength: float | None = 1.0
     """Multiplies the carried change. None matches the size of the source's own effect on general text: the
     strength at which target and source change their next-token distributions equally, in nats a pair."""
@@ -58,7 +69,7 @@ class TranslationConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be carried out."""
-        for name, known in (("mode", Mode), ("site_decode", DecodeFit), ("site_encode", EncodeFit)):
+        for name, known in _CHOICES.items():
             if getattr(self, name) not in get_args(known):
                 choices = ", ".join(get_args(known))
                 raise RequestError(f"There is no {name} {getattr(self, name)!r}; choose one of {choices}.")
@@ -74,6 +85,11 @@ class TranslationConfig:
                 raise RequestError(f"{name} is {value}; it must not be negative.")
         if not 0 <= self.prompt_share <= 1:
             raise RequestError(f"prompt_share is {self.prompt_share}; it must be between 0 and 1.")
+
+    @property
+    def needs_heads(self) -> bool:
+        """Whether the change goes through heads; hosting the whole stack by its words does without."""
+        return self.mode != "hosted" or self.segment is not None or self.readout == "states"
 
     def served_rank(self, source_rank: int) -> int:
         """Rank of the compiled LoRA for a source adapter of rank `source_rank`."""

@@ -222,6 +222,17 @@ class BatchSession(Protocol):
         """Keep only these rows of the batch."""
 
 
+class SingleSession:
+    """One growing text, stepped as a batch of one; see `cast.runners.Session`."""
+
+    def __init__(self, batch: BatchSession) -> None:
+        self.batch = batch
+
+    def next_logits(self, token_ids: Sequence[int]) -> Tensor:
+        """See `Session.next_logits`."""
+        return self.batch.next_logits([token_ids])[0]
+
+
 class StreamSession:
     """The batch session of a model in a context; see `BatchSession`."""
 

@@ -15,7 +15,7 @@ from cast import adapters
 from cast.adapters import Kernel, Lora
 from cast.carrying import Carrier, matched_strength
 from cast.compiling import compile_lora, starting_kernels
-from cast.errors import AdapterError, RequestError
+from cast.errors import AdapterError, HeadsError, RequestError
 from cast.heads import HeadSet
 from cast.hosting import HostedRunner
 from cast.kernel_mode import KernelRunner
@@ -26,6 +26,7 @@ from cast.runners import PlainRunner, Runner
 from cast.site_fitting import fit_site_maps
 from cast.sites import SiteMaps
 from cast.storage import written_folder
+from cast.wording import WordedRunner
 
 __all__ = ["Recipe", "TranslatedAdapter", "TranslationConfig", "load_translated", "translate"]
 
@@ -43,7 +44,7 @@ class TranslatedAdapter:
     themselves."""
     source_lora: Lora | None = None
     heads: HeadSet | None = None
-    """What `hosted` runs through."""
+    """What `hosted` runs through, unless it goes by words."""
     maps: SiteMaps | None = None
     """What `kernel` runs through."""
 
@@ -68,10 +69,12 @@ class TranslatedAdapter:
         strength *= self.recipe.strength
         if self.source_lora is not None and self.maps is not None:
             return KernelRunner(target, self.source_lora, self.maps, strength)
-        if source is None or self.source_lora is None or self.heads is None:
+        if source is None or self.source_lora is None:
             raise RequestError(
                 "Mode hosted runs the source model beside the target; load the source as well."
             )
+        if self.heads is None:
+            return WordedRunner(source, self.source_lora, target, strength)
         return HostedRunner(source, self.source_lora, target, self.heads, self.recipe.segment, strength)
 
     def save(self, folder: Path, target: LanguageModel) -> None:
@@ -156,7 +159,7 @@ def translate(
     source: LanguageModel,
     target: LanguageModel,
     lora: Lora,
-    heads: HeadSet,
+    heads: HeadSet | None,
     texts: Iterable[str],
     config: TranslationConfig | None = None,
     *,
@@ -171,7 +174,7 @@ def translate(
         source: the model that the adapter was trained on.
         target: the model that it shall act on; it may be the source itself.
         lora: the source adapter.
-        heads: heads from this source to this target.
+        heads: heads from this source to this target; None where `config` does without.
         texts: general text; at most what `config` asks for is taken, so the stream may be endless.
         config: mode and its settings; the default is `compiled`.
         prompts: unlabelled prompts that `compiled` mixes into the text.
@@ -185,6 +188,10 @@ def translate(
         AdapterError: the adapter changes nothing.
     """
     config = config or TranslationConfig()
+    if not config.needs_heads:
+        return TranslatedAdapter(_recipe(source, target, lora, config), source_lora=lora)
+    if heads is None:
+        raise HeadsError("This way of translating goes through heads; fit them for this pair first.")
     heads.check(source, target)
     started = time.monotonic()
     taken = list(islice(texts, _texts_needed(config)))
@@ -223,7 +230,7 @@ class _Work:
 
     @property
     def strength(self) -> float:
-        return 1.0 if self.config.strength is None else self.config.strength
+        return _strength(self.config)
 
     def site_maps(self) -> SiteMaps:
         carrier = self.carrier
@@ -233,26 +240,34 @@ class _Work:
         )  # fmt: skip
 
     def recipe(self, *, tokens: int = 0, quality: Quality | None = None) -> Recipe:
-        source, target, lora = self.carrier.source, self.carrier.target, self.carrier.lora
-        return Recipe(
-            mode=self.config.mode,
-            source=source.name,
-            source_fingerprint=source.fingerprint,
-            target=target.name,
-            target_fingerprint=target.fingerprint,
-            adapter=lora.name,
-            strength=self.strength,
-            segment=self.config.segment,
-            licence=lora.licence,
-            tokens=tokens,
-            quality=quality or Quality(),
-            config=asdict(self.config),
-        )
+        carrier = self.carrier
+        made = _recipe(carrier.source, carrier.target, carrier.lora, self.config)
+        return replace(made, tokens=tokens, quality=quality or Quality())
 
     def plain(self, kernels: tuple[Kernel, ...], recipe: Recipe) -> TranslatedAdapter:
         lora = self.carrier.lora
         name = f"{lora.name} carried to {self.carrier.target.name}"
         return TranslatedAdapter(recipe, Lora(name, self.carrier.target.name, kernels, licence=lora.licence))
+
+
+def _strength(config: TranslationConfig) -> float:
+    return 1.0 if config.strength is None else config.strength
+
+
+def _recipe(source: LanguageModel, target: LanguageModel, lora: Lora, config: TranslationConfig) -> Recipe:
+    """The record of a translation before anything is fitted or measured."""
+    return Recipe(
+        mode=config.mode,
+        source=source.name,
+        source_fingerprint=source.fingerprint,
+        target=target.name,
+        target_fingerprint=target.fingerprint,
+        adapter=lora.name,
+        strength=_strength(config),
+        segment=config.segment,
+        licence=lora.licence,
+        config=asdict(config),
+    )
 
 
 def _compiled(work: _Work) -> TranslatedAdapter:

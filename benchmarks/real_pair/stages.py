@@ -57,7 +57,7 @@ class Plan:
             rank=8,
             alpha=16,
             targets=("q_proj", "k_proj", "v_proj", "o_proj"),
-            steps=150,
+            steps=300,
             batch_size=16,
             learning_rate=1e-3,
             max_length=256,
@@ -67,7 +67,7 @@ class Plan:
     heads: FitConfig = field(
         default_factory=lambda: FitConfig(
             kind="affine",
-            tokens=20_000,
+            tokens=60_000,
             depths=(0, 6, 12, 18),
             kl_weight=0,
             corpus="debian-handbook, fortunes",

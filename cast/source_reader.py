@@ -1,0 +1,111 @@
+"""The source reading, as its own tokens, texts that a target is still writing."""
+
+import math
+from collections.abc import Sequence
+from functools import cache, partial
+
+import torch
+from torch import Tensor
+
+from cast.adapters import Lora, applied
+from cast.boundaries import TokenGauge, Tokens, settled, tokens_of
+from cast.models import LanguageModel
+from cast.stepping import TokenStream
+from cast.transcript import Transcript, common_prefix
+
+# Ends of the target at which a text is cut to see how else the source might have read it.
+_CUTS = 8
+
+
+class SourceReader:
+    """B growing texts in the source, with and without its LoRA, on caches that follow them.
+
+    Which tokens stand is a matter of the text and of the target's own ends in it, not of what was read
+    before: a text gives the same tokens however it was reached.
+
+    Args:
+        source: the model.
+        lora: its adapter.
+        gauge: of the source.
+        rows: B.
+
+    Attributes:
+        adapted, plain: the streams with and without the LoRA.
+    """
+
+    def __init__(self, source: LanguageModel, lora: Lora, gauge: TokenGauge, rows: int) -> None:
+        self._source, self._gauge = source, gauge
+        self.adapted = TokenStream(source, rows, partial(applied, source, lora))
+        self.plain = TokenStream(source, rows)
+
+    def settled(self, transcripts: Sequence[Transcript]) -> list[Tokens]:
+        """The source's tokens of each text, those left out that its next characters will probably change."""
+        texts = [transcript.text for transcript in transcripts]
+        own = tokens_of(self._source, texts)
+        crossings = [self._gauge.crossings(text, tokens) for text, tokens in zip(texts, own, strict=True)]
+        if any(crossings):
+            self.adapted.advance([tokens.ids for tokens in own])
+        standing = [
+            settled(tokens, found, cache(partial(self._log_probs, row))) if found else tokens
+            for row, (tokens, found) in enumerate(zip(own, crossings, strict=True))
+        ]
+        return self._likeliest(own, standing, transcripts)
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep only these rows of the batch."""
+        self.adapted.select(rows)
+        self.plain.select(rows)
+
+    def _log_probs(self, row: int, index: int) -> Tensor:
+        logits = self._source.architecture.logits(self.adapted.states[row][index])
+        return torch.log_softmax(logits.float(), -1)
+
+    def _likeliest(
+        self, whole: Sequence[Tokens], standing: Sequence[Tokens], transcripts: Sequence[Transcript]
+    ) -> list[Tokens]:
+        """For each row the given tokens, or those of a cut at an end of the target's that explain it better.
+
+        A target that writes `a` and `n` for the first half of a source's `a`, `ns` makes a text whose own
+        last token is `an`: a place where the source, left to itself, would never stand.
+        """
+        choices = []
+        for tokens, stand, transcript in zip(whole, standing, transcripts, strict=True):
+            others = self._cut(tokens, transcript)
+            choices.append([stand, *others] if others else [])
+        best = [(-math.inf, stand) for stand in standing]
+        for turn in range(max(map(len, choices), default=0)):
+            due = [found[turn] if turn < len(found) else None for found in choices]
+            self.adapted.advance([None if tokens is None else tokens.ids for tokens in due])
+            for row, candidate in enumerate(due):
+                if candidate is not None:
+                    parting = min(common_prefix(found.ids, whole[row].ids) for found in choices[row])
+                    scored = self._scored(row, candidate, parting, transcripts[row].text)
+                    best[row] = max(best[row], scored, key=lambda entry: entry[0])
+        return [tokens for _, tokens in best]
+
+    def _cut(self, whole: Tokens, transcript: Transcript) -> list[Tokens]:
+        """Tokens of the text up to ends of the target's, where they are not the first of the whole text's."""
+        text, texts = transcript.text, self._gauge.texts
+        start = max(len(text) - texts.longest, 0)
+        cuts = [end for end in transcript.ends[-_CUTS:] if start < end < len(text)]
+        possible = [cut for cut in cuts if texts.beginning(text[cut:])]
+        found = tokens_of(self._source, [text[:cut] for cut in possible])
+        return [tokens for tokens in found if tokens.ids != whole.ids[: len(tokens)]]
+
+    def _scored(self, row: int, tokens: Tokens, parting: int, text: str) -> tuple[float, Tokens]:
+        """Log-probability of the text through tokens that were read, behind the first `parting` of them.
+
+        With it the tokens, and one more where the rest of the text is likelier a whole token than a part.
+        """
+        score = sum(
+            float(self._log_probs(row, index - 1)[tokens.ids[index]]) for index in range(parting, len(tokens))
+        )
+        rest = text[max(tokens.ends[-1], 0) :]
+        if not rest:
+            return score, tokens
+        behind, texts = self._log_probs(row, len(tokens) - 1).cpu(), self._gauge.texts
+        across, exact = torch.logsumexp(behind[texts.extending(rest)], 0), behind[texts.exactly(rest)]
+        if len(exact) and exact.max() > across:
+            last = int(texts.exactly(rest)[exact.argmax()])
+            return score + float(exact.max()), Tokens((*tokens.ids, last), (*tokens.ends, len(text)))
+        return score + float(across), tokens

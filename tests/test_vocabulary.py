@@ -1,0 +1,99 @@
+"""The moved mass of one vocabulary in the tokens of another."""
+
+import pytest
+import torch
+from conftest import TOKENIZERS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cast.models import LanguageModel
+from cast.vocabulary import VocabularyMap
+
+
+@pytest.fixture(scope="module")
+def same(tiny_model) -> LanguageModel:
+    return tiny_model("llama", "byte_bpe")
+
+
+def logits(lm: LanguageModel, seed: int, rows: int = 3, scale: float = 3.0) -> torch.Tensor:
+    return scale * torch.randn(rows, lm.vocabulary, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), pooling=st.floats(0, 1), scale=st.floats(0.1, 6))
+def test_where_the_target_is_the_source_its_adapted_distribution_comes_out(
+    same: LanguageModel, seed: int, pooling: float, scale: float
+) -> None:
+    before, after = logits(same, seed, scale=scale), logits(same, seed + 1, scale=scale)
+    taken = VocabularyMap(same, same).take_over(before, before, after, [""] * 3, torch.full((3,), pooling))
+    torch.testing.assert_close(taken.exp(), after.softmax(-1), atol=2e-3 * pooling + 1e-6, rtol=0)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000), pending=st.sampled_from(["", " ", " v", " vill", "w", "zzz"]))
+def test_what_comes_out_is_a_distribution_and_no_change_changes_nothing(
+    tiny_model, seed: int, pending: str
+) -> None:
+    source, target = tiny_model("llama", "unigram"), tiny_model("mistral", "byte_bpe")
+    vocabulary = VocabularyMap(source, target)
+    own, before, after = logits(target, seed), logits(source, seed + 1), logits(source, seed + 2)
+    taken = vocabulary.take_over(own, before, after, [pending] * 3, torch.tensor([0.0, 0.5, 1.0]))
+    torch.testing.assert_close(taken.exp().sum(-1), torch.ones(3))
+    same = vocabulary.take_over(own, before, before, [pending] * 3, torch.zeros(3))
+    torch.testing.assert_close(same.exp(), own.softmax(-1), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kinds", [(a, b) for a in TOKENIZERS for b in TOKENIZERS])
+def test_every_source_token_is_said_from_its_beginning(tiny_model, kinds: tuple[str, str]) -> None:
+    source, target = tiny_model("llama", kinds[0]), tiny_model("mistral", kinds[1])
+    bridge = VocabularyMap(source, target).bridge()
+    said = 0
+    for token, first in zip(bridge.ids.tolist(), bridge.first.tolist(), strict=True):
+        text = source.token_texts[token] if token < len(source.token_texts) else ""
+        if text and first < target.vocabulary:
+            assert text.startswith(target.token_texts[first])
+            said += 1
+        elif text:
+            assert text[0] not in target.token_texts
+    assert said > 0.5 * sum(map(bool, source.token_texts))
+    named = set(bridge.first.tolist())
+    assert named.isdisjoint(bridge.orphans.tolist())
+    assert len(named - {target.vocabulary}) + len(bridge.orphans) == target.vocabulary
+
+
+def test_a_certain_word_is_said_however_little_the_target_thinks_of_it(tiny_model) -> None:
+    source, target = tiny_model("llama", "unigram"), tiny_model("mistral", "byte_bpe")
+    village = source.token_texts.index(" village")
+    vocabulary = VocabularyMap(source, target)
+    before = logits(source, 1, rows=1)
+    before[0, village] = -30.0
+    after = before.clone()
+    after[0, village] = 60.0
+    own, written = logits(target, 2, rows=1), ""
+    own[0, [i for i, text in enumerate(target.token_texts) if text and " village".startswith(text)]] = -30.0
+    while written != " village":
+        taken = vocabulary.take_over(own, before, after, [written], torch.zeros(1))
+        token = int(taken.argmax())
+        assert taken[0, token] > -0.01
+        written += target.token_texts[token]
+        assert " village".startswith(written)
+
+
+def test_inside_a_word_that_the_lora_leaves_alone_the_target_goes_on_by_itself(tiny_model) -> None:
+    source, target = tiny_model("llama", "unigram"), tiny_model("mistral", "byte_bpe")
+    before = logits(source, 1, rows=1)
+    after = before.clone()
+    after[0, source.token_texts.index(" village")] += 5.0
+    own = logits(target, 3, rows=1)
+    taken = VocabularyMap(source, target).take_over(own, before, after, [" t"], torch.zeros(1))
+    torch.testing.assert_close(taken.exp(), own.softmax(-1), atol=1e-5, rtol=1e-3)
+
+
+def test_an_end_is_an_end_in_both(tiny_model) -> None:
+    source, target = tiny_model("llama", "unigram"), tiny_model("mistral", "byte_bpe")
+    before, after = logits(source, 1, rows=1), logits(source, 1, rows=1)
+    after[0, source.tokenizer.eos_token_id] = 60.0
+    taken = VocabularyMap(source, target).take_over(
+        logits(target, 2, rows=1), before, after, [""], torch.zeros(1)
+    )
+    assert int(taken.argmax()) == target.tokenizer.eos_token_id

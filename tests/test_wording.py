@@ -1,0 +1,136 @@
+"""The source beside the target, read as words: exact where both are one, the same in whatever order."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from cast.adapters import Lora
+from cast.boundaries import TokenGauge, Tokens, tokens_of
+from cast.generation import Sampling, generate, generate_many
+from cast.models import LanguageModel
+from cast.runners import PlainRunner
+from cast.source_reader import SourceReader
+from cast.wording import WordedRunner, lasting
+
+TEXTS = ["Once upon a time there was a little fox.", "The owl smiled", "a", "village; “quotes” — and a 🦊!"]
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_model, tiny_lora) -> tuple[LanguageModel, Lora, LanguageModel]:
+    source, target = tiny_model("llama", "unigram", width=24, depth=2), tiny_model("mistral", "byte_bpe")
+    return source, tiny_lora(source), target
+
+
+@pytest.mark.parametrize("kind", ["byte_bpe", "unigram"])
+def test_beside_itself_a_model_is_the_adapted_model(tiny_model, tiny_lora, kind: str) -> None:
+    lm = tiny_model("qwen3", kind)
+    lora = tiny_lora(lm)
+    batch = lm.encode(TEXTS[:3])
+    real = batch.attention_mask.bool()
+    real[:, 1] &= kind != "unigram"  # There a space that is no part of the text is a token of its own.
+    got = WordedRunner(lm, lora, lm).logits(batch)[real].softmax(-1)
+    wanted = PlainRunner(lm, lora).logits(batch)[real].softmax(-1)
+    base = PlainRunner(lm).logits(batch)[real].softmax(-1)
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-2)
+    assert (base - wanted).abs().max() > 1e-3
+
+
+def test_strength_zero_is_exactly_the_target(pair) -> None:
+    source, lora, target = pair
+    runner, batch = WordedRunner(source, lora, target, strength=0.0), target.encode(TEXTS)
+    assert torch.equal(runner.logits(batch)[batch.attention_mask.bool()],
+                       PlainRunner(target).logits(batch)[batch.attention_mask.bool()])  # fmt: skip
+    ids = batch.input_ids[1][: int(batch.attention_mask[1].sum())].tolist()
+    torch.testing.assert_close(
+        runner.session().next_logits(ids), PlainRunner(target).session().next_logits(ids)
+    )
+
+
+def test_chosen_positions_are_those_of_the_whole(pair) -> None:
+    source, lora, target = pair
+    runner, batch = WordedRunner(source, lora, target), target.encode(TEXTS)
+    rows, positions = torch.tensor([0, 3, 1]), torch.tensor([4, 6, 0])
+    torch.testing.assert_close(runner.logits(batch, rows, positions), runner.logits(batch)[rows, positions])
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it(pair) -> None:
+    source, lora, target = pair
+    runner, batch = WordedRunner(source, lora, target), target.encode(TEXTS)
+    together = runner.logits(batch)
+    for row, text in enumerate(TEXTS):
+        alone = runner.logits(target.encode([text]))[0]
+        torch.testing.assert_close(alone, together[row, : len(alone)], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kinds", [("unigram", "byte_bpe"), ("byte_bpe", "unigram"), ("char_bpe", "unigram")])
+def test_a_session_equals_a_fresh_one_at_every_step(tiny_model, tiny_lora, kinds: tuple[str, str]) -> None:
+    source, target = tiny_model("gemma2", kinds[0], 24, 2), tiny_model("mistral", kinds[1], 32, 3)
+    runner = WordedRunner(source, tiny_lora(source), target)
+    ids = target.encode(["The little fox was late, naïve 🦊 or two."]).input_ids[0].tolist()
+    batch = runner.batch_session(1)
+    for stop in range(1, len(ids) + 1):
+        fresh = runner.session().next_logits(ids[:stop])
+        torch.testing.assert_close(batch.next_logits([ids[:stop]])[0], fresh, atol=1e-4, rtol=1e-3)
+    changed = [*ids[:7], 77]
+    torch.testing.assert_close(
+        batch.next_logits([changed])[0], runner.session().next_logits(changed), atol=1e-4, rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize("kinds", [("unigram", "byte_bpe"), ("byte_bpe", "unigram"), ("char_bpe", "unigram")])
+def test_where_ends_are_judged_right_a_session_equals_teacher_forcing(
+    tiny_model: Callable, tiny_lora: Callable, monkeypatch: pytest.MonkeyPatch, kinds: tuple[str, str]
+) -> None:
+    text = "In the morning they walked 12 miles to the village, bought 3 apples — “quotes” and a café."
+    source, target = tiny_model("qwen2", kinds[0], 24, 2), tiny_model("llama", kinds[1], 32, 3)
+    full = tokens_of(source, [text])[0]
+
+    def known(tokens: Tokens, *_: object) -> Tokens:
+        return full.first(sum(end <= tokens.ends[-1] for end in full.ends))
+
+    monkeypatch.setattr("cast.source_reader.settled", known)
+    monkeypatch.setattr(SourceReader, "_likeliest", lambda self, whole, standing, transcripts: standing)
+    monkeypatch.setattr(TokenGauge, "crossings", lambda *_: [(0, torch.tensor([0]))])
+    runner, batch = WordedRunner(source, tiny_lora(source), target), target.encode([text])
+    ids, session = batch.input_ids[0].tolist(), runner.batch_session(1)
+    steps = [session.next_logits([ids[:stop]])[0] for stop in range(1, len(ids) + 1)]
+    torch.testing.assert_close(torch.stack(steps), runner.logits(batch)[0], atol=2e-4, rtol=1e-3)
+    # Each token passed once through the target, and once without the LoRA through the source.
+    assert session.target.passed == len(ids)
+    assert session.reader.plain.passed == len(full)
+
+
+def test_a_batch_writes_what_single_texts_write(pair) -> None:
+    source, lora, target = pair
+    runner = WordedRunner(source, lora, target)
+    prompts = ["Once upon a", "", "naïve 🦊", "In the morning"]
+    alone = ["".join(generate(runner, prompt, Sampling(max_new_tokens=6, stop="e"))) for prompt in prompts]
+    assert generate_many(runner, prompts, max_new_tokens=6, stop="e", batch_size=3) == alone
+
+
+def test_a_text_that_the_source_would_cut_otherwise_is_read_as_the_adapted_source_would_write_it(
+    pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The target writes ` vi`, `ll`; the source that is sure of ` village` stands before it, not inside."""
+    source, lora, target = pair
+    runner = WordedRunner(source, lora, target)
+    village = source.token_texts.index(" village")
+
+    def sure(self: SourceReader, row: int, index: int) -> torch.Tensor:
+        logits = torch.zeros(source.vocabulary)
+        logits[village] = 30.0
+        return logits.log_softmax(-1)
+
+    monkeypatch.setattr(SourceReader, "_log_probs", sure)
+    session = runner.batch_session(1)
+    ids = target.encode(["the vill"]).input_ids[0].tolist()
+    session.next_logits([ids])
+    assert session._read[0] == tokens_of(source, ["the"])[0].ids
+
+
+def test_trust_lasts_and_fades() -> None:
+    trust = list(lasting([0.0, 1.0, 0.0, 0.0, 0.2]))
+    assert trust[0] == 0.0
+    assert trust[1] > trust[2] > trust[3] > trust[4] > 0.5
+    assert next(lasting([0.0], 0.5)) < 0.5
