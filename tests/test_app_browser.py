@@ -137,6 +137,7 @@ def test_hosted_may_go_block_by_block(visit, backend):
     expect(page.mode("hosted")).to_be_checked()
     page.generate()
     expect(page.answer("target_adapter")).to_contain_text("hosted, 3 blocks a segment mood x1")
+    page.settle()
     page.open()
     expect(page.segment).to_have_value("3")
     page.choose("Target model", "pocket:qwen")
