@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from app.workspace import Pair, Selection
+from app.workspace import PLAIN_MODES, Pair, Selection
 from cast.progress import OnProgress
+
+NO_HEADS = "There are no heads for this pair yet: train them in the Heads tab."
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,32 @@ class TranslateRequest:
 
 
 @dataclass(frozen=True)
+class Opened:
+    """A translated folder as its recipe tells it.
+
+    Attributes:
+        folder: where it is.
+        selection: what was translated, and how.
+        strength: of the whole change; 1.0 for a plain LoRA, whose weights hold their strength already.
+        written: time of the recipe in nanoseconds, so that a folder that was made anew is read anew.
+    """
+
+    folder: str
+    selection: Selection
+    strength: float
+    written: int
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the folder is a PEFT adapter of the target as well."""
+        return self.selection.mode in PLAIN_MODES
+
+    def is_adapter_of(self, model: str) -> bool:
+        """Whether a model of that name can wear the folder as any other adapter."""
+        return self.is_plain and _same(self.selection.target, model)
+
+
+@dataclass(frozen=True)
 class SamplingChoice:
     """How text is drawn; every pane uses the same."""
 
@@ -148,6 +176,14 @@ class JointMap:
     trustworthiness: float | None = None
 
 
+def _same(name: str, other: str) -> bool:
+    """Whether two names mean one model: paths may be written in several ways."""
+    try:
+        return name == other or Path(name).expanduser().samefile(Path(other).expanduser())
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
 class Backend(Protocol):
     """The library as the page sees it.
 
@@ -179,6 +215,10 @@ class Backend(Protocol):
         """Facts of an adapter of a source model."""
         ...
 
+    def opened(self, name: str) -> Opened | None:
+        """The translated folder of that name; None where it is none. Imports nothing heavy."""
+        ...
+
     def warm(self) -> None:
         """Import what the first press of a button needs."""
         ...
@@ -203,14 +243,24 @@ class Backend(Protocol):
         """A translation that is shipped, or None."""
         ...
 
+    def reopened(self, opened: Opened, source: object, target: object) -> object:
+        """What an opened folder holds, at strength 1, as `carried_runner` takes it."""
+        ...
+
     def plain_runner(self, model: object, lora: object | None) -> object:
         """A model, by itself or with an adapter of its own."""
         ...
 
     def hosted_runner(
-        self, source: object, target: object, lora: object, heads: object, strength: float
+        self,
+        source: object,
+        target: object,
+        lora: object,
+        heads: object | None,
+        segment: int | None,
+        strength: float,
     ) -> object:
-        """The target with a source adapter at once."""
+        """The target with a source adapter at once; see `Selection.segment`. Heads only with segments."""
         ...
 
     def carried_runner(self, carried: object, source: object, target: object, strength: float) -> object:

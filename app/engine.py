@@ -9,7 +9,7 @@ import logging
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from app.backend import (
@@ -19,18 +19,19 @@ from app.backend import (
     HeadsFacts,
     JointMap,
     ModelFacts,
+    Opened,
     Option,
     SamplingChoice,
     TranslateRequest,
 )
-from app.cache import Cache
-from app.jobs import Job, Jobs, JobState
+from app.jobs import Job, Jobs
 from app.picture import relative_layer_map
 from app.showcase import Showcase
+from app.stock import Stock, needed
 from app.streams import Loaded, held, interleaved
 from app.views import PANES, Pane
-from app.workspace import Pair, Selection
-from cast.errors import CastError, HeadsError, RequestError
+from app.workspace import Attached, Pair, Selection
+from cast.errors import AdapterError, CastError, RequestError
 from cast.progress import OnProgress, Progress
 
 logger = logging.getLogger(__name__)
@@ -66,14 +67,13 @@ class TranslateResult:
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """One press of *Generate*: job ids name what this visitor has made, and may be empty."""
+    """One press of *Generate*; `made` names what this visitor has made and opened."""
 
     selection: Selection
     strength: float
     prompt: str
     sampling: SamplingChoice
-    translate_job: str = ""
-    heads_job: str = ""
+    made: Attached = field(default_factory=Attached)
 
 
 class Engine:
@@ -85,17 +85,10 @@ class Engine:
         self._backend = backend
         self._jobs = jobs
         self._folder = folder
-        self._models: Cache[Loaded] = Cache(max_models)
-        self._adapters: Cache[object] = Cache(32)
-        self._heads: Cache[object | None] = Cache(8)
-        self._shipped: Cache[object | None] = Cache(32)
-        self._model_facts: Cache[ModelFacts] = Cache(256)
-        self._adapter_facts: Cache[AdapterFacts] = Cache(256)
+        self._stock = Stock(backend, max_models)
         self.showcase = showcase
         if showcase:
-            self._model_facts.put(showcase.source.name, showcase.source)
-            self._model_facts.put(showcase.target.name, showcase.target)
-            self._adapter_facts.put((showcase.adapter.name, showcase.source.name), showcase.adapter)
+            self._stock.learn(showcase)
 
     # What can be chosen
 
@@ -123,22 +116,42 @@ class Engine:
         """Describe the chosen models and adapter from their configurations; no weights are read."""
         if not selection.source or not selection.target:
             raise RequestError("Choose a source model and a target model first.")
-        source, target = self._describe(selection.source), self._describe(selection.target)
+        source, target = (self._stock.model_facts(name) for name in (selection.source, selection.target))
         if not selection.adapter:
             return PairFacts(source, target, None)
-        adapter = self._adapter_facts.get(
-            (selection.adapter, selection.source),
-            lambda: self._backend.inspect(selection.adapter, selection.source),
-        )
-        return PairFacts(source, target, adapter)
+        return PairFacts(source, target, self._stock.adapter_facts(selection.adapter, selection.source))
+
+    def opened(self, selection: Selection) -> Opened | None:
+        """The translated folder that stands in the adapter's place; None where an adapter of the source does.
+
+        A translated LoRA of the source itself is an adapter like any other: it may be carried on.
+
+        Raises:
+            AdapterError: the folder's recipe cannot be used.
+        """
+        found = self._backend.opened(selection.adapter)
+        if found is None or found.is_adapter_of(selection.source):
+            return None
+        made_of = self._backend.opened(found.selection.adapter)
+        if made_of and not made_of.is_adapter_of(found.selection.source):
+            raise AdapterError(
+                f"{found.folder} names {found.selection.adapter} as its adapter, which is none of "
+                f"{found.selection.source}; translate the adapter again."
+            )
+        return found
+
+    def still_open(self, folder: str, selection: Selection) -> Opened | None:
+        """The folder that a visitor opened last, while the choice of models and adapter is its own."""
+        try:
+            found = self._backend.opened(folder)
+        except CastError:
+            return None
+        whole = found and replace(found.selection, mode=selection.mode, segment=selection.segment)
+        return found if whole == selection else None
 
     def knows(self, selection: Selection) -> bool:
         """Whether `facts` answers at once, with nothing to import or to read."""
-        names = (selection.source, selection.target)
-        adapter = (selection.adapter, selection.source)
-        return all(self._model_facts.peek(name) for name in names) and (
-            not selection.adapter or self._adapter_facts.peek(adapter) is not None
-        )
+        return self._stock.knows(selection)
 
     def layer_map(self, facts: PairFacts) -> tuple[int, ...]:
         """The source depth of each target depth: the recorded heads' own, else by equal relative depth."""
@@ -149,13 +162,13 @@ class Engine:
 
     def is_at_hand(self, name: str) -> bool:
         """Whether a model is loaded, or ships with the program and loads in a moment."""
-        return self._models.peek(name) is not None or any(name == shipped.name for shipped in self.models())
+        return self._stock.has(name) or any(name == shipped.name for shipped in self.models())
 
     def heads_facts(self, pair: Pair, heads_job: str = "") -> HeadsFacts | None:
         """Which heads the pair would use now, and how good they are; None where there are none."""
         if self.showcase and pair == self.showcase.pair and not self._own_heads(pair, heads_job):
             return self.showcase.heads
-        heads = self._find_heads(pair, self._load(pair.source), self._load(pair.target), heads_job)
+        heads = self._find_heads(*self._stock.pair(pair), heads_job)
         return None if heads is None else self._backend.heads_facts(heads)
 
     def warm(self) -> None:
@@ -163,8 +176,7 @@ class Engine:
         try:
             self._backend.warm()
             if self.showcase:
-                source, target = self._load(self.showcase.pair.source), self._load(self.showcase.pair.target)
-                self._find_heads(self.showcase.pair, source, target, "")
+                self._find_heads(*self._stock.pair(self.showcase.pair), "")
         except CastError as error:
             logger.warning("warming up: %s", error)
 
@@ -181,11 +193,11 @@ class Engine:
             )
         if not selection.adapter:
             raise RequestError("Choose an adapter of the source model first.")
-        names = (selection.source, selection.adapter, selection.target, selection.mode)
+        names = (selection.source, selection.adapter, selection.target, selection.way)
         shown = {key: Pane(key, name, state="running") for key, name in zip(PANES, names, strict=True)}
         yield tuple(shown.values())
-        source, target = self._load(selection.source), self._load(selection.target)
-        lora = self._lora(selection.adapter, source)
+        source, target = self._stock.pair(selection.pair)
+        lora = self._stock.adapter(selection.adapter, source)
         makers: dict[str, Callable[[], object]] = {
             "source": lambda: self._backend.plain_runner(source.model, None),
             "source_adapter": lambda: self._backend.plain_runner(source.model, lora),
@@ -202,25 +214,30 @@ class Engine:
 
     def _carried(self, request: GenerateRequest, source: Loaded, target: Loaded, lora: object) -> object:
         selection = request.selection
-        if selection.mode == "hosted":
-            heads = self._find_heads(selection.pair, source, target, request.heads_job)
-            if heads is None:
-                raise HeadsError("There are no heads for this pair yet: train them in the Heads tab.")
-            return self._backend.hosted_runner(source.model, target.model, lora, heads, request.strength)
-        carried = self._translation(request, target)
-        if carried is None:
+        carried = self._translation(request, source, target)
+        if carried is not None:
+            return self._backend.carried_runner(carried, source.model, target.model, request.strength)
+        if selection.mode != "hosted":
             raise RequestError(
                 f"The mode {selection.mode} needs a translation first: press Translate, then Generate."
             )
-        return self._backend.carried_runner(carried, source.model, target.model, request.strength)
-
-    def _translation(self, request: GenerateRequest, target: Loaded) -> object | None:
-        job = self._jobs.get(request.translate_job)
-        if job and isinstance(job.result, TranslateResult) and job.result.selection == request.selection:
-            return job.result.carried
-        return self._shipped.get(
-            request.selection, lambda: self._backend.shipped_translation(request.selection, target.model)
+        # The whole stack goes by words; only block by block are there states to map.
+        by_blocks = selection.segment is not None
+        heads = needed(self._find_heads(source, target, request.made.heads_job)) if by_blocks else None
+        return self._backend.hosted_runner(
+            source.model, target.model, lora, heads, selection.segment, request.strength
         )
+
+    def _translation(self, request: GenerateRequest, source: Loaded, target: Loaded) -> object | None:
+        """What was opened last, the last job made, or is shipped: the first that is of this choice."""
+        selection = request.selection
+        opened = self._backend.opened(request.made.folder)
+        if opened and opened.selection == selection:
+            return self._stock.reopened(opened, source, target)
+        job = self._jobs.get(request.made.translate_job)
+        if job and isinstance(job.result, TranslateResult) and job.result.selection == selection:
+            return job.result.carried
+        return self._stock.shipped(selection, target)
 
     # Background jobs
 
@@ -238,7 +255,7 @@ class Engine:
             archive = shutil.make_archive(str(out), "zip", out)
             return TranslateResult(selection, carried, Path(archive))
 
-        title = f"Translate {selection.adapter} to {selection.target} ({selection.mode})."
+        title = f"Translate {selection.adapter} to {selection.target} ({selection.way})."
         return self._jobs.start("translate", title, work)
 
     def start_fit(self, request: FitRequest) -> str:
@@ -266,10 +283,8 @@ class Engine:
 
     def joint_maps(self, pair: Pair, depth: int, points: int, heads_job: str = "") -> Iterator[JointMap]:
         """Source states through the heads and target states of the same tokens: PCA at once, then UMAP."""
-        source, target = self._load(pair.source), self._load(pair.target)
-        heads = self._find_heads(pair, source, target, heads_job)
-        if heads is None:
-            raise HeadsError("There are no heads for this pair yet: train them in the Heads tab.")
+        source, target = self._stock.pair(pair)
+        heads = needed(self._find_heads(source, target, heads_job))
         for method in ("pca", "umap"):
             with held(source, target)() as locks:
                 # Laying out the map takes longer than reading the models, and needs them no more.
@@ -281,37 +296,13 @@ class Engine:
                     source.model, target.model, heads, depth, points, method, let_go
                 )
 
-    # Shared things
-
-    def _describe(self, name: str) -> ModelFacts:
-        return self._model_facts.get(name, lambda: self._backend.describe(name))
-
-    def _load(self, name: str) -> Loaded:
-        if not name:
-            raise RequestError("Choose a source model and a target model first.")
-        return self._models.get(name, lambda: Loaded(name, self._backend.load(name)))
-
-    def _lora(self, adapter: str, source: Loaded) -> object:
-        key = (adapter, source.name)
-        return self._adapters.get(key, lambda: self._backend.read_adapter(adapter, source.model))
+    # Heads
 
     def _own_heads(self, pair: Pair, heads_job: str) -> object | None:
         job = self._jobs.get(heads_job)
-        if (
-            job
-            and job.state is JobState.DONE
-            and isinstance(job.result, HeadsResult)
-            and job.result.pair == pair
-        ):
-            return job.result.heads
-        return None
+        result = job.result if job else None
+        return result.heads if isinstance(result, HeadsResult) and result.pair == pair else None
 
-    def _find_heads(self, pair: Pair, source: Loaded, target: Loaded, heads_job: str) -> object | None:
-        own = self._own_heads(pair, heads_job)
-        if own is not None:
-            return own
-        found = self._heads.get(pair, lambda: self._backend.find_heads(source.model, target.model))
-        if found is None:
-            # A translation may fit and keep them later.
-            self._heads.drop(pair)
-        return found
+    def _find_heads(self, source: Loaded, target: Loaded, heads_job: str) -> object | None:
+        own = self._own_heads(Pair(source.name, target.name), heads_job)
+        return self._stock.heads(source, target) if own is None else own

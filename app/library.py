@@ -7,10 +7,12 @@ loaded.
 import re
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from app.backend import (
+    NO_HEADS,
     AdapterFacts,
     DepthFacts,
     FitRequest,
@@ -19,12 +21,13 @@ from app.backend import (
     MapPoint,
     Measure,
     ModelFacts,
+    Opened,
     Option,
     SamplingChoice,
     SiteFacts,
     TranslateRequest,
 )
-from app.workspace import Selection
+from app.workspace import PLAIN_MODES, Selection
 from cast.progress import OnProgress
 
 if TYPE_CHECKING:
@@ -115,6 +118,23 @@ class CastBackend:
             adapter, max(found.ranks), found.modules, found.licence or "", sites, found.base_model
         )
 
+    def opened(self, name: str) -> Opened | None:
+        """The recipe of a translated folder."""
+        from cast.recipes import RECIPE_FILE, read_recipe
+
+        try:
+            folder = Path(name).expanduser()
+            written = (folder / RECIPE_FILE).stat().st_mtime_ns if name else None
+        except (OSError, RuntimeError, ValueError):
+            # No such folder, a home that is nobody's, or no path at all.
+            return None
+        if written is None:
+            return None
+        recipe = read_recipe(folder)
+        selection = Selection.of(recipe.source, recipe.target, recipe.adapter, recipe.mode, recipe.segment)
+        plain = recipe.mode in PLAIN_MODES
+        return Opened(str(folder), selection, 1.0 if plain else recipe.strength, written)
+
     def warm(self) -> None:
         """Import what the buttons need, in one thread: transformers breaks when two import it at once."""
         with self._importing:
@@ -183,6 +203,22 @@ class CastBackend:
             return None
         return TranslatedAdapter(load_translated(folder), read(str(folder), cast("LanguageModel", target)))
 
+    def reopened(self, opened: Opened, source: object, target: object) -> object:
+        """What an opened folder holds; heads are found, never fitted: that is a job of its own."""
+        from cast.errors import HeadsError
+        from cast.pipeline import find_heads, heads_named, reopened
+        from cast.recipes import read_recipe
+
+        folder = Path(opened.folder)
+        models = cast("LanguageModel", source), cast("LanguageModel", target)
+        if opened.is_plain:
+            return reopened(folder, *models)
+        heads = find_heads(*models, heads_named(read_recipe(folder)))
+        if heads is None:
+            raise HeadsError(NO_HEADS)
+        made = reopened(folder, *models, heads=heads)
+        return replace(made, recipe=replace(made.recipe, strength=1.0))
+
     def plain_runner(self, model: object, lora: object | None) -> object:
         """A model by itself or with a LoRA of its own."""
         from cast.runners import PlainRunner
@@ -190,15 +226,22 @@ class CastBackend:
         return PlainRunner(cast("LanguageModel", model), cast("Lora | None", lora))
 
     def hosted_runner(
-        self, source: object, target: object, lora: object, heads: object, strength: float
+        self,
+        source: object,
+        target: object,
+        lora: object,
+        heads: object | None,
+        segment: int | None,
+        strength: float,
     ) -> object:
-        """The target with the source's whole stack beside it."""
+        """The target with the whole source beside it, or with the source's own blocks inside it."""
         from cast.hosting import HostedRunner
+        from cast.wording import WordedRunner
 
-        return HostedRunner(
-            cast("LanguageModel", source), cast("Lora", lora), cast("LanguageModel", target),
-            cast("FoundHeads", heads).heads, None, strength,
-        )  # fmt: skip
+        models = cast("LanguageModel", source), cast("Lora", lora), cast("LanguageModel", target)
+        if segment is None:
+            return WordedRunner(*models, strength)
+        return HostedRunner(*models, cast("FoundHeads", heads).heads, segment, strength)
 
     def carried_runner(self, carried: object, source: object, target: object, strength: float) -> object:
         """The target with a translated adapter."""
@@ -247,7 +290,8 @@ class CastBackend:
 
         chosen = request.selection
         source, target = (load(name, on_progress=on_progress) for name in (chosen.source, chosen.target))
-        config = TranslationConfig(mode=cast("Mode", chosen.mode), steps=request.steps)
+        mode = cast("Mode", chosen.mode)
+        config = TranslationConfig(mode, segment=chosen.segment, steps=request.steps)
         found = cast("FoundHeads | None", heads or self.find_heads(source, target))
         carried = translate_adapter(
             source, target, read(chosen.adapter, source), config,

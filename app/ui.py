@@ -16,7 +16,9 @@ from app.tabs import heads as heads_tab
 from app.tabs.explore import ExploreTab, create_explore_tab, depth_range, wire_explore_tab
 from app.tabs.generate import GenerateTab, create_generate_tab, wire_generate_tab
 from app.tabs.heads import HeadsTab, create_heads_tab, wire_heads_tab
-from app.tabs.pick import PickTab, create_pick_tab, describe, wire_pick_tab
+from app.tabs.mode import segment_range
+from app.tabs.opening import still_open
+from app.tabs.pick import PickTab, chosen_updates, create_pick_tab, describe, wire_pick_tab
 from app.workspace import Attached, Selection, Workspace, clamp_strength
 from cast.errors import CastError
 
@@ -83,6 +85,7 @@ def _start(engine: Engine) -> Workspace:
             chosen.target,
             chosen.adapter,
             chosen.mode,
+            chosen.segment or 0,
             engine.showcase.strength,
             engine.showcase.prompt,
         )
@@ -105,26 +108,32 @@ def _wire_workspace(
     attached: gr.BrowserState,
 ) -> None:
     """Choices are kept in the visitor's browser; a reload restores them and takes up running jobs again."""
-    choices = [*pick.chosen, generate.mode, generate.strength, generate.prompt]
+    options = generate.options
+    choices = [*pick.chosen, *options.way, options.strength, generate.prompt]
 
     def keep(
-        source: str, target: str, adapter: str, mode: str, strength: float, prompt: str
+        source: str, target: str, adapter: str, mode: str, segment: int, strength: float, prompt: str
     ) -> dict[str, str | float]:
         space = Workspace(
-            source or "", target or "", adapter or "", mode, clamp_strength(strength), prompt or ""
+            source or "",
+            target or "",
+            adapter or "",
+            mode,
+            int(segment),
+            clamp_strength(strength),
+            prompt or "",
         )
         return space.to_json()
 
     def restore(kept: object, kept_jobs: object) -> tuple[Any, ...]:
         space, jobs = Workspace.from_json(kept), Attached.from_json(kept_jobs)
-        options = engine.adapters(space.source)
         translation = engine.job(jobs.translate_job)
         mode, jobs = generate_tab.adopted(translation, jobs, space.mode)
         return (
-            space.source,
-            space.target,
-            gr.update(choices=[(o.label, o.name) for o in options], value=space.adapter),
+            *chosen_updates(engine, space.selection),
             mode,
+            # The target's depth is read once the page is open; until then the slider reaches what was kept.
+            gr.update(maximum=max(1, space.segment), value=space.segment),
             space.strength,
             space.prompt,
             *generate_tab.job_updates(translation),
@@ -132,9 +141,14 @@ def _wire_workspace(
             jobs.to_json(),
         )
 
-    def follow(source: str, target: str, adapter: str) -> tuple[Any, ...]:
-        selection = Selection(source or "", target or "", adapter or "")
-        return *describe(engine, selection), depth_range(engine, selection)
+    def follow(source: str, target: str, adapter: str, segment: int, kept_jobs: object) -> tuple[Any, ...]:
+        selection = Selection.of(source, target, adapter)
+        return (
+            *describe(engine, selection),
+            still_open(engine, Attached.from_json(kept_jobs), selection),
+            depth_range(engine, selection.pair),
+            segment_range(engine, selection.pair, int(segment)),
+        )
 
     jobs_shown = [generate.job, generate.cancel, generate.download, generate.timer]
     jobs_shown += [heads.job, heads.cancel, heads.timer]
@@ -146,8 +160,8 @@ def _wire_workspace(
         api_visibility="private",
     ).then(
         follow,
-        pick.chosen,
-        [pick.picture, pick.summary, explore.depth],
+        [*pick.chosen, options.segment, attached],
+        [pick.picture, pick.summary, pick.notice, explore.depth, options.segment],
         show_progress="hidden",
         api_visibility="private",
     )

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from app.backend import AdapterFacts, HeadsFacts, JointMap, ModelFacts
+from app.backend import NO_HEADS, AdapterFacts, HeadsFacts, JointMap, ModelFacts, Opened
 from app.jobs import Job, JobState
+from app.workspace import clamp_strength
 
 PANES = ("source", "source_adapter", "target", "target_adapter")
 PANE_TITLES = {
@@ -113,6 +114,19 @@ def compatibility(source: ModelFacts, target: ModelFacts, adapter: AdapterFacts 
     )
 
 
+def opened(found: Opened) -> str:
+    """One sentence on a translated folder that has become the choice."""
+    chosen = found.selection
+    strength = f"strength {found.strength:g}"
+    if found.strength != clamp_strength(found.strength):
+        strength += f", of which the slider takes {clamp_strength(found.strength):g}"
+    return sentence(
+        f"Opened {found.folder}: {chosen.adapter} carried from {chosen.source} to {chosen.target} "
+        f"(mode {chosen.way}; {strength}). Everything below is set to it.",
+        "good",
+    )
+
+
 def verdict(source: ModelFacts, target: ModelFacts) -> str:
     """What the differences mean for a translation."""
     if source.name == target.name:
@@ -154,7 +168,7 @@ def _adapter_line(adapter: AdapterFacts | None, source: ModelFacts) -> str:
 def heads_line(facts: HeadsFacts | None) -> str:
     """One sentence on the heads of the pair."""
     if facts is None:
-        return sentence("There are no heads for this pair yet: train them in the Heads tab.")
+        return sentence(NO_HEADS)
     worst = min(facts.depths, key=lambda d: d.r_squared)
     mean = sum(d.r_squared for d in facts.depths) / len(facts.depths)
     return sentence(

@@ -10,7 +10,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 MODES = ("hosted", "compiled", "instant", "kernel")
+PLAIN_MODES = ("compiled", "instant")
+"""The modes that end in a plain LoRA; the others end in a recipe."""
 MAX_STRENGTH = 2.0
+MAX_SEGMENT = 1000
 _MAX_NAME = 300
 _JOB_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -25,34 +28,60 @@ class Pair:
 
 @dataclass(frozen=True)
 class Selection:
-    """What is translated, and how: everything that names a result."""
+    """What is translated, and how: everything that names a result.
+
+    `segment` is of mode `hosted` only: the target blocks that share one encode and one decode; None is the
+    whole source stack.
+    """
 
     source: str
     target: str
     adapter: str
     mode: str = "hosted"
+    segment: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        source: str | None,
+        target: str | None,
+        adapter: str | None,
+        mode: str = "hosted",
+        segment: int | None = None,
+    ) -> "Selection":
+        """The choice that widgets hold: an empty picker gives None, and 0 blocks are the whole stack."""
+        blocks = int(segment or 0) if mode == "hosted" else 0
+        return cls(source or "", target or "", adapter or "", mode, blocks or None)
 
     @property
     def pair(self) -> Pair:
         """The two models without the adapter."""
         return Pair(self.source, self.target)
 
+    @property
+    def way(self) -> str:
+        """How the change is carried, in words."""
+        if self.segment is None:
+            return self.mode
+        return f"{self.mode}, {self.segment} block{'s' * (self.segment > 1)} a segment"
+
 
 @dataclass(frozen=True)
 class Workspace:
-    """A visitor's choices; an empty string stands for *none*."""
+    """A visitor's choices; an empty string stands for *none*, a segment of 0 for the whole stack."""
 
     source: str = ""
     target: str = ""
     adapter: str = ""
     mode: str = "hosted"
+    segment: int = 0
     strength: float = 1.0
     prompt: str = ""
 
     @property
     def selection(self) -> Selection:
         """The part of the workspace that names a translation."""
-        return Selection(self.source, self.target, self.adapter, self.mode)
+        return Selection.of(self.source, self.target, self.adapter, self.mode, self.segment)
 
     def to_json(self) -> dict[str, str | float]:
         """A flat JSON object that `from_json` reads."""
@@ -69,13 +98,15 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Attached:
-    """The ids of the jobs that a visitor has started; an empty string stands for *none*.
+    """What a visitor has started and opened; an empty string stands for *none*.
 
+    `folder` is the translated folder that was opened last, and is empty again once *Translate* is pressed.
     `adopt` is set until the finished translation's mode has become the chosen one, be it after a reload.
     """
 
     translate_job: str = ""
     heads_job: str = ""
+    folder: str = ""
     adopt: bool = False
 
     def to_json(self) -> dict[str, str | bool]:
@@ -84,7 +115,7 @@ class Attached:
 
     @classmethod
     def from_json(cls, value: object) -> "Attached":
-        """Read what a browser kept; whatever is not a job id is left out."""
+        """Read what a browser kept; whatever does not fit is left out."""
         return cls(**_fitting(cls, value))
 
 
@@ -104,6 +135,8 @@ def _fits(name: str, value: object) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and value == value
     if name == "adopt":
         return isinstance(value, bool)
+    if name == "segment":
+        return type(value) is int and 0 <= value <= MAX_SEGMENT
     if not isinstance(value, str):
         return False
     if name == "mode":

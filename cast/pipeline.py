@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cast import adapters, corpus, models, translate
+from cast.adapter_config import CONFIG as ADAPTER_CONFIG
 from cast.adapters import Lora
 from cast.errors import AdapterError, HeadsError
 from cast.fitting import FitConfig, fit_heads
@@ -15,7 +16,7 @@ from cast.heads import HeadSet
 from cast.models import LanguageModel
 from cast.pocket import registry
 from cast.progress import OnProgress, ignore
-from cast.recipes import RECIPE_FILE, TranslationConfig, read_recipe
+from cast.recipes import RECIPE_FILE, Recipe, TranslationConfig, read_recipe
 from cast.runners import PlainRunner, Runner
 from cast.storage import cache_folder, check_output_folder
 from cast.translate import TranslatedAdapter
@@ -180,7 +181,7 @@ def open_adapter(
         AdapterError: it cannot be read, or was made for another model.
     """
     folder = Path(name)
-    if (folder / RECIPE_FILE).is_file() and not (folder / "adapter_config.json").is_file():
+    if (folder / RECIPE_FILE).is_file() and not (folder / ADAPTER_CONFIG).is_file():
         return open_recipe(folder, lm, strength=strength, token=token, on_progress=on_progress)
     return PlainRunner(lm, adapters.read(name, lm, token=token), strength)
 
@@ -189,37 +190,73 @@ def open_recipe(
     folder: Path,
     target: LanguageModel,
     *,
-    source: LanguageModel | None = None,
     strength: float = 1.0,
     token: str | None = None,
     on_progress: OnProgress = ignore,
 ) -> Runner:
-    """Run a `hosted` or `kernel` folder again.
+    """Run a `hosted` or `kernel` folder again; its source is loaded, and heads are fitted where none are.
 
     Raises:
         AdapterError: the recipe was made for another target, or its source model has changed since.
     """
     recipe = read_recipe(folder)
-    if recipe.target_fingerprint != target.fingerprint:
-        raise AdapterError(
-            f"{folder} was translated for {recipe.target}, which is not this model; "
-            f"translate it for {target.name}."
-        )
-    source = source or models.load(recipe.source, dtype=target.dtype, device=target.device, token=token)
+    _check_target(recipe, folder, target)
+    source = models.load(recipe.source, dtype=target.dtype, device=target.device, token=token)
+    made = reopened(folder, source, target, token=token, on_progress=on_progress)
+    return made.runner(source, target, strength)
+
+
+def reopened(
+    folder: Path,
+    source: LanguageModel,
+    target: LanguageModel,
+    *,
+    heads: FoundHeads | None = None,
+    token: str | None = None,
+    on_progress: OnProgress = ignore,
+) -> TranslatedAdapter:
+    """What a translated folder of any mode holds, made again where it holds a recipe only.
+
+    Args:
+        folder: what `cast translate` or the page wrote.
+        source: the model that its recipe names as source; only `hosted` and `kernel` use it.
+        target: the model that its recipe names as target.
+        heads: heads of this pair; found, or fitted first, where a recipe needs them.
+        token: Hub token for the source adapter.
+        on_progress: gets the stages of the fit and of the translation.
+
+    Raises:
+        AdapterError: the folder cannot be read, was made for another target, or its source has changed.
+    """
+    recipe = read_recipe(folder)
+    _check_target(recipe, folder, target)
+    if (folder / ADAPTER_CONFIG).is_file():
+        return TranslatedAdapter(recipe, adapters.read(folder, target, token=token))
     if recipe.source_fingerprint != source.fingerprint:
         raise AdapterError(
             f"{recipe.source} has changed since {folder} was made from it; translate the adapter again."
         )
     lora = adapters.read(recipe.adapter, source, token=token)
-    config, found = recipe.to_config(), None
+    config, found = recipe.to_config(), heads
     if config.needs_heads:
-        own = Path(recipe.heads) if recipe.heads else None
-        found = heads_for(source, target, own, on_progress=on_progress)
-    made = translate_adapter(
+        found = found or heads_for(source, target, heads_named(recipe), on_progress=on_progress)
+    return translate_adapter(
         source, target, lora, config, heads=found, text=found.heads.recipe.corpus if found else None,
         on_progress=on_progress,
     )  # fmt: skip
-    return made.runner(source, target, strength)
+
+
+def heads_named(recipe: Recipe) -> Path | None:
+    """The folder of a user's own heads that a recipe names; None for the pair's shipped or cached ones."""
+    return Path(recipe.heads) if recipe.heads else None
+
+
+def _check_target(recipe: Recipe, folder: Path, target: LanguageModel) -> None:
+    if recipe.target_fingerprint != target.fingerprint:
+        raise AdapterError(
+            f"{folder} was translated for {recipe.target}, which is not this model; "
+            f"translate it for {target.name}."
+        )
 
 
 def _fitted(

@@ -62,13 +62,25 @@ def written_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
-            draft.chmod(0o755)
             yield draft
+            _open_to_readers(draft)
             if folder.exists():
                 shutil.rmtree(folder)
             draft.rename(folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def _open_to_readers(draft: Path) -> None:
+    """Give a draft the rights that any new folder gets; safetensors writes files for their owner alone."""
+    probe = draft / ".rights"
+    probe.touch()  # asks the umask without changing it, which would be felt by other threads
+    file = probe.stat().st_mode & 0o666
+    probe.unlink()
+    folder = file | (file & 0o444) >> 2
+    draft.chmod(folder)
+    for path in draft.rglob("*"):
+        path.chmod(folder if path.is_dir() else file)
 
 
 @contextmanager

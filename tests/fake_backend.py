@@ -15,6 +15,7 @@ from app.backend import (
     MapPoint,
     Measure,
     ModelFacts,
+    Opened,
     Option,
     SamplingChoice,
     SiteFacts,
@@ -43,6 +44,9 @@ class FakeBackend:
         self.loads: list[str] = []
         self.open_streams = 0
         self.without_heads: set[tuple[str, str]] = set()
+        self.folders: dict[str, Opened] = {}
+        self.damaged: set[str] = set()
+        self.own_adapters: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def models(self) -> Sequence[Option]:
@@ -67,12 +71,20 @@ class FakeBackend:
         )
 
     def inspect(self, adapter: str, source: str) -> AdapterFacts:
-        if not adapter.startswith(f"{source}/"):
+        if not adapter.startswith(f"{source}/") and self.own_adapters.get(adapter) != source:
             raise AdapterError(f"The adapter {adapter} was trained on another model than {source}.")
         sites = tuple(
             SiteFacts(b, ("q", "v"), 0.3 + 0.7 * b / DEPTHS[source]) for b in range(1, DEPTHS[source] + 1)
         )
         return AdapterFacts(adapter, 8, ("q_proj", "v_proj"), "apache-2.0", sites)
+
+    def opened(self, name: str) -> Opened | None:
+        if name in self.damaged:
+            raise AdapterError(f"{name}/cast.json cannot be read as JSON; translate the adapter again.")
+        return self.folders.get(name)
+
+    def reopened(self, opened: Opened, source: object, target: object) -> object:
+        return f"reopened {opened.selection.way}"
 
     def warm(self) -> None:
         pass
@@ -106,12 +118,18 @@ class FakeBackend:
         return FakeRunner(str(model), str(lora or ""))
 
     def hosted_runner(
-        self, source: object, target: object, lora: object, heads: object, strength: float
+        self,
+        source: object,
+        target: object,
+        lora: object,
+        heads: object,
+        segment: int | None,
+        strength: float,
     ) -> object:
-        return FakeRunner(str(target), f"hosted {lora} x{strength:g}")
+        return FakeRunner(str(target), f"hosted {lora} {segment or 'whole'} x{strength:g}")
 
     def carried_runner(self, carried: object, source: object, target: object, strength: float) -> object:
-        return FakeRunner(str(target), str(carried))
+        return FakeRunner(str(target), f"{carried} x{strength:g}")
 
     def stream(self, runner: object, prompt: str, sampling: SamplingChoice) -> Iterator[str]:
         with self._lock:
@@ -140,7 +158,7 @@ class FakeBackend:
         self._work("fitting the adapter", on_progress)
         folder.mkdir(parents=True)
         skill = request.selection.adapter.rsplit("/", 1)[-1]
-        carried = f"{request.selection.mode} {skill}"
+        carried = f"{request.selection.way} {skill}"
         (folder / "cast.json").write_text(carried)
         return carried
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request, expect, sync_playwright
 
 from app import theme
 from app.backend import Backend
@@ -81,9 +81,13 @@ class CastPage:
     def __init__(self, context: BrowserContext, address: str, theme_name: str = "light") -> None:
         self._address = f"{address.rstrip('/')}/?__theme={theme_name}"
         self.errors: list[str] = []
+        self._streams: set[Request] = set()
         self.page: Page = context.new_page()
         self.page.set_default_timeout(WAIT_MS)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("request", lambda sent: "queue/data" in sent.url and self._streams.add(sent))
+        self.page.on("requestfinished", lambda sent: self._streams.discard(sent))
+        self.page.on("requestfailed", lambda sent: self._streams.discard(sent))
         self.open()
 
     def open(self) -> None:
@@ -91,6 +95,13 @@ class CastPage:
         self.page.goto(self._address)
         self.pane("source").wait_for()
         self.page.wait_for_load_state("networkidle")
+
+    def settle(self) -> None:
+        """Wait until the page has nothing to do: its stream of answers stays closed for a while."""
+        quiet = 0
+        while quiet < 5:
+            self.page.wait_for_timeout(100)
+            quiet = 0 if self._streams else quiet + 1
 
     # Pick
 
@@ -103,6 +114,10 @@ class CastPage:
 
     def chosen(self, label: str) -> Locator:
         return self.page.get_by_label(label, exact=True)
+
+    @property
+    def notice(self) -> Locator:
+        return self.page.locator(".cast-pickers .cast-sentence").first
 
     @property
     def facts(self) -> Locator:
@@ -138,6 +153,14 @@ class CastPage:
 
     def mode(self, mode: str) -> Locator:
         return self.page.get_by_label(mode, exact=True)
+
+    @property
+    def segment(self) -> Locator:
+        return self.page.get_by_label("number input for Target blocks a segment")
+
+    @property
+    def strength(self) -> Locator:
+        return self.page.get_by_label("number input for Strength of the carried change")
 
     def translate(self) -> None:
         self.page.get_by_role("button", name="Translate to a plain LoRA").click()

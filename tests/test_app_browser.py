@@ -7,6 +7,9 @@ from fake_backend import FakeBackend
 from pages import CastPage, chromium, served
 from playwright.sync_api import expect
 
+from app.backend import Opened
+from app.workspace import Selection
+
 
 @pytest.fixture(scope="module")
 def browser():
@@ -49,7 +52,7 @@ def test_choose_generate_translate_and_read_the_target(visit, backend):
     page.write("Who <b>sang</b>?")
     page.generate()
     expect(page.answer("target")).to_contain_text("pocket:qwen says nothing <b> more")
-    expect(page.answer("target_adapter")).to_contain_text("pocket:qwen says hosted mood x1")
+    expect(page.answer("target_adapter")).to_contain_text("pocket:qwen says hosted mood whole x1")
     expect(page.pane("source").locator(".cast-prompt")).to_have_text("Who <b>sang</b>?")
 
     backend.steps = 40
@@ -80,6 +83,68 @@ def test_a_change_of_source_keeps_the_skill(visit):
     page.choose("Source model", "pocket:mistral")
     expect(page.facts).to_contain_text("pocket:mistral/pirate")
     expect(page.facts).to_contain_text("the same model")
+
+
+@pytest.mark.parametrize(("mode", "segment"), [("hosted", 2), ("kernel", None), ("compiled", None)])
+def test_a_translated_folder_opens_as_it_was_made(visit, backend, mode, segment):
+    made = Selection("pocket:mistral", "pocket:qwen", "/my/lora", mode, segment)
+    backend.folders["/my/out"] = Opened("/my/out", made, 0.75, 1)
+    backend.own_adapters = {"/my/lora": "pocket:mistral"}
+    page = visit()
+    page.choose("Adapter of the source", "/my/out")
+    expect(page.notice).to_contain_text("Opened /my/out: /my/lora carried from pocket:mistral to pocket:qwen")
+    for label, name in (("Source", made.source), ("Target", made.target)):
+        expect(page.chosen(f"{label} model")).to_have_value(name)
+    expect(page.chosen("Adapter of the source")).to_have_value(made.adapter)
+    expect(page.facts).to_contain_text("Qwen")
+    expect(page.mode(mode)).to_be_checked()
+    expect(page.strength).to_have_value("0.75")
+    if segment:
+        expect(page.segment).to_have_value(str(segment))
+    else:
+        expect(page.segment).to_be_hidden()
+    page.settle()
+    page.generate()
+    expect(page.answer("target_adapter")).to_contain_text(f"pocket:qwen says reopened {made.way} x0.75")
+    expect(page.answer("source_adapter")).to_contain_text("pocket:mistral says lora")
+
+    page.choose("Target model", "pocket:llama")
+    expect(page.notice).to_have_count(0)
+    assert page.errors == []
+
+
+def test_a_folder_that_cannot_be_opened_is_a_sentence(visit, backend):
+    backend.damaged.add("/broken")
+    page = visit()
+    page.choose("Adapter of the source", "/broken")
+    expect(page.errors_shown.first).to_contain_text("/broken/cast.json cannot be read as JSON")
+    page.choose("Adapter of the source", "/neither")
+    expect(page.errors_shown.first).to_contain_text("was trained on another model")
+    expect(page.chosen("Source model")).to_have_value("pocket:llama")
+
+
+def test_hosted_may_go_block_by_block(visit, backend):
+    backend.steps = 20
+    page = visit()
+    expect(page.segment).to_have_value("0")
+    page.segment.fill("3")
+    page.segment.press("Enter")
+    page.generate()
+    expect(page.answer("target_adapter")).to_contain_text("hosted mood 3 x1")
+    expect(page.pane("target_adapter")).to_contain_text("hosted, 3 blocks a segment")
+    page.press("Write a recipe")
+    expect(page.job).to_contain_text("Done in")
+    expect(page.mode("hosted")).to_be_checked()
+    page.generate()
+    expect(page.answer("target_adapter")).to_contain_text("hosted, 3 blocks a segment mood x1")
+    page.settle()
+    page.open()
+    expect(page.segment).to_have_value("3")
+    page.choose("Target model", "pocket:qwen")
+    expect(page.segment).to_have_attribute("max", "5")
+    page.pick_mode("instant")
+    expect(page.segment).to_be_hidden()
+    assert page.errors == []
 
 
 def test_errors_are_sentences(visit):

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 from fake_backend import DEPTHS, FakeBackend
 
-from app.backend import FitRequest, SamplingChoice, TranslateRequest
+from app.backend import FitRequest, Opened, SamplingChoice, TranslateRequest
 from app.cache import Cache
 from app.engine import Engine, GenerateRequest, TranslateResult
 from app.jobs import Jobs, JobState
 from app.ui import build
 from app.views import PANES
-from app.workspace import Pair, Selection
+from app.workspace import Attached, Pair, Selection
 from cast.errors import CastError, HeadsError, RequestError
 
 CHOICE = Selection("pocket:llama", "pocket:mistral", "pocket:llama/mood")
@@ -31,8 +31,9 @@ def engine(backend, tmp_path):
     jobs.close()
 
 
-def request(selection=CHOICE, prompt="Who?", job="", strength=1.0, tokens=8):
-    return GenerateRequest(selection, strength, prompt, SamplingChoice(tokens, 0.0, 0), translate_job=job)
+def request(selection=CHOICE, prompt="Who?", job="", folder="", strength=1.0, tokens=8):
+    made = Attached(translate_job=job, folder=folder)
+    return GenerateRequest(selection, strength, prompt, SamplingChoice(tokens, 0.0, 0), made)
 
 
 def finished(engine, job_id):
@@ -56,7 +57,7 @@ def test_four_panes_stream_to_their_end(engine):
     assert {pane.state for pane in shown.values()} == {"done"}
     assert shown["source"].text.startswith(" pocket:llama says nothing")
     assert shown["source_adapter"].text.startswith(" pocket:llama says mood")
-    assert shown["target_adapter"].text.startswith(" pocket:mistral says hosted mood x0.5")
+    assert shown["target_adapter"].text.startswith(" pocket:mistral says hosted mood whole x0.5")
 
 
 def test_without_heads_the_fourth_pane_says_so_and_the_others_go_on(engine, backend):
@@ -131,6 +132,58 @@ def test_a_translation_is_used_by_the_visitor_who_made_it_only(engine):
     assert last(engine, request(compiled))["target_adapter"].state == "note"
     other = replace(compiled, target="pocket:qwen")
     assert last(engine, request(other, job=job.id))["target_adapter"].state == "note"
+
+
+def opened(folder, selection, strength=1.0):
+    return {folder: Opened(folder, selection, strength, 1)}
+
+
+@pytest.mark.parametrize("way", [("hosted", None), ("hosted", 2), ("kernel", None), ("compiled", None)])
+def test_a_translated_folder_stands_for_what_it_was_made_of(engine, backend, way):
+    mode, segment = way
+    made = replace(CHOICE, target="pocket:qwen", mode=mode, segment=segment)
+    backend.folders = opened("/out", made)
+    assert engine.opened(replace(CHOICE, adapter="/out")).selection == made
+    assert engine.opened(CHOICE) is None
+    pane = last(engine, request(made, folder="/out", strength=0.5))["target_adapter"]
+    assert pane.text.startswith(f" pocket:qwen says reopened {made.way} x0.5")
+    assert pane.name == made.way
+
+
+def test_a_folder_serves_its_own_choice_only(engine, backend):
+    backend.folders = opened("/out", replace(CHOICE, segment=2))
+    other = last(engine, request(replace(CHOICE, segment=3), folder="/out"))["target_adapter"]
+    assert other.text.startswith(" pocket:mistral says hosted mood 3 x1")
+    assert engine.still_open("/out", replace(CHOICE, mode="instant"))
+    assert engine.still_open("/out", replace(CHOICE, target="pocket:qwen")) is None
+    backend.damaged = {"/out"}
+    assert engine.still_open("/out", CHOICE) is None
+
+
+def test_a_translated_lora_of_the_source_itself_may_be_carried_on(engine, backend):
+    first = replace(CHOICE, mode="compiled")
+    backend.folders = opened("/first", first) | opened(
+        "/second", Selection("pocket:mistral", "pocket:qwen", "/first")
+    )
+    assert engine.opened(Selection("pocket:mistral", "pocket:qwen", "/first")) is None
+    assert engine.opened(Selection("pocket:llama", "pocket:qwen", "/first")).selection == first
+    assert engine.opened(Selection("pocket:llama", "pocket:qwen", "/second")).selection.adapter == "/first"
+
+
+def test_a_recipe_whose_adapter_is_a_recipe_is_refused(engine, backend):
+    backend.folders = opened("/a", replace(CHOICE, adapter="/b")) | opened(
+        "/b", replace(CHOICE, adapter="/a")
+    )
+    with pytest.raises(CastError, match="which is none of pocket:llama"):
+        engine.opened(replace(CHOICE, adapter="/a"))
+
+
+def test_a_hosted_translation_can_be_kept(engine):
+    chosen = replace(CHOICE, segment=2)
+    job = finished(engine, engine.start_translate(TranslateRequest(chosen, 1)))
+    assert job.result.selection == chosen
+    pane = last(engine, request(chosen, job=job.id, strength=0.5))["target_adapter"]
+    assert pane.text.startswith(" pocket:mistral says hosted, 2 blocks a segment mood x0.5")
 
 
 def test_trained_heads_serve_their_visitor(engine, backend):

@@ -1,8 +1,10 @@
 """The page's backend on the real library, with tiny random models: plumbing only, no figure is quoted."""
 
 import time
+from dataclasses import replace
 
 import pytest
+import torch
 
 from app.backend import FitRequest, SamplingChoice, TranslateRequest
 from app.engine import Engine, GenerateRequest
@@ -11,7 +13,10 @@ from app.library import CastBackend
 from app.workspace import Selection
 from cast import adapters
 from cast.errors import CastError
+from cast.pipeline import open_adapter, translate_adapter
 from cast.progress import ignore
+from cast.recipes import TranslationConfig
+from cast.runners import PlainRunner
 
 SAMPLING = SamplingChoice(max_tokens=4, temperature=0.0, seed=0)
 
@@ -75,7 +80,7 @@ def test_heads_facts_cover_every_depth(backend, heads):
 def test_hosted_text_streams(backend, chosen, loaded, heads):
     source, target = loaded
     lora = backend.read_adapter(chosen.adapter, source)
-    runner = backend.hosted_runner(source, target, lora, heads, 0.0)
+    runner = backend.hosted_runner(source, target, lora, heads, None, 0.0)
     base = "".join(backend.stream(backend.plain_runner(target, None), "Mara sang", SAMPLING))
     assert "".join(backend.stream(runner, "Mara sang", SAMPLING)) == base
 
@@ -89,6 +94,46 @@ def test_a_translation_is_written_and_runs(backend, chosen, loaded, heads, tmp_p
     runner = backend.carried_runner(carried, *loaded, 1.0)
     assert isinstance("".join(backend.stream(runner, "Mara sang", SAMPLING)), str)
     assert backend.shipped_translation(request.selection, loaded[1]) is None
+
+
+@pytest.mark.parametrize(("mode", "segment"), [("hosted", 1), ("kernel", None), ("instant", None)])
+def test_a_written_folder_opens_and_runs_as_it_was_made(
+    backend, chosen, loaded, heads, tmp_path, mode, segment
+):
+    out, selection = tmp_path / "out", replace(chosen, mode=mode, segment=segment)
+    config = TranslationConfig(mode, segment=segment, strength=0.5, site_tokens=400)
+    lora = adapters.read(chosen.adapter, loaded[0])
+    translate_adapter(*loaded, lora, config, heads=heads, text="pocket").save(out, loaded[1])
+    opened = backend.opened(str(out))
+    assert (opened.folder, opened.selection) == (str(out), selection)
+    assert opened.strength == (1.0 if opened.is_plain else 0.5)
+    assert opened.is_adapter_of(chosen.target) == opened.is_plain
+    batch = loaded[1].encode(["Mara sang by the river."])
+    there, again = (
+        made.logits(batch)
+        for made in (
+            backend.carried_runner(backend.reopened(opened, *loaded), *loaded, opened.strength),
+            open_adapter(out, loaded[1]),
+        )
+    )
+    torch.testing.assert_close(there, again)
+    assert not torch.allclose(there, PlainRunner(loaded[1]).logits(batch))
+
+
+def test_what_is_no_translated_folder_opens_as_none(backend, chosen, tmp_path):
+    for name in ("", "pocket:llama/mood", "me/adapter", chosen.adapter, str(tmp_path), "~nobody/x", "a\0b"):
+        assert backend.opened(name) is None
+    (tmp_path / "cast.json").write_text("{")
+    with pytest.raises(CastError, match="cannot be read as JSON"):
+        backend.opened(str(tmp_path))
+
+
+def test_opening_reads_no_heads_that_are_not_there(backend, chosen, loaded, heads, tmp_path):
+    lora = adapters.read(chosen.adapter, loaded[0])
+    made = translate_adapter(*loaded, lora, TranslationConfig("hosted"), heads=heads, text="pocket")
+    replace(made, recipe=replace(made.recipe, heads=None)).save(tmp_path / "out", loaded[1])
+    with pytest.raises(CastError, match="train them in the Heads tab"):
+        backend.reopened(backend.opened(str(tmp_path / "out")), *loaded)
 
 
 def test_a_map_lets_go_of_the_models_before_it_is_drawn(backend, loaded, heads):

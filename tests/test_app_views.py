@@ -11,7 +11,8 @@ from app import picture, plots, views
 from app.backend import SiteFacts
 from app.jobs import Job, JobState
 from app.showcase import Showcase
-from app.tabs.generate import MODE_WORDS, adopted
+from app.tabs.generate import adopted
+from app.tabs.mode import MODE_WORDS
 from app.tabs.pick import keep_adapter
 from app.views import Pane
 from app.workspace import MODES, Attached, Selection
@@ -124,7 +125,8 @@ def test_a_finished_translation_is_adopted_once():
 def test_a_new_source_keeps_the_skill_or_what_was_typed():
     options = BACKEND.adapters("pocket:qwen")
     assert keep_adapter(options, "pocket:llama/pirate", True) == "pocket:qwen/pirate"
-    assert keep_adapter(options, "/my/adapter", False) == "pocket:qwen/mood"
+    assert keep_adapter(options, "/my/adapter", False) == "/my/adapter"
+    assert keep_adapter(options, "", False) == "pocket:qwen/mood"
     assert keep_adapter((), "/my/adapter", False) == "/my/adapter"
     assert keep_adapter((), "pocket:llama/mood", True) == ""
 

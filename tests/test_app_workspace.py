@@ -9,24 +9,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import app.workspace
-from app.workspace import MAX_STRENGTH, MODES, Attached, Selection, Workspace, clamp_strength
+from app.workspace import MAX_SEGMENT, MAX_STRENGTH, MODES, Attached, Selection, Workspace, clamp_strength
 
 names = st.text(max_size=50)
 
 
-@given(names, names, names, st.sampled_from(MODES), st.floats(0, MAX_STRENGTH), names)
-def test_a_workspace_survives_the_browser(source, target, adapter, mode, strength, prompt):
-    space = Workspace(source, target, adapter, mode, strength, prompt)
+@given(
+    names,
+    names,
+    names,
+    st.sampled_from(MODES),
+    st.integers(0, MAX_SEGMENT),
+    st.floats(0, MAX_STRENGTH),
+    names,
+)
+def test_a_workspace_survives_the_browser(source, target, adapter, mode, segment, strength, prompt):
+    space = Workspace(source, target, adapter, mode, segment, strength, prompt)
     assert Workspace.from_json(space.to_json()) == space
-    assert space.selection == Selection(source, target, adapter, mode)
+    blocks = segment if mode == "hosted" and segment else None
+    assert space.selection == Selection(source, target, adapter, mode, blocks)
 
 
-@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda x: st.dictionaries(
-    st.sampled_from(["source", "mode", "strength", "prompt", "translate_job", "x"]), x)))  # fmt: skip
+KEYS = ("source", "mode", "segment", "strength", "prompt", "translate_job", "x")
+values = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+
+
+@given(st.recursive(values, lambda inner: st.dictionaries(st.sampled_from(KEYS), inner)))
 def test_anything_else_becomes_a_valid_workspace(value):
     space = Workspace.from_json(value)
     assert space.mode in MODES
     assert 0 <= space.strength <= MAX_STRENGTH
+    assert 0 <= space.segment <= MAX_SEGMENT
     assert all(isinstance(text, str) for text in (space.source, space.target, space.adapter, space.prompt))
     assert Attached.from_json(value).translate_job == "" or isinstance(value, dict)
 
@@ -37,7 +50,7 @@ def test_only_job_ids_are_job_ids(job):
 
 
 def test_job_ids_are_kept():
-    jobs = Attached(translate_job="0" * 32, heads_job="f" * 32)
+    jobs = Attached(translate_job="0" * 32, heads_job="f" * 32, folder="/out", adopt=True)
     assert Attached.from_json(jobs.to_json()) == jobs
 
 

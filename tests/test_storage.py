@@ -1,4 +1,5 @@
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,18 @@ def test_the_cache_follows_the_environment(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert cache_folder().name == "cast-cache"
+
+
+def test_a_written_folder_may_be_read_as_the_umask_says(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with written_folder(tmp_path / "out") as draft:
+            (draft / "inner").mkdir()
+            for name in ("a", "inner/b"):
+                (draft / name).touch(mode=0o600)
+    finally:
+        os.umask(before)
+    rights = {
+        path.name: path.stat().st_mode & 0o777 for path in [tmp_path / "out", *(tmp_path / "out").rglob("*")]
+    }
+    assert rights == {"out": 0o750, "inner": 0o750, "a": 0o640, "b": 0o640}

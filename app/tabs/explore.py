@@ -1,7 +1,7 @@
 """Explore: source and target states of the same tokens in one map, beside what the map is worth."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -9,8 +9,8 @@ import gradio as gr
 from app import plots, views
 from app.engine import Engine
 from app.saying import said
-from app.tabs.pick import PickTab
-from app.workspace import Attached, Pair, Selection, Workspace
+from app.tabs.pick import PickTab, target_depth
+from app.workspace import Attached, Pair, Workspace
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def wire_explore_tab(tab: ExploreTab, pick: PickTab, engine: Engine, attached: g
             yield gr.skip(), gr.skip(), said(error)
 
     def resize(source: str, target: str) -> Any:
-        return depth_range(engine, Selection(source or "", target or "", ""))
+        return depth_range(engine, Pair(source or "", target or ""))
 
     tab.draw.click(
         draw, [*pair, tab.depth, tab.points, attached], [tab.plot, tab.measures, tab.message],
@@ -71,13 +71,11 @@ def wire_explore_tab(tab: ExploreTab, pick: PickTab, engine: Engine, attached: g
     pick.target.change(resize, pair, tab.depth, show_progress="hidden", api_visibility="private")
 
 
-def depth_range(engine: Engine, selection: Selection) -> Any:
+def depth_range(engine: Engine, pair: Pair) -> Any:
     """The depth slider for the chosen target: recorded depth, or the middle."""
-    try:
-        depth = engine.facts(replace(selection, adapter="")).target.depth
-    except Exception:
-        # The chooser has said what is wrong with the choice; the slider only stays as it is.
+    depth = target_depth(engine, pair)
+    if depth is None:
         return gr.skip()
     example = engine.showcase
-    recorded = example.joint_map if example and example.pair == selection.pair else None
+    recorded = example.joint_map if example and example.pair == pair else None
     return gr.update(maximum=depth, value=recorded.depth if recorded else depth // 2)

@@ -11,17 +11,11 @@ from app.backend import SamplingChoice, TranslateRequest
 from app.engine import Engine, GenerateRequest, TranslateResult
 from app.jobs import Job, JobState
 from app.saying import said
+from app.tabs.mode import ModeOptions, create_mode_options, wire_mode_options
+from app.tabs.opening import wire_opening
 from app.tabs.pick import PickTab
 from app.views import PANES, Pane
-from app.workspace import MAX_STRENGTH, MODES, Attached, Selection, Workspace
-
-MODE_WORDS = {
-    "hosted": "At once: the adapter's frozen kernels run inside their own source blocks while the target "
-    "writes.",
-    "compiled": "A plain LoRA of the target, fitted until its change equals the carried change.",
-    "instant": "A plain LoRA without training: linear maps of each adapted site, multiplied out.",
-    "kernel": "The paper's own form: at each adapted site encode, apply the frozen kernel, decode.",
-}
+from app.workspace import Attached, Selection, Workspace
 
 
 @dataclass(frozen=True)
@@ -34,9 +28,7 @@ class GenerateTab:
     stop: gr.Button
     panes: gr.HTML
     message: gr.HTML
-    mode: gr.Radio
-    mode_words: gr.HTML
-    strength: gr.Slider
+    options: ModeOptions
     max_tokens: gr.Slider
     temperature: gr.Slider
     seed: gr.Number
@@ -44,6 +36,7 @@ class GenerateTab:
     steps: gr.Slider
     hints: gr.Textbox
     translate: gr.Button
+    keep: gr.Button
     cancel: gr.Button
     job: gr.HTML
     download: gr.DownloadButton
@@ -67,12 +60,7 @@ def create_generate_tab(engine: Engine, start: Workspace) -> GenerateTab:
     panes = gr.HTML(first_panes(engine, start.selection, start.prompt))
     with gr.Row():
         with gr.Column(scale=1, min_width=320, elem_classes="cast-section"):
-            mode = gr.Radio(list(MODES), value=start.mode, label="How the change is carried")
-            words = gr.HTML(mode_sentence(start.mode))
-            strength = gr.Slider(
-                0, MAX_STRENGTH, value=start.strength, step=0.05, label="Strength of the carried change",
-                info="0 is the bare target; acts on the next Generate.",
-            )  # fmt: skip
+            options = create_mode_options(engine, start)
             with gr.Accordion("Sampling", open=False):
                 max_tokens = gr.Slider(8, 256, value=48, step=8, label="Longest answer in tokens")
                 temperature = gr.Slider(0, 1.5, value=0, step=0.1, label="Temperature", info="0 is greedy.")
@@ -80,7 +68,8 @@ def create_generate_tab(engine: Engine, start: Workspace) -> GenerateTab:
                 one_line = gr.Checkbox(True, label="End at the end of the line")
         with gr.Column(scale=1, min_width=320, elem_classes="cast-section"):
             with gr.Row():
-                translate = gr.Button("Translate to a plain LoRA", variant="primary", min_width=200)
+                translate = gr.Button(translate_label(start.mode), variant="primary", min_width=200)
+                keep = gr.Button("Write a recipe", visible=start.mode == "hosted", min_width=120)
                 cancel = gr.Button("Cancel", interactive=False, min_width=80)
             job = gr.HTML(
                 views.sentence(
@@ -96,32 +85,31 @@ def create_generate_tab(engine: Engine, start: Workspace) -> GenerateTab:
                 )  # fmt: skip
             timer = gr.Timer(0.5, active=False)
     return GenerateTab(
-        prompt, examples, generate, stop, panes, message, mode, words, strength, max_tokens, temperature,
-        seed,
-        one_line, steps, hints, translate, cancel, job, download, timer,
+        prompt, examples, generate, stop, panes, message, options, max_tokens, temperature, seed, one_line,
+        steps, hints, translate, keep, cancel, job, download, timer,
     )  # fmt: skip
 
 
 def wire_generate_tab(tab: GenerateTab, pick: PickTab, engine: Engine, attached: gr.BrowserState) -> None:
     """Connect the tab's events."""
+    wire_mode_options(tab.options, pick, engine)
+    wire_opening(pick, tab.options, engine, attached)
     _wire_text(tab, pick, engine, attached)
     _wire_translate(tab, pick, engine, attached)
 
 
 def _wire_text(tab: GenerateTab, pick: PickTab, engine: Engine, attached: gr.BrowserState) -> None:
     def generate(
-        source: str, target: str, adapter: str, mode: str, strength: float, prompt: str,
+        source: str, target: str, adapter: str, mode: str, segment: int, strength: float, prompt: str,
         max_tokens: int, temperature: float, seed: int, one_line: bool, kept: object,
     ) -> Iterator[tuple[Any, str]]:  # fmt: skip
         """Stream four answers to one prompt."""
-        jobs = Attached.from_json(kept)
         request = GenerateRequest(
-            Selection(source or "", target or "", adapter or "", mode),
+            Selection.of(source, target, adapter, mode, segment),
             strength,
             prompt or "",
             SamplingChoice(int(max_tokens), float(temperature), int(seed or 0), bool(one_line)),
-            jobs.translate_job,
-            jobs.heads_job,
+            Attached.from_json(kept),
         )
         try:
             for shown in engine.generate(request):
@@ -129,8 +117,10 @@ def _wire_text(tab: GenerateTab, pick: PickTab, engine: Engine, attached: gr.Bro
         except Exception as error:
             yield first_panes(engine, request.selection, request.prompt), said(error)
 
-    def reset(source: str, target: str, adapter: str, mode: str, prompt: str) -> tuple[Any, Any, str]:
-        selection = Selection(source or "", target or "", adapter or "", mode)
+    def reset(
+        source: str, target: str, adapter: str, mode: str, segment: int, prompt: str
+    ) -> tuple[Any, Any, str]:
+        selection = Selection.of(source, target, adapter, mode, segment)
         examples = _example_choices(engine, selection.adapter)
         choices = gr.update(choices=examples, value=prompt if prompt in examples else None)
         return first_panes(engine, selection, prompt or ""), choices, ""
@@ -138,7 +128,7 @@ def _wire_text(tab: GenerateTab, pick: PickTab, engine: Engine, attached: gr.Bro
     run = tab.generate.click(
         generate,
         [
-            *pick.chosen, tab.mode, tab.strength, tab.prompt,
+            *pick.chosen, *tab.options.way, tab.options.strength, tab.prompt,
             tab.max_tokens, tab.temperature, tab.seed, tab.one_line, attached,
         ],
         [tab.panes, tab.message],
@@ -146,38 +136,48 @@ def _wire_text(tab: GenerateTab, pick: PickTab, engine: Engine, attached: gr.Bro
     )  # fmt: skip
     tab.stop.click(None, cancels=[run], api_visibility="private")
     tab.examples.input(lambda example: example or "", tab.examples, tab.prompt, api_visibility="private")
-    tab.mode.change(mode_sentence, tab.mode, tab.mode_words, show_progress="hidden", api_visibility="private")
-    for picker in pick.chosen:
-        picker.change(
-            reset, [*pick.chosen, tab.mode, tab.prompt], [tab.panes, tab.examples, tab.message],
-            show_progress="hidden", trigger_mode="always_last", api_visibility="private",
-        )  # fmt: skip
+    gr.on(
+        [picker.change for picker in pick.chosen],
+        reset, [*pick.chosen, *tab.options.way, tab.prompt], [tab.panes, tab.examples, tab.message],
+        show_progress="hidden", trigger_mode="always_last", api_visibility="private",
+    )  # fmt: skip
 
 
 def _wire_translate(tab: GenerateTab, pick: PickTab, engine: Engine, attached: gr.BrowserState) -> None:
     shown = [tab.job, tab.cancel, tab.download, tab.timer]
 
-    def translate(
-        source: str, target: str, adapter: str, mode: str, steps: int, hints: str, kept: object
-    ) -> tuple[Any, ...]:
-        """Start a translation in the background."""
+    def start(selection: Selection, steps: int, hints: str, kept: object) -> tuple[Any, ...]:
         space = Attached.from_json(kept)
-        selection = Selection(
-            source or "", target or "", adapter or "", "compiled" if mode == "hosted" else mode
-        )
         prompts = tuple(line for line in (hints or "").splitlines() if line.strip())
         try:
             job_id = engine.start_translate(TranslateRequest(selection, int(steps), prompts), space.heads_job)
         except Exception as error:
             return said(error), gr.skip(), gr.skip(), gr.skip(), gr.skip()
-        started = replace(space, translate_job=job_id, adopt=True)
+        started = replace(space, translate_job=job_id, folder="", adopt=True)
         return *job_updates(engine.job(job_id)), started.to_json()
 
+    def translate(
+        source: str, target: str, adapter: str, mode: str, steps: int, hints: str, kept: object
+    ) -> tuple[Any, ...]:
+        """Start a translation in the background; where nothing has to be made, a compiled one."""
+        written = "compiled" if mode == "hosted" else mode
+        return start(Selection.of(source, target, adapter, written), steps, hints, kept)
+
+    def keep(
+        source: str, target: str, adapter: str, mode: str, segment: int, kept: object
+    ) -> tuple[Any, ...]:
+        """Write what hosted mode shows as a recipe."""
+        return start(Selection.of(source, target, adapter, mode, segment), 1, "", kept)
+
     def tick(kept: object, mode: str) -> tuple[Any, ...]:
-        jobs = Attached.from_json(kept)
-        job = engine.job(jobs.translate_job)
-        mode, jobs = adopted(job, jobs, mode)
-        return *job_updates(job), mode, jobs.to_json()
+        before = Attached.from_json(kept)
+        job = engine.job(before.translate_job)
+        mode, jobs = adopted(job, before, mode)
+        # What has not changed is not written back: another handler may have changed it meanwhile.
+        return *job_updates(job), mode, gr.skip() if jobs == before else jobs.to_json()
+
+    def follow_mode(mode: str) -> tuple[Any, Any]:
+        return gr.update(value=translate_label(mode)), gr.update(visible=mode == "hosted")
 
     def cancel(kept: object) -> tuple[Any, ...]:
         job_id = Attached.from_json(kept).translate_job
@@ -185,16 +185,21 @@ def _wire_translate(tab: GenerateTab, pick: PickTab, engine: Engine, attached: g
         return job_updates(engine.job(job_id))
 
     tab.translate.click(
-        translate, [*pick.chosen, tab.mode, tab.steps, tab.hints, attached], [*shown, attached],
+        translate, [*pick.chosen, tab.options.mode, tab.steps, tab.hints, attached], [*shown, attached],
+        show_progress="hidden", api_visibility="private",
+    )  # fmt: skip
+    tab.keep.click(
+        keep, [*pick.chosen, *tab.options.way, attached], [*shown, attached],
+        show_progress="hidden", api_visibility="private",
+    )  # fmt: skip
+    tab.options.mode.change(
+        follow_mode, tab.options.mode, [tab.translate, tab.keep],
         show_progress="hidden", api_visibility="private",
     )  # fmt: skip
     tab.timer.tick(
-        tick,
-        [attached, tab.mode],
-        [*shown, tab.mode, attached],
-        show_progress="hidden",
-        api_visibility="private",
-    )
+        tick, [attached, tab.options.mode], [*shown, tab.options.mode, attached],
+        show_progress="hidden", api_visibility="private",
+    )  # fmt: skip
     tab.cancel.click(cancel, attached, shown, show_progress="hidden", api_visibility="private")
 
 
@@ -220,10 +225,15 @@ def adopted(job: Job | None, jobs: Attached, mode: str) -> tuple[str, Attached]:
     return mode, jobs
 
 
+def translate_label(mode: str) -> str:
+    """What *Translate* writes in a mode."""
+    return "Translate to a recipe" if mode == "kernel" else "Translate to a plain LoRA"
+
+
 def first_panes(engine: Engine, selection: Selection, prompt: str) -> str:
     """The recorded answers where they are of this choice, else four panes that say what to do."""
     example = engine.showcase
-    names = (selection.source, selection.adapter, selection.target, selection.mode)
+    names = (selection.source, selection.adapter, selection.target, selection.way)
     if example and example.knows(selection) and prompt == example.prompt:
         shown: Sequence[Pane] = [
             Pane(key, name, example.answers.get(key, ""), "done")
@@ -231,11 +241,6 @@ def first_panes(engine: Engine, selection: Selection, prompt: str) -> str:
         ]
         return views.panes(example.prompt, shown, example.made)
     return views.panes(prompt, [Pane(key, name) for key, name in zip(PANES, names, strict=True)])
-
-
-def mode_sentence(mode: str) -> str:
-    """What the chosen mode does."""
-    return views.sentence(MODE_WORDS.get(mode, ""))
 
 
 def _example_choices(engine: Engine, adapter: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr
 
@@ -9,10 +10,11 @@ from app import picture, views
 from app.backend import Option
 from app.engine import Engine, PairFacts
 from app.saying import said
-from app.workspace import Selection, Workspace
+from app.workspace import Pair, Selection, Workspace
 
 _ANYWHERE = views.sentence(
-    "Any Hub id or local folder can be typed into the pickers; models may be .gguf files as well."
+    "Any Hub id or local folder can be typed into the pickers; models may be .gguf files as well. A folder "
+    "that was translated already opens as it was made."
 )
 
 
@@ -23,6 +25,7 @@ class PickTab:
     source: gr.Dropdown
     target: gr.Dropdown
     adapter: gr.Dropdown
+    notice: gr.HTML
     picture: gr.HTML
     summary: gr.HTML
     hub_search: gr.Button
@@ -55,6 +58,7 @@ def create_pick_tab(engine: Engine, start: Workspace) -> PickTab:
                 _choices(engine.adapters(start.source)), value=start.adapter, label="Adapter of the source",
                 allow_custom_value=True, elem_classes="pick-adapter",
             )  # fmt: skip
+            notice = gr.HTML()
             with gr.Accordion("Hub, folders and .gguf files", open=False):
                 gr.HTML(_ANYWHERE)
                 search = gr.Button("Search the Hub for adapters of the source", size="sm")
@@ -70,7 +74,7 @@ def create_pick_tab(engine: Engine, start: Workspace) -> PickTab:
             stacks = gr.HTML(drawn)
         with gr.Column(scale=5, min_width=320):
             facts = gr.HTML(summary)
-    return PickTab(source, target, adapter, stacks, facts, search, hits, message)
+    return PickTab(source, target, adapter, notice, stacks, facts, search, hits, message)
 
 
 def wire_pick_tab(tab: PickTab, engine: Engine) -> None:
@@ -79,10 +83,11 @@ def wire_pick_tab(tab: PickTab, engine: Engine) -> None:
     def choose_source(source: str, adapter: str) -> dict[str, object]:
         options = engine.adapters(source or "")
         kept = keep_adapter(options, adapter or "", engine.is_shipped(adapter or ""))
-        return gr.update(choices=_choices(options), value=kept)
+        # What stays is not written back: another handler may have put something else there meanwhile.
+        return gr.update(choices=_choices(options, kept), **({} if kept == adapter else {"value": kept}))
 
     def describe_choice(source: str, target: str, adapter: str) -> tuple[str, str]:
-        return describe(engine, Selection(source or "", target or "", adapter or ""))
+        return describe(engine, Selection.of(source, target, adapter))
 
     def search(source: str) -> tuple[dict[str, object], str]:
         try:
@@ -95,18 +100,18 @@ def wire_pick_tab(tab: PickTab, engine: Engine) -> None:
         return gr.update(choices=_choices(options), value=None, visible=True), found
 
     shown = [tab.picture, tab.summary]
-    tab.source.change(
-        choose_source,
-        [tab.source, tab.adapter],
-        tab.adapter,
-        show_progress="hidden",
-        api_visibility="private",
-    )
-    for picker in tab.chosen:
-        picker.change(
-            describe_choice, tab.chosen, shown, show_progress="hidden", trigger_mode="always_last",
-            api_visibility="private",
-        )  # fmt: skip
+    # Only what the visitor does, which a typed name tells by its blur alone: a source that is set together
+    # with its adapter, after a reload or from a folder, must not have it replaced.
+    gr.on(
+        [tab.source.input, tab.source.blur],
+        choose_source, [tab.source, tab.adapter], tab.adapter,
+        show_progress="hidden", trigger_mode="always_last", api_visibility="private",
+    )  # fmt: skip
+    gr.on(
+        [picker.change for picker in tab.chosen],
+        describe_choice, tab.chosen, shown,
+        show_progress="hidden", trigger_mode="always_last", api_visibility="private",
+    )  # fmt: skip
     tab.hub_search.click(
         search, tab.source, [tab.hub_hits, tab.hub_message], show_progress="minimal", api_visibility="private"
     )
@@ -116,25 +121,40 @@ def wire_pick_tab(tab: PickTab, engine: Engine) -> None:
 def keep_adapter(options: Sequence[Option], adapter: str, shipped: bool) -> str:
     """The adapter after a change of source.
 
-    The same skill where it is shipped for the new source, else its first one. A source without shipped
-    adapters keeps what was typed, but not a shipped adapter of another model.
+    What was typed stays. For a shipped adapter of another model comes the same skill where it is shipped for
+    the new source, else its first one, else none.
     """
     names = [option.name for option in options]
-    if adapter in names:
+    if adapter and not shipped:
         return adapter
-    if not names:
-        return "" if shipped else adapter
+    if adapter in names or not names:
+        return adapter if adapter in names else ""
     skill = adapter.rsplit("/", 1)[-1]
     return next((name for name in names if name.rsplit("/", 1)[-1] == skill), names[0])
 
 
-def _choices(options: Sequence[Option]) -> list[tuple[str, str]]:
-    return [(option.label, option.name) for option in options]
+def chosen_updates(engine: Engine, selection: Selection) -> list[Any]:
+    """The three pickers set to a choice, each with what it offers for that choice."""
+    models, adapters = engine.models(), engine.adapters(selection.source)
+    names = (selection.source, selection.target, selection.adapter)
+    return [
+        gr.update(choices=_choices(options, name), value=name)
+        for options, name in zip((models, models, adapters), names, strict=True)
+    ]
+
+
+def _choices(options: Sequence[Option], chosen: str = "") -> list[tuple[str, str]]:
+    """The entries of a picker, and the name that was typed into it."""
+    listed = [(option.label, option.name) for option in options]
+    return listed if not chosen or any(chosen == name for _, name in listed) else [*listed, (chosen, chosen)]
 
 
 def describe(engine: Engine, selection: Selection) -> tuple[str, str]:
     """The picture and the summary of a choice, or an empty picture and a sentence."""
     try:
+        if engine.opened(selection):
+            # `app.tabs.opening` is about to put in its place what it was made of.
+            return views.sentence("Opening the folder."), ""
         facts = engine.facts(selection)
     except Exception as error:
         return views.sentence("The picture of the pair stands here once both models are known."), said(error)
@@ -144,3 +164,12 @@ def describe(engine: Engine, selection: Selection) -> tuple[str, str]:
 def _draw(engine: Engine, facts: PairFacts) -> str:
     table = engine.layer_map(facts)
     return picture.stacks(facts.source, facts.target, facts.adapter, table)
+
+
+def target_depth(engine: Engine, pair: Pair) -> int | None:
+    """Blocks of the chosen target; None where they are not known."""
+    try:
+        return engine.facts(Selection.of(pair.source, pair.target, "")).target.depth
+    except Exception:
+        # The summary says what is wrong with the choice; what depends on the depth stays as it is.
+        return None
