@@ -74,19 +74,20 @@ def open_folder(path_or_id: str | Path, *, token: str | None = None) -> AdapterF
     config = AdapterConfig.checked(name, read_config(name, folder))
     tensors = _read_header(name, folder)
     return AdapterFolder(
-        name, config, tensors, _module_keys(name, tensors), _licence(folder), folder / WEIGHTS
+        name, config, tensors, _module_keys(name, tensors), _licence(_card(folder)), folder / WEIGHTS
     )
 
 
 def _open_remote(name: str, token: str | None) -> AdapterOutline:
-    """The same of an adapter on the Hub, its weights not fetched and its card not read."""
+    """The same of an adapter on the Hub, its weights not fetched."""
     config = AdapterConfig.checked(name, hub.fetch_config(name, CONFIG, token=token))
     try:
         header = HfApi().parse_safetensors_file_metadata(name, WEIGHTS, token=token)
     except Exception as cause:  # a missing file, a refusal, or a header that is none
         raise HubError(f"The Hub does not show {WEIGHTS} of {name} ({first_line(cause)}).") from cause
     tensors = {key: TensorInfo(info.dtype, tuple(info.shape)) for key, info in header.tensors.items()}
-    return AdapterOutline(name, config, tensors, _module_keys(name, tensors), None)
+    licence = _licence(hub.fetch_card(name, token=token))
+    return AdapterOutline(name, config, tensors, _module_keys(name, tensors), licence)
 
 
 def inspect(path_or_id: str | Path, *, token: str | None = None) -> LoraSummary:
@@ -222,12 +223,15 @@ def _module_keys(name: str, tensors: Mapping[str, TensorInfo]) -> dict[tuple[str
     return keys
 
 
-def _licence(folder: Path) -> str | None:
-    """The `license:` entry of the card's front matter."""
+def _card(folder: Path) -> str:
     try:
-        card = (folder / "README.md").read_text(encoding="utf-8")
+        return (folder / "README.md").read_text(encoding="utf-8")
     except (OSError, ValueError):
-        return None
+        return ""
+
+
+def _licence(card: str) -> str | None:
+    """The `license:` entry of a card's front matter."""
     front = re.match(r"---\s*\n(.*?)\n---", card, re.DOTALL)
     found = re.search(r"^license:\s*['\"]?([\w.\-]+)", front.group(1), re.MULTILINE) if front else None
     return found.group(1) if found else None

@@ -235,6 +235,16 @@ def _confirmed(info: ModelInfo, model_id: str, token: str | None) -> AdapterHit 
     )
 
 
+def fetch_card(repo_id: str, *, token: str | None = None) -> str:
+    """The model card of a repository; empty where it has none that can be read: nothing depends on a card."""
+    try:
+        with _sentences(repo_id):
+            path = Path(hf_hub_download(repo_id, "README.md", token=token))
+            return path.read_text(encoding="utf-8") if path.stat().st_size <= _MAX_CONFIG_BYTES else ""
+    except (HubError, ValueError):
+        return ""
+
+
 def _concerns_the_hub(cause: BaseException | None) -> bool:
     """Whether the Hub is gone or refuses, rather than that one repository is of no use."""
     if isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled):

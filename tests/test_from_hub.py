@@ -40,7 +40,8 @@ def test_a_model_is_fetched_and_loaded_at_its_revision(hub):
 
 
 def test_an_adapter_is_inspected_before_its_weights_come(hub, tmp_path):
-    assert adapters.inspect("owner/adapter").ranks == (2,)
+    seen = adapters.inspect("owner/adapter")
+    assert (seen.ranks, seen.licence) == ((2,), "mit")
     assert not weights_in(tmp_path / "cache")
     lora = adapters.read("owner/adapter", build_model("llama"))
     assert (lora.name, lora.licence, len(lora.kernels)) == ("owner/adapter", "mit", 21)
