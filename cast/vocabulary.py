@@ -148,9 +148,15 @@ class VocabularyMap:
                 result[at] = bridge.crossed(own[at], before[at], after[at], pooling[at])
         return result
 
+    def first(self, text: str) -> int:
+        """The longest target token that begins a text; V_t where there is none."""
+        lengths = range(min(len(text), self._longest), 0, -1)
+        found = (self._target[text[:length]] for length in lengths if text[:length] in self._target)
+        return next(found, self._target_size)
+
     def _whole(self) -> Bridge:
         texts, nothing = dict(self._texts_of(range(len(self.source.texts)))), self._target_size
-        first = [self._first(texts.get(token, "")) for token in range(self._source_size)]
+        first = [self.first(texts.get(token, "")) for token in range(self._source_size)]
         for token, piece in self._pieces[0].items():
             first[token] = self._pieces[1].get(piece, nothing)
         for end in self._ends[0]:
@@ -171,7 +177,7 @@ class VocabularyMap:
 
     def _behind(self, pending: str) -> Bridge:
         places = self.source.beginning(pending)
-        first = [self._first(text[len(pending) :]) for _, text in self._texts_of(places)]
+        first = [self.first(text[len(pending) :]) for _, text in self._texts_of(places)]
         named = torch.ones(self._target_size, dtype=torch.bool)
         named[[token for token in first if token < self._target_size]] = False
         orphans = named.nonzero()[:, 0]
@@ -186,12 +192,6 @@ class VocabularyMap:
     def _texts_of(self, places: range) -> list[tuple[int, str]]:
         ids = self.source.ids[places.start : places.stop].tolist()
         return list(zip(ids, self.source.texts[places.start : places.stop], strict=True))
-
-    def _first(self, text: str) -> int:
-        """The longest target token that begins a text; V_t where there is none."""
-        lengths = range(min(len(text), self._longest), 0, -1)
-        found = (self._target[text[:length]] for length in lengths if text[:length] in self._target)
-        return next(found, self._target_size)
 
     def _stand_in(self, text: str, ids: Mapping[str, int]) -> int:
         lengths = range(min(len(text), self.source.longest), 0, -1)

@@ -5,7 +5,9 @@ next-token distribution, the target takes over (`cast.vocabulary`). Unlike a cha
 this reaches words that the target has hardly ever seen, and places inside the source's tokens.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -73,7 +75,11 @@ class WordedRunner:
     def logits(
         self, batch: TokenBatch, rows: Tensor | None = None, positions: Tensor | None = None
     ) -> Tensor:
-        """See `Runner.logits`; the texts count as finished, so the source's tokens are those of the whole."""
+        """See `Runner.logits`; the texts count as finished, so the source's tokens are those of the whole.
+
+        Where the token that follows in the text spans several of the source's, it gets the probability of its
+        text, which the source's next token alone would give to a shorter token of the target.
+        """
         if rows is None or positions is None:
             every = torch.ones(batch.input_ids.shape).nonzero(as_tuple=True)
             return self.logits(batch, *every).unflatten(0, batch.input_ids.shape)
@@ -92,14 +98,38 @@ class WordedRunner:
         plain = residuals(self.source, read, [depth])[depth]
         with applied(self.source, self.lora):
             adapted = residuals(self.source, read, [depth])[depth]
-        length = read.input_ids.shape[1]
         at = places.row, places.position
-        pooling = torch.zeros(len(read.texts), length)
+        said = torch.zeros(*read.input_ids.shape, 2)
         for row in set(places.row.tolist()):
-            gains = self._gains(plain[row], adapted[row], read.input_ids[row].tolist())
-            pooling[row] = torch.tensor(list(lasting(gains)))
+            said[row] = self.said(plain[row], adapted[row], read.input_ids[row].tolist())
+        pooling = torch.tensor([list(lasting(gains(row))) for row in said])
         before, after = self.distributions(plain[at], adapted[at])
-        return self.vocabulary.take_over(own, before, after, places.pending, pooling[at]).to(own.device)
+        taken = self.vocabulary.take_over(own, before, after, places.pending, pooling[at])
+        for place in places.spanning():
+            share = self._said_beyond(places, place, said, plain, adapted)
+            _move(taken[place], own[place], share, self._begun(places, place), int(places.next_token[place]))
+        return taken.to(own.device)
+
+    def _begun(self, places: "Places", place: int) -> int:
+        """The target token that begins the rest of the source's next one."""
+        text, end = places.read.texts[places.row[place]], int(places.end[place])
+        return self.vocabulary.first(text[end : places.source_end(place, 1)])
+
+    def _said_beyond(
+        self, places: "Places", place: int, said: Tensor, plain: Tensor, adapted: Tensor
+    ) -> float:
+        """The adapted source's probability, behind its next token, of what the target's next token holds."""
+        row, position = int(places.row[place]), int(places.position[place]) + 1
+        ends, stop, log_share = places.read.ends[row], int(places.next_end[place]), 0.0
+        while position + 1 < len(ends) and 0 <= ends[position + 1] <= stop:
+            position += 1
+            log_share += float(said[row, position, 1])
+        if ends[position] < stop:
+            at = slice(position, position + 1)
+            after = self.distributions(plain[row, at], adapted[row, at])[1][0].cpu()
+            ids = self.vocabulary.bridge(places.read.texts[row][int(ends[position]) : stop]).ids
+            log_share += float(after[ids].logsumexp(0))
+        return math.exp(log_share)
 
     def distributions(self, plain: Tensor, adapted: Tensor) -> tuple[Tensor, Tensor]:
         """The source's next-token log-probabilities [N, V_s] without the LoRA and at the strength with it."""
@@ -108,61 +138,116 @@ class WordedRunner:
         )
         return before, (before + self.strength * (after - before)).log_softmax(-1)
 
-    def _gains(self, plain: Tensor, adapted: Tensor, ids: Sequence[int]) -> Iterator[float]:
-        """For each token of a text the share of its probability that the LoRA has brought; 0 for the BOS.
+    def said(self, plain: Tensor, adapted: Tensor, ids: Sequence[int]) -> Tensor:
+        """Log-probabilities [n, 2] of a text's tokens without and with the LoRA; 0 for the first.
 
         Args:
             plain: [n, d_s] last residuals without the LoRA.
             adapted: [n, d_s] the same with it.
             ids: the n tokens.
         """
-        yield 0.0
+        result = torch.zeros(len(ids), 2)
         size = max(1, _LOGITS_AT_ONCE // self.source.vocabulary)
         for start in range(0, len(ids) - 1, size):
             stop = min(start + size, len(ids) - 1)
-            before, after = self.distributions(plain[start:stop], adapted[start:stop])
-            said = torch.tensor(ids[start + 1 : stop + 1], device=before.device)[:, None]
-            gained = 1 - (before.gather(1, said) - after.gather(1, said)).exp()
-            yield from gained.clamp_min(0)[:, 0].tolist()
+            token = torch.tensor(ids[start + 1 : stop + 1], device=plain.device)[:, None]
+            for way, given in enumerate(self.distributions(plain[start:stop], adapted[start:stop])):
+                result[start + 1 : stop + 1, way] = given.gather(1, token)[:, 0].cpu()
+        return result
 
 
-def lasting(gains: Iterable[float], trust: float = 0.0) -> Iterator[float]:
-    """The trust in the adapted source behind each token: h_n = λ · max(gain_n, h_n-1)."""
-    for gain in gains:
-        trust = _LASTING * max(gain, trust)
+def _move(taken: Tensor, own: Tensor, share: float, begun: int, follows: int) -> None:
+    """Give a share of what was taken over as the beginning of a word to the token that follows in the text.
+
+    Args:
+        taken: [V_t] log-probabilities, changed in place.
+        own: [V_t] logits of the target itself.
+        share: of it in [0, 1].
+        begun: the token that stands for the beginning.
+        follows: the token that says more of the word at once.
+    """
+    if begun in (follows, len(taken)):
+        return
+    over = (taken[begun].exp() - own.softmax(-1)[begun].to(taken.device)).clamp_min(0) * share
+    taken[follows] = (taken[follows].exp() + over).log()
+    taken[begun] = (taken[begun].exp() - over).clamp_min(1e-30).log()
+
+
+def gains(said: Tensor) -> list[float]:
+    """For each token of a text the share of its probability that the LoRA has brought, from `said` [n, 2]."""
+    return (1 - (said[:, 0] - said[:, 1]).exp()).clamp_min(0).tolist()
+
+
+def lasting(shares: Iterable[float], trust: float = 0.0) -> Iterator[float]:
+    """The trust in the adapted source behind each token: h_n = λ · max(share_n, h_n-1)."""
+    for share in shares:
+        trust = _LASTING * max(share, trust)
         yield trust
 
 
+@dataclass(frozen=True)
 class Places:
     """Where the source stands at K chosen positions of the target.
 
-    Args:
+    Attributes:
         read: the texts in the source's tokens.
         entry: [K] which of the chosen positions; left out are those inside a character and special tokens.
         row: [K] their texts.
+        end: [K] the character at which the target's token ends.
         position: [K] the source's last whole token there.
         pending: K strings, the characters since.
+        next_token: [K] the target's next token in the text.
+        next_end: [K] where it ends; -1 if it is none, or ends inside a character.
     """
 
-    def __init__(
-        self, read: TokenBatch, entry: Tensor, row: Tensor, position: Tensor, pending: Sequence[str]
-    ) -> None:
-        self.read, self.entry, self.row, self.position, self.pending = read, entry, row, position, pending
+    read: TokenBatch
+    entry: Tensor
+    row: Tensor
+    end: Tensor
+    position: Tensor
+    pending: tuple[str, ...]
+    next_token: Tensor
+    next_end: Tensor
 
     @classmethod
     def of(cls, batch: TokenBatch, read: TokenBatch, rows: Tensor, positions: Tensor) -> "Places":
         """From the target's batch, the same texts in the source, and the chosen positions."""
         size = 1 + max(int(batch.ends.max()), int(read.ends.max()), 0)
+        by_end = positions_by_end(batch.ends, size)
         ends = batch.ends[rows, positions].clamp_min(0)
         # Of several tokens with one end only the last has written the whole character.
-        there = positions_by_end(batch.ends, size)[rows, ends] == positions
-        entry = ((positions == 0) | there).nonzero()[:, 0]
+        entry = ((positions == 0) | (by_end[rows, ends] == positions)).nonzero()[:, 0]
         row, end = rows[entry], ends[entry]
-        last = positions_by_end(read.ends, size).clamp_min(0).cummax(1).values
-        position = last[row, end]
+        position = positions_by_end(read.ends, size).clamp_min(0).cummax(1).values[row, end]
         starts = read.ends[row, position].clamp_min(0)
         texts = zip(row.tolist(), starts.tolist(), end.tolist(), strict=True)
-        return cls(read, entry, row, position, [read.texts[text][start:stop] for text, start, stop in texts])
+        following = (positions[entry] + 1).clamp_max(batch.ends.shape[1] - 1)
+        next_end = batch.ends[row, following]
+        whole = by_end[row, next_end.clamp_min(0)] == following
+        return cls(
+            read=read,
+            entry=entry,
+            row=row,
+            end=end,
+            position=position,
+            pending=tuple(read.texts[text][start:stop] for text, start, stop in texts),
+            next_token=batch.input_ids.cpu()[row, following],
+            next_end=torch.where(whole, next_end, -1),
+        )
+
+    def source_end(self, place: int, further: int) -> int:
+        """Where the source's token ends that is so many further than its last whole one; -1 without one."""
+        position = int(self.position[place]) + further
+        ends = self.read.ends[int(self.row[place])]
+        return int(ends[position]) if position < len(ends) else -1
+
+    def spanning(self) -> list[int]:
+        """The places whose next target token runs past the end of the source's next one."""
+        return [
+            place
+            for place, (end, stop) in enumerate(zip(self.end.tolist(), self.next_end.tolist(), strict=True))
+            if end < self.source_end(place, 1) < stop
+        ]
 
 
 class WordedBatch:
@@ -225,8 +310,8 @@ class WordedBatch:
         plain, adapted = (
             torch.stack(stream.states[row][start:]) for stream in (self.reader.plain, self.reader.adapted)
         )
-        gains = list(self._runner._gains(plain, adapted, tokens.ids[start:]))
-        trust += lasting(gains[kept - start :], trust[-1] if trust else 0.0)
+        new = gains(self._runner.said(plain, adapted, tokens.ids[start:]))[kept - start :]
+        trust += lasting(new, trust[-1] if trust else 0.0)
         self._trust[row], self._read[row] = trust, tokens.ids
 
     def _whole_character(self, row: int) -> bool:

@@ -5,14 +5,16 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from cast.activations import residuals
 from cast.adapters import Lora
 from cast.boundaries import TokenGauge, Tokens, tokens_of
 from cast.generation import Sampling, generate, generate_many
-from cast.models import LanguageModel
+from cast.models import LanguageModel, TokenBatch
 from cast.runners import PlainRunner
 from cast.source_reader import SourceReader
-from cast.wording import WordedRunner, lasting
+from cast.wording import Places, WordedRunner, lasting
 
+LONG = "In the morning they walked 12 miles to the village, bought 3 apples — “quotes” and a café."
 TEXTS = ["Once upon a time there was a little fox.", "The owl smiled", "a", "village; “quotes” — and a 🦊!"]
 
 
@@ -82,9 +84,8 @@ def test_a_session_equals_a_fresh_one_at_every_step(tiny_model, tiny_lora, kinds
 def test_where_ends_are_judged_right_a_session_equals_teacher_forcing(
     tiny_model: Callable, tiny_lora: Callable, monkeypatch: pytest.MonkeyPatch, kinds: tuple[str, str]
 ) -> None:
-    text = "In the morning they walked 12 miles to the village, bought 3 apples — “quotes” and a café."
     source, target = tiny_model("qwen2", kinds[0], 24, 2), tiny_model("llama", kinds[1], 32, 3)
-    full = tokens_of(source, [text])[0]
+    full = tokens_of(source, [LONG])[0]
 
     def known(tokens: Tokens, *_: object) -> Tokens:
         return full.first(sum(end <= tokens.ends[-1] for end in full.ends))
@@ -92,13 +93,53 @@ def test_where_ends_are_judged_right_a_session_equals_teacher_forcing(
     monkeypatch.setattr("cast.source_reader.settled", known)
     monkeypatch.setattr(SourceReader, "_likeliest", lambda self, whole, standing, transcripts: standing)
     monkeypatch.setattr(TokenGauge, "crossings", lambda *_: [(0, torch.tensor([0]))])
-    runner, batch = WordedRunner(source, tiny_lora(source), target), target.encode([text])
+    runner, batch = WordedRunner(source, tiny_lora(source), target), target.encode([LONG])
     ids, session = batch.input_ids[0].tolist(), runner.batch_session(1)
     steps = [session.next_logits([ids[:stop]])[0] for stop in range(1, len(ids) + 1)]
-    torch.testing.assert_close(torch.stack(steps), runner.logits(batch)[0], atol=2e-4, rtol=1e-3)
+    expected, places = runner.logits(batch)[0], places_in(source, batch)
+    # Teacher forcing knows the token that follows where a session cannot.
+    ahead = set(places.entry[places.spanning()].tolist())
+    settled = [place for place in range(len(ids)) if place not in ahead]
+    torch.testing.assert_close(torch.stack(steps)[settled], expected[settled], atol=2e-4, rtol=1e-3)
     # Each token passed once through the target, and once without the LoRA through the source.
     assert session.target.passed == len(ids)
     assert session.reader.plain.passed == len(full)
+
+
+def places_in(source: LanguageModel, batch: TokenBatch) -> Places:
+    """Every position of one text."""
+    positions = torch.arange(batch.input_ids.shape[1])
+    return Places.of(batch, source.encode(batch.texts), torch.zeros_like(positions), positions)
+
+
+def test_a_token_that_spans_several_of_the_source_gets_the_probability_of_its_text(
+    pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A source that is sure of each of its small tokens says the text through the target's larger ones."""
+    source, lora, target = pair
+    runner, batch = WordedRunner(source, lora, target), target.encode([LONG])
+    places = places_in(source, batch)
+    assert places.spanning()
+    monkeypatch.setattr(WordedRunner, "distributions", sure_of_what_follows(source, LONG))
+    probabilities = runner.logits(batch)[0].softmax(-1)
+    for place in places.spanning():
+        assert probabilities[places.entry[place], places.next_token[place]] > 0.9
+
+
+def sure_of_what_follows(source: LanguageModel, text: str) -> Callable:
+    """Distributions of a source whose LoRA has made it certain of the next token of a text."""
+    ids = source.encode([text]).input_ids[0].tolist()
+
+    def distributions(self: WordedRunner, plain: torch.Tensor, adapted: torch.Tensor) -> tuple:
+        states = residuals(source, source.encode([text]), [source.depth])[source.depth][0]
+        before = torch.zeros(len(plain), source.vocabulary).log_softmax(-1)
+        after = before.clone()
+        for row, state in enumerate(plain):
+            at = int((states - state).square().sum(-1).argmin())
+            after[row, ids[min(at + 1, len(ids) - 1)]] = 30.0
+        return before, after.log_softmax(-1)
+
+    return distributions
 
 
 def test_a_batch_writes_what_single_texts_write(pair) -> None:

@@ -30,6 +30,7 @@ from cast.runners import PlainRunner, Runner
 from cast.storage import write_atomically
 from cast.training import LoraTrainingConfig, train_lora
 from cast.translate import TranslationConfig, load_translated, translate
+from cast.wording import WordedRunner
 
 Role = Literal["source", "target"]
 
@@ -51,7 +52,7 @@ class Plan:
     test: int = 200
     """Examples that everything is scored on."""
     strengths: tuple[float, ...] = (1.0, 2.0)
-    """Of the hosted adapter."""
+    """Of the adapter that is hosted through the heads."""
     lora: LoraTrainingConfig = field(
         default_factory=lambda: LoraTrainingConfig(
             rank=8,
@@ -177,9 +178,10 @@ class Bench:
         self._measure(
             "retrained", "target", lambda: PlainRunner(self.target, self.lora("target")), "target-lora"
         )
+        self._measure("hosted", "target", lambda: WordedRunner(self.source, self.lora("source"), self.target))
         for strength in plan.strengths:
             self._measure(
-                "hosted", "target", lambda strength=strength: self._hosted(strength), "heads", strength
+                "hosted-states", "target", lambda strength=strength: self._hosted(strength), "heads", strength
             )
         self._measure("compiled", "target", lambda: PlainRunner(self.target, self.compiled()), "compiled")
 

@@ -14,13 +14,14 @@ METHODS = {
     "target-base": "target, untouched",
     "source-base": "source, untouched",
     "source-lora": "source + its LoRA",
-    "hosted": "target, translated: `hosted`, whole stack",
+    "hosted": "target, translated: `hosted`, whole stack by its words",
+    "hosted-states": "target, translated: `hosted`, whole stack through the heads",
     "compiled": "target, translated: `compiled` on general text",
     "retrained": "target, LoRA retrained on the task's labels",
 }
 """Methods in the order of the table, with their row's name."""
 
-_TRANSLATED = ("hosted", "compiled")
+_TRANSLATED = ("hosted", "hosted-states", "compiled")
 _BEGIN, _END = "<!-- table: begin -->", "<!-- table: end -->"
 _WHAT = {"kind": "choice (%) | exact (%)", "style": "bits per byte"}
 
