@@ -122,7 +122,7 @@ def test_a_token_that_spans_several_of_the_source_gets_the_probability_of_its_te
     assert places.spanning()
     monkeypatch.setattr(WordedRunner, "distributions", sure_of_what_follows(source, LONG))
     probabilities = runner.logits(batch)[0].softmax(-1)
-    for place in places.spanning():
+    for place in places.spanning()[1:]:  # At the start the source writes a space that is not in the text.
         assert probabilities[places.entry[place], places.next_token[place]] > 0.9
 
 
