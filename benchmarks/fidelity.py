@@ -40,7 +40,8 @@ from cast.storage import cache_folder
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "fidelity"
 # By cost: a run that is stopped early has the whole breadth of the cheap ones.
-METHODS = ("hosted", "instant", "kernel", "compiled")
+_PROMPTED, _PROMPTS = "-prompts", 5
+METHODS = ("hosted", "hosted-states", "hosted-1", "instant", "kernel", "compiled-prompts", "compiled")
 SMALL_PAIRS = (("llama", "mistral"), ("qwen", "neox"), ("neox", "llama"))
 
 
@@ -110,9 +111,15 @@ def carry_out(run: Run, revision: str) -> str:
         source_adapted=scored(run.source, run.task, True, run.limit),
     )
     lora = adapters.read(f"{registry.PREFIX}{run.source}/{run.task}", source)
-    configs = comparison.mode_configs([run.method], seed=run.seed, steps=run.steps)
+    method = run.method.removesuffix(_PROMPTED)
+    task = TASKS[run.task]
+    # Of the stream that adapters are trained on, so none of them is a test prompt; the answers stay unread.
+    prompts = [e.prompt for e in task.train(_PROMPTS)] if run.method != method else []
+    configs = comparison.mode_configs([method], seed=run.seed, steps=run.steps)
     heads = heads_of(run.source, run.target, run.seed)
-    (result,) = comparison.compare(source, target, lora, ends, configs, heads=heads, revision=revision)
+    (result,) = comparison.compare(
+        source, target, lora, ends, configs, heads=heads, prompts=prompts, revision=revision
+    )
     replace(result, examples=run.limit).write_result(run.results)
     lift = "left out" if result.lift is None else f"{result.lift:.2f}"
     return f"{result.base:.3f} → {result.translated:.3f} of {result.retrained:.3f}, lift {lift}"

@@ -103,7 +103,7 @@ def compare(
             interval = evaluate.bootstrap_interval(ends.base.scores, report.scores, ends.retrained.scores)
         results.append(
             Result(
-                method=method_name(config),
+                method=method_name(config, prompts),
                 source=source.name,
                 target=target.name,
                 task=ends.task.name,
@@ -127,8 +127,13 @@ def compare(
     return results
 
 
-def method_name(config: TranslationConfig) -> str:
-    """The mode; of `hosted` also how: `hosted-2` for segments of two target blocks, `hosted-states`."""
+def method_name(config: TranslationConfig, prompts: Sequence[str] = ()) -> str:
+    """The mode; of `hosted` also how: `hosted-2` for segments of two target blocks, `hosted-states`.
+
+    With prompts `compiled` is `compiled-prompts`; the other modes do not read them.
+    """
+    if config.mode == "compiled":
+        return "compiled-prompts" if prompts else "compiled"
     if config.mode != "hosted" or not config.needs_heads:
         return config.mode
     return f"{config.mode}-{config.segment or config.readout}"

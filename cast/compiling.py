@@ -1,6 +1,6 @@
 """Fits a plain LoRA of the target whose effect is the source adapter's, carried over, on text without labels.
 
-What is compared is in `cast.carrying`; here are the kernels to start from and the optimiser's loop.
+What is lowered is in `cast.goals`; here are the kernels to start from and the optimiser's loop.
 """
 
 import math
@@ -14,9 +14,10 @@ from transformers import get_cosine_schedule_with_warmup
 
 from cast.activations import residuals
 from cast.adapters import Kernel, Lora, applied
-from cast.carrying import CarriedBatch, Carrier, Loss, Objective
+from cast.carrying import Carrier
 from cast.errors import CorpusError
-from cast.models import LanguageModel
+from cast.goals import Goal, Outcome, goal_of
+from cast.models import LanguageModel, TokenBatch
 from cast.progress import OnProgress, Progress, ignore
 from cast.recipes import Quality, TranslationConfig
 from cast.sites import SiteMaps
@@ -128,34 +129,28 @@ def compile_lora(
         config: steps, batch, weights of the terms.
         prompts: unlabelled prompts to mix in; a batch of them is held out as well, where there are enough.
         strength: factor on the carried change.
-        on_progress: gets stage `compile` with `fvu` and `kl` of the held-out text.
+        on_progress: gets stage `compile` with `missing` (1 for the bare target) and `kl` of held-out text.
 
     Raises:
         CorpusError: there are fewer than three batches of text.
         AdapterError: the adapter has no effect on the text.
     """
     held, texts, prompts = _split(texts, prompts, config)
-    held_out = [batch for batch in (carrier.carry(chunk, strength) for chunk in held) if len(batch.pairs)]
-    if not held_out:
-        raise CorpusError("The text has no position where both tokenizers end a token; give longer text.")
-    objective = Objective(carrier.target, held_out, config.seed)
-    fit = _Fit(carrier, objective, start, config)
+    goal = goal_of(carrier, held, config, strength)
+    fit = _Fit(carrier.target, goal, start, config)
     pool = _TextPool(texts, prompts, config)
-    best, best_step, tokens = fit.measure(held_out), 0, 0
+    best, best_step, tokens = fit.measure(), 0, 0
     kept = fit.kernels()
     for step in range(1, config.steps + 1):
-        batch = carrier.carry(pool.batch(), strength)
-        tokens += int(batch.tokens.attention_mask.sum())
-        if len(batch.pairs):
-            fit.step(batch)
+        tokens += fit.step(pool.batch())
         if step % _TEST_EVERY == 0 or step == config.steps:
-            result = fit.measure(held_out)
+            result = fit.measure()
             if result.total < best.total * (1 - 1e-3):
                 best, best_step, kept = result, step, fit.kernels()
             elif step - best_step >= _PATIENCE * _TEST_EVERY:
                 break
-        on_progress(Progress("compile", step, config.steps, {"fvu": best.fvu, "kl": best.missing}))
-    return Compiled(kept, best.quality(objective), tokens, best_step)
+        on_progress(Progress("compile", step, config.steps, {"missing": best.total, "kl": best.missing}))
+    return Compiled(kept, best.quality, tokens, best_step)
 
 
 def _split(
@@ -175,54 +170,29 @@ def _split(
     return held, texts[_HELD_OUT_BATCHES * size :], prompts
 
 
-@dataclass(frozen=True)
-class _Result:
-    """The objective on held-out text, in plain numbers."""
-
-    total: float
-    fvu_by_depth: dict[int, float]
-    missing: float
-    effect_by_depth: dict[int, float]
-
-    @property
-    def fvu(self) -> float:
-        return sum(self.fvu_by_depth.values()) / len(self.fvu_by_depth)
-
-    def quality(self, objective: Objective) -> Quality:
-        return Quality(
-            fvu=self.fvu,
-            fvu_by_depth={str(depth): value for depth, value in self.fvu_by_depth.items()},
-            effect_by_depth={str(depth): value for depth, value in self.effect_by_depth.items()},
-            kl_carried_base=objective.effect,
-            kl_carried_adapted=self.missing,
-        )
-
-
 class _Fit:
     """Trainable kernels on the target, with their optimiser."""
 
     def __init__(
-        self, carrier: Carrier, objective: Objective, start: Sequence[Kernel], config: TranslationConfig
+        self,
+        target: LanguageModel,
+        goal: Goal,
+        start: Sequence[Kernel],
+        config: TranslationConfig,
     ) -> None:
-        self._target, self._depths = carrier.target, carrier.depths
-        self._objective, self._config = objective, config
+        self._target, self._goal = target, goal
         self._sites = [kernel.site for kernel in start]
         self._sides = [(_parameter(kernel.a), _parameter(kernel.scaling * kernel.b)) for kernel in start]
         self._parameters = [side for sides in self._sides for side in sides]
         self._optimizer = torch.optim.AdamW(
             self._parameters,
-            lr=config.learning_rate or _learning_rate(carrier.target),
+            lr=config.learning_rate or _learning_rate(target),
             betas=(0.9, 0.99),
             weight_decay=0.0,
         )
         self._schedule = get_cosine_schedule_with_warmup(
             self._optimizer, min(_WARMUP, config.steps // 4), config.steps
         )
-
-    def _lora(self) -> Lora:
-        """The kernels as they stand, sharing memory and gradients with the parameters."""
-        kernels = (Kernel(site, a, b, 1.0) for site, (a, b) in zip(self._sites, self._sides, strict=True))
-        return Lora("compiled", self._target.name, tuple(kernels))
 
     def kernels(self) -> tuple[Kernel, ...]:
         """A copy of the kernels as they stand."""
@@ -231,39 +201,26 @@ class _Fit:
             for site, (a, b) in zip(self._sites, self._sides, strict=True)
         )
 
-    def _loss(self, batch: CarriedBatch) -> tuple[Loss, dict[int, Tensor]]:
-        with applied(self._target, self._lora()):
-            states = residuals(self._target, batch.tokens, self._depths)
-        return self._objective(batch, states), states
+    def _run(self, tokens: TokenBatch, depths: Sequence[int]) -> dict[int, Tensor]:
+        """The target's states with the kernels as they stand, which share memory and gradients with it."""
+        kernels = (Kernel(site, a, b, 1.0) for site, (a, b) in zip(self._sites, self._sides, strict=True))
+        with applied(self._target, Lora("compiled", self._target.name, tuple(kernels))):
+            return residuals(self._target, tokens, depths)
 
-    def step(self, batch: CarriedBatch) -> None:
-        """One step of the optimiser."""
-        loss, _ = self._loss(batch)
-        self._objective.total(loss, self._config).backward()
+    def step(self, texts: Sequence[str]) -> int:
+        """One step of the optimiser; gives the tokens that it read."""
+        loss, tokens = self._goal.loss(texts, self._run)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self._parameters, _CLIP)
         self._optimizer.step()
         self._schedule.step()
         self._optimizer.zero_grad(set_to_none=True)
+        return tokens
 
     @torch.no_grad()
-    def measure(self, held_out: Sequence[CarriedBatch]) -> _Result:
-        """The objective on held-out batches, each pair counting alike."""
-        count = sum(len(batch.pairs) for batch in held_out)
-        total = missing = 0.0
-        fvu = dict.fromkeys(self._depths, 0.0)
-        moved, size = dict.fromkeys(self._depths, 0.0), dict.fromkeys(self._depths, 0.0)
-        for batch in held_out:
-            loss, states = self._loss(batch)
-            share = len(batch.pairs) / count
-            total += share * float(self._objective.total(loss, self._config))
-            missing += share * float(loss.missing)
-            for depth in self._depths:
-                fvu[depth] += share * float(loss.fvu_by_depth[depth])
-                adapted = states[depth][batch.pairs.row, batch.pairs.target_position].float()
-                moved[depth] += float((adapted - batch.base[depth]).square().sum())
-                size[depth] += float(batch.base[depth].square().sum())
-        effect = {depth: math.sqrt(moved[depth] / size[depth]) for depth in self._depths}
-        return _Result(total, fvu, missing, effect)
+    def measure(self) -> Outcome:
+        """The goal on held-out text."""
+        return self._goal.measure(self._run)
 
 
 def _learning_rate(target: LanguageModel) -> float:

@@ -92,23 +92,27 @@ def generate_many(
     *,
     max_new_tokens: int,
     stop: str | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
     batch_size: int = 32,
     on_progress: OnProgress = ignore,
 ) -> list[str]:
-    """Greedy continuations of many prompts, equal to those that `generate` streams.
+    """Continuations of many prompts; greedy ones equal those that `generate` streams.
 
     Args:
         runner: the model with whatever acts on it.
         prompts: any texts.
         max_new_tokens: most tokens of each.
         stop: end before this text.
+        temperature: see `Sampling`; each text gets draws of its own.
+        seed: of the draws.
         batch_size: prompts that are stepped together; those of like length are taken together.
         on_progress: gets stage `generate`.
 
     Raises:
         RequestError: a prompt leaves no room in the model's context.
     """
-    sampling = Sampling(max_new_tokens=max_new_tokens, stop=stop)
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, stop=stop)
     texts = [_Continuation(runner.lm, prompt, sampling.stop) for prompt in prompts]
     order = sorted(texts, key=lambda text: len(text.ids))
     for start in range(0, len(order), batch_size):

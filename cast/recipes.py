@@ -35,13 +35,13 @@ class TranslationConfig:
     segment: int | None = None
     """Hosted: target blocks that share one encode and one decode; None for the whole source stack."""
     readout: Readout = "words"
-    """Hosted, whole stack: what the target takes over. `words`: what the LoRA moves in the source's
-    next-token distribution, by the text of the tokens, without heads. `states`: the change of the last
-    residual, through the deepest decode head."""
+    """Hosted, whole stack, and compiled: what the target takes over. `words`: what the LoRA moves in the
+    source's next-token distribution, by the text of the tokens. `states`: the change of the residual stream,
+    through the decode heads."""
     strength: float | None = 1.0
     """Multiplies the carried change. None matches the size of the source's own effect on general text: the
     strength at which target and source change their next-token distributions equally, in nats a pair."""
-    steps: int = 300
+    steps: int = 100
     """Compiled: optimiser steps."""
     batch_size: int = 16
     """Texts a step."""
@@ -60,6 +60,8 @@ class TranslationConfig:
     """Compiled: weight of keeping the base's distribution where the tokenizers share no character end."""
     prompt_share: float = 0.5
     """Compiled: share of the rows of a batch that are drawn from `prompts`, where some are given."""
+    prompts_wanted: int = 200
+    """Compiled: to how many prompts a smaller number of given ones is expanded by the source's base model."""
     site_tokens: int = 10_000
     """Aligned pairs on which site maps are fitted (kernel, instant, and the start of compiled)."""
     site_decode: DecodeFit = "adjoint"

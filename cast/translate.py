@@ -16,6 +16,7 @@ from cast.adapters import Kernel, Lora
 from cast.carrying import Carrier, matched_strength
 from cast.compiling import compile_lora, starting_kernels
 from cast.errors import AdapterError, HeadsError, RequestError
+from cast.exciting import answered, expanded
 from cast.heads import HeadSet
 from cast.hosting import HostedRunner
 from cast.kernel_mode import KernelRunner
@@ -177,10 +178,11 @@ def translate(
         heads: heads from this source to this target; None where `config` does without.
         texts: general text; at most what `config` asks for is taken, so the stream may be endless.
         config: mode and its settings; the default is `compiled`.
-        prompts: unlabelled prompts that `compiled` mixes into the text.
+        prompts: unlabelled prompts; `compiled` makes a few of them more, and mixes them, with the answers of
+            the source and its adapter, into the text.
         cache: folder in which fitted site maps are kept; None keeps none.
         heads_name: folder or id of the heads, for the recipe.
-        on_progress: gets stages `sites` and `compile`.
+        on_progress: gets stages `generate`, `sites` and `compile`.
 
     Raises:
         HeadsError: the heads are for another pair, or leave out a depth that is needed.
@@ -271,10 +273,17 @@ def _recipe(source: LanguageModel, target: LanguageModel, lora: Lora, config: Tr
 
 
 def _compiled(work: _Work) -> TranslatedAdapter:
+    prompts: Sequence[str] = ()
+    if work.prompts:
+        source, config = work.carrier.source, work.config
+        prompts = expanded(
+            source, work.prompts, config.prompts_wanted, seed=config.seed, on_progress=work.on_progress
+        )
+        prompts = answered(source, work.carrier.lora, prompts, on_progress=work.on_progress)
     start = starting_kernels(work.carrier.target, work.site_maps(), work.carrier.lora, work.config)
     fitted = compile_lora(
         work.carrier, start, work.texts, work.config,
-        prompts=work.prompts, strength=work.strength, on_progress=work.on_progress,
+        prompts=prompts, strength=work.strength, on_progress=work.on_progress,
     )  # fmt: skip
     return work.plain(fitted.kernels, work.recipe(tokens=fitted.tokens, quality=fitted.quality))
 

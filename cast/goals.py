@@ -1,0 +1,169 @@
+"""What a compiled translation is fitted towards, and how far held-out text says that it has come."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from cast.activations import residuals
+from cast.carrying import CarriedBatch, Carrier, Objective
+from cast.errors import AdapterError, CorpusError
+from cast.models import TokenBatch
+from cast.recipes import Quality, TranslationConfig
+from cast.word_teacher import WordTeacher
+
+Run = Callable[[TokenBatch, Sequence[int]], dict[int, Tensor]]
+"""Runs the adapted target on a batch: depths → states [B, n, d_t]."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What held-out text says of the kernels as they stand."""
+
+    total: float
+    """What the fit lowers; 1 or more for the bare target."""
+    missing: float
+    """Nats a position."""
+    quality: Quality
+
+
+class Goal(Protocol):
+    """What a fit lowers; 1 or more for the bare target."""
+
+    def loss(self, texts: Sequence[str], run: Run) -> tuple[Tensor, int]:
+        """The goal on texts, and the target's tokens that were read for it."""
+
+    def measure(self, run: Run) -> Outcome:
+        """The goal on held-out text."""
+
+
+def goal_of(
+    carrier: Carrier, held: Sequence[Sequence[str]], config: TranslationConfig, strength: float
+) -> Goal:
+    """The goal that `config.readout` names.
+
+    Args:
+        carrier: the two models, the source adapter and the heads.
+        held: batches of text that are not fitted on.
+        config: see there.
+        strength: factor on the carried change.
+
+    Raises:
+        CorpusError: no tokens end together in the text.
+        AdapterError: the adapter has no effect on it.
+    """
+    held_out = [batch for batch in (carrier.carry(chunk, strength) for chunk in held) if len(batch.pairs)]
+    if not held_out:
+        raise CorpusError("The text has no position where both tokenizers end a token; give longer text.")
+    states = StatesGoal(carrier, held_out, config, strength)
+    return WordsGoal(carrier, held, states, config, strength) if config.readout == "words" else states
+
+
+class StatesGoal:
+    """The goal that the target's states change as the carried ones do; see `cast.carrying`."""
+
+    def __init__(
+        self,
+        carrier: Carrier,
+        held_out: Sequence[CarriedBatch],
+        config: TranslationConfig,
+        strength: float,
+    ) -> None:
+        self.depths = carrier.depths
+        self._carrier, self._held_out = carrier, held_out
+        self._config, self._strength = config, strength
+        self._objective = Objective(carrier.target, held_out, config.seed)
+
+    def loss(self, texts: Sequence[str], run: Run) -> tuple[Tensor, int]:
+        """What a step lowers, and the target's tokens that it read."""
+        batch = self._carrier.carry(texts, self._strength)
+        loss = self._objective(batch, run(batch.tokens, self.depths))
+        return self._objective.total(loss, self._config), _count(batch.tokens)
+
+    def measure(self, run: Run) -> Outcome:
+        """The objective on held-out batches, each pair counting alike."""
+        count = sum(len(batch.pairs) for batch in self._held_out)
+        total = missing = 0.0
+        fvu = dict.fromkeys(self.depths, 0.0)
+        moved, size = dict.fromkeys(self.depths, 0.0), dict.fromkeys(self.depths, 0.0)
+        for batch in self._held_out:
+            states = run(batch.tokens, self.depths)
+            loss = self._objective(batch, states)
+            share = len(batch.pairs) / count
+            total += share * float(self._objective.total(loss, self._config))
+            missing += share * float(loss.missing)
+            for depth in self.depths:
+                fvu[depth] += share * float(loss.fvu_by_depth[depth])
+                adapted = states[depth][batch.pairs.row, batch.pairs.target_position].float()
+                moved[depth] += float((adapted - batch.base[depth]).square().sum())
+                size[depth] += float(batch.base[depth].square().sum())
+        quality = Quality(
+            fvu=sum(fvu.values()) / len(fvu),
+            fvu_by_depth={str(depth): value for depth, value in fvu.items()},
+            effect_by_depth={str(depth): math.sqrt(moved[depth] / size[depth]) for depth in self.depths},
+            kl_carried_base=self._objective.effect,
+            kl_carried_adapted=missing,
+        )
+        return Outcome(total, missing, quality)
+
+
+class WordsGoal:
+    """The goal that the target says what the hosted source says; its states are only watched."""
+
+    def __init__(
+        self,
+        carrier: Carrier,
+        held: Sequence[Sequence[str]],
+        states: StatesGoal,
+        config: TranslationConfig,
+        strength: float,
+    ) -> None:
+        self.depths = (carrier.target.depth,)
+        self._states = states
+        self._teacher = WordTeacher(
+            carrier.source,
+            carrier.target,
+            carrier.lora,
+            strength=strength,
+            max_length=config.max_length,
+            seed=config.seed,
+        )
+        self._held_out = [self._teacher.tell(chunk) for chunk in held]
+        self._effect = self._missing(lambda tokens, depths: residuals(carrier.target, tokens, depths))
+        if self._effect <= 0:
+            raise AdapterError(
+                "The adapter changes nothing on this text; check that its weights are not zero, or give text "
+                "that shows what it does."
+            )
+
+    def loss(self, texts: Sequence[str], run: Run) -> tuple[Tensor, int]:
+        """What a step lowers, and the target's tokens that it read."""
+        told = self._teacher.tell(texts)
+        last = run(told.tokens, self.depths)[self.depths[0]]
+        return self._teacher.missing(told, last) / self._effect, _count(told.tokens)
+
+    def measure(self, run: Run) -> Outcome:
+        """What is missing of the words, with the states' FVU beside it."""
+        missing = self._missing(run)
+        watched = self._states.measure(run).quality
+        quality = replace(watched, kl_carried_base=self._effect, kl_carried_adapted=missing)
+        return Outcome(missing / self._effect, missing, quality)
+
+    @torch.no_grad()
+    def _missing(self, run: Run) -> float:
+        count = sum(len(told.rows) for told in self._held_out)
+        return (
+            sum(
+                len(told.rows)
+                * float(self._teacher.missing(told, run(told.tokens, self.depths)[self.depths[0]]))
+                for told in self._held_out
+            )
+            / count
+        )
+
+
+def _count(tokens: TokenBatch) -> int:
+    return int(tokens.attention_mask.sum())
