@@ -15,9 +15,15 @@ from cast.errors import AdapterError, Cancelled, CorpusError
 from cast.models import LanguageModel
 from cast.progress import Progress
 from cast.recipes import TranslationConfig
+from cast.runners import PlainRunner
 from cast.site_fitting import fit_site_maps
+from cast.word_teacher import WordTeacher
+from cast.wording import WordedRunner
 
-CONFIG = TranslationConfig(steps=40, batch_size=4, site_tokens=600, learning_rate=1e-2)
+CONFIG = TranslationConfig(
+    readout="states", steps=40, batch_size=4, site_tokens=600, learning_rate=1e-2, max_length=128
+)
+WORDS = replace(CONFIG, readout="words")
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +203,46 @@ def test_the_fit_brings_the_target_nearer_on_held_out_text(compiled: Compiled) -
     assert set(quality.fvu_by_depth) == set(quality.effect_by_depth) == {"1", "2", "3"}
     assert all(effect > 0 for effect in quality.effect_by_depth.values())
     assert compiled.tokens > 1000
+
+
+def test_by_words_it_learns_to_say_what_the_hosted_source_says(
+    carrier: Carrier, start: tuple[Kernel, ...]
+) -> None:
+    fitted = compile_lora(carrier, start, corpus(80), WORDS)
+    quality = fitted.quality
+    assert quality.kl_carried_adapted < 0.9 * quality.kl_carried_base
+    assert set(quality.fvu_by_depth) == {"1", "2", "3"}
+    # On text that no batch of the fit has held.
+    batch = carrier.target.encode(corpus(6, start=200))
+    real = batch.attention_mask.bool()
+    wanted = WordedRunner(carrier.source, carrier.lora, carrier.target).logits(batch)[real].log_softmax(-1)
+
+    def apart(lora: Lora | None) -> float:
+        said = PlainRunner(carrier.target, lora).logits(batch)[real].log_softmax(-1)
+        return float(torch.nn.functional.kl_div(said, wanted, log_target=True, reduction="batchmean"))
+
+    assert apart(Lora("x", "x", fitted.kernels)) < 0.9 * apart(None)
+
+
+def test_an_adapter_without_effect_has_nothing_to_say(
+    carrier: Carrier, start: tuple[Kernel, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WordTeacher, "missing", lambda *_: torch.tensor(0.0))
+    with pytest.raises(AdapterError, match="changes nothing"):
+        compile_lora(carrier, start, corpus(20), WORDS)
+
+
+def test_of_a_large_vocabulary_a_sample_of_positions_is_looked_at(
+    carrier: Carrier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = WordTeacher(carrier.source, carrier.target, carrier.lora, strength=1.0, max_length=128, seed=0)
+    whole = teacher.tell(corpus(3))
+    monkeypatch.setattr("cast.word_teacher._LOGITS_AT_ONCE", 20 * carrier.target.vocabulary)
+    some = teacher.tell(corpus(3))
+    assert len(whole.rows) == int(whole.tokens.attention_mask.sum()) > 20
+    assert len(some.rows) == len(some.positions) == len(some.wanted) == 20
+    assert len(set(zip(some.rows.tolist(), some.positions.tolist(), strict=True))) == 20
+    assert some.tokens.attention_mask[some.rows, some.positions].all()
 
 
 def test_the_same_seed_gives_the_same_kernels(carrier: Carrier, start: tuple[Kernel, ...]) -> None:

@@ -183,7 +183,7 @@ def test_a_file_that_is_no_measurement_is_named(tmp_path):
 def test_the_table_gives_lift_and_interval_of_what_was_translated(tmp_path):
     for row in (
         measurement(method="retrained", right=18, tokens=5000),
-        measurement(method="hosted", right=14, strength=2.0),
+        measurement(method="hosted-states", right=14, strength=2.0),
         measurement(method="target-base", right=10),
     ):
         row.write(tmp_path)
@@ -192,7 +192,8 @@ def test_the_table_gives_lift_and_interval_of_what_was_translated(tmp_path):
     assert len({line.count("|") for line in lines[2:]}) == 1
     base, hosted, retrained = lines[4:]
     assert base == "| target, untouched | 50.0 | 50.0 | – | – | – |"
-    assert hosted.startswith("| target, translated: `hosted`, whole stack, strength 2 | 70.0 | 70.0 | 50 [")
+    row = "| target, translated: `hosted`, whole stack through the heads, strength 2 | 70.0 | 70.0 | 50 ["
+    assert hosted.startswith(row)
     assert retrained == "| target, LoRA retrained on the task's labels | 90.0 | 90.0 | – | 90 s | 5,000 |"
 
 
@@ -273,8 +274,10 @@ def test_the_stages_run_end_to_end_and_a_second_run_makes_nothing_anew(tiny_plan
         "kind__source-lora",
         "kind__retrained",
         "kind__hosted",
-        "kind__hosted__strength2",
+        "kind__hosted-states",
+        "kind__hosted-states__strength2",
         "kind__compiled",
+        "kind__compiled-prompts",
     }
     assert all(len(row.choice) == len(row.exact) == 8 for row in found.values())
     assert found["kind__compiled"].tokens > 0
@@ -282,8 +285,7 @@ def test_the_stages_run_end_to_end_and_a_second_run_makes_nothing_anew(tiny_plan
     assert {row.tokens for row in found.values() if row.method.endswith("base")} == {0}
 
     written = {path: path.stat().st_mtime_ns for path in tiny_plan.work.rglob("*") if path.is_file()}
-    for path in tiny_plan.results.glob("kind__compiled*.json"):
-        path.unlink()
+    (tiny_plan.results / "kind__compiled.json").unlink()
     monkeypatch.setattr(stages, "train_lora", None)
     monkeypatch.setattr(stages, "fit_heads", None)
     monkeypatch.setattr(stages, "translate", None)

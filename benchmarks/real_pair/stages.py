@@ -6,7 +6,7 @@ repository; the measurements do.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -78,14 +78,22 @@ class Plan:
     compiled: TranslationConfig = field(
         default_factory=lambda: TranslationConfig(
             mode="compiled",
-            strength=1.5,
-            steps=30,
+            steps=60,
             batch_size=8,
             learning_rate=1e-3,
             site_tokens=1200,
             max_length=128,
         )
     )
+    prompts: int = 5
+    """Example prompts without answers, of the training stream, for `compiled-prompts`."""
+
+    @property
+    def lora_of_task(self) -> LoraTrainingConfig:
+        """Passages are longer than glosses, and teach more each."""
+        if self.task == "kind":
+            return self.lora
+        return replace(self.lora, steps=100, batch_size=8, max_length=128)
 
 
 class Bench:
@@ -122,7 +130,7 @@ class Bench:
 
     def lora(self, role: Role) -> Lora:
         """The source's adapter, or the reference retrained on the target's own copy of the labels."""
-        lm, config = self._model(role), self.plan.lora
+        lm, config = self._model(role), self.plan.lora_of_task
         folder = self._folder(f"{role}-lora")
         if not folder.exists():
             with self._making(folder, tokens=self._trained_tokens(lm), settings=asdict(config)):
@@ -148,9 +156,9 @@ class Bench:
             heads.save(folder)
         return HeadSet.load(folder)
 
-    def compiled(self) -> Lora:
-        """The source's adapter as a plain LoRA of the target, fitted on general text."""
-        folder, config = self._folder("compiled"), self.plan.compiled
+    def compiled(self, prompts: Sequence[str] = ()) -> Lora:
+        """The source's adapter as a plain LoRA of the target, fitted on general text and any prompts."""
+        folder, config = self._folder("compiled-prompts" if prompts else "compiled"), self.plan.compiled
         if not folder.exists():
             lora, heads = self.lora("source"), self.heads()
             with self._making(folder, settings=asdict(config)):
@@ -161,6 +169,7 @@ class Bench:
                     heads,
                     self.texts(),
                     config,
+                    prompts=prompts,
                     cache=self.plan.work / "sites",
                     on_progress=self._on_progress,
                 )
@@ -184,6 +193,14 @@ class Bench:
                 "hosted-states", "target", lambda strength=strength: self._hosted(strength), "heads", strength
             )
         self._measure("compiled", "target", lambda: PlainRunner(self.target, self.compiled()), "compiled")
+        if plan.task == "kind":
+            prompts = [example.prompt for example in self.split.train[: plan.prompts]]
+            self._measure(
+                "compiled-prompts",
+                "target",
+                lambda: PlainRunner(self.target, self.compiled(prompts)),
+                "compiled-prompts",
+            )
 
     def _hosted(self, strength: float) -> Runner:
         return HostedRunner(self.source, self.lora("source"), self.target, self.heads(), None, strength)
@@ -226,7 +243,7 @@ class Bench:
             return Making()
         folder = self.plan.work / "heads" if artifact == "heads" else self._folder(artifact)
         made = Making.read(_beside(folder))
-        if artifact != "compiled":
+        if not artifact.startswith("compiled"):
             return made
         recipe = load_translated(folder)
         settings = {**made.settings, "strength": recipe.strength, "quality": asdict(recipe.quality)}
@@ -250,7 +267,7 @@ class Bench:
     def _trained_tokens(self, lm: LanguageModel) -> int:
         texts = [example.prompt + example.completion for example in self.split.train]
         mean = lm.encode(texts).attention_mask.sum().item() / len(texts)
-        return round(mean * self.plan.lora.steps * self.plan.lora.batch_size)
+        return round(mean * self.plan.lora_of_task.steps * self.plan.lora_of_task.batch_size)
 
     @contextmanager
     def _making(self, folder: Path, *, settings: dict[str, Any], tokens: int = 0) -> Iterator[None]:

@@ -17,11 +17,12 @@ METHODS = {
     "hosted": "target, translated: `hosted`, whole stack by its words",
     "hosted-states": "target, translated: `hosted`, whole stack through the heads",
     "compiled": "target, translated: `compiled` on general text",
+    "compiled-prompts": "target, translated: `compiled` with five example prompts",
     "retrained": "target, LoRA retrained on the task's labels",
 }
 """Methods in the order of the table, with their row's name."""
 
-_TRANSLATED = ("hosted", "hosted-states", "compiled")
+_TRANSLATED = ("hosted", "hosted-states", "compiled", "compiled-prompts")
 _BEGIN, _END = "<!-- table: begin -->", "<!-- table: end -->"
 _WHAT = {"kind": "choice (%) | exact (%)", "style": "bits per byte"}
 
