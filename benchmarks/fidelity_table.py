@@ -12,7 +12,9 @@ from cast.results import Result, read_results
 
 # From a 95 % interval's width to a standard error.
 _WIDTH_IN_ERRORS = 2 * 1.96
-_ORDER = ("hosted", "compiled", "instant", "kernel")
+_ORDER = (
+    "hosted", "compiled-prompts", "compiled", "instant", "kernel", "hosted-states", "hosted-1"
+)  # fmt: skip
 _METRICS = {"choice": "choice accuracy", "style": "style score", "exact": "exact match"}
 
 HEAD = """# Fidelity in the pocket zoo
@@ -21,8 +23,14 @@ How much of a skill arrives. *Recovered lift* = (translated - base) / (retrained
 is the bare target, 1 is as good as a LoRA trained on the target itself. Scores are percent on the task's
 test stream: choice accuracy for label tasks, style score for behaviour tasks. In brackets: 95 %
 interval, bootstrap over examples, with the variance between seeds added where there are several. *Off-
-task* is the relative change of bits per byte on held-out general text, as a mean over the tasks. Nothing
-here was fitted on a task's prompts or labels.
+task* is the relative change of bits per byte on held-out general text, as a mean over the tasks; the zoo's
+adapters are trained on completions alone and disturb their own model about as much.
+
+- `hosted`: the whole source stack beside the target, which takes over the words that the adapter moves; no
+  heads, no fit. `hosted-states`: the same through the deepest decode head. `hosted-1`: block by block.
+- `compiled`: a plain LoRA fitted on general text alone. `compiled-prompts`: with five example prompts of the
+  task, without answers, which the source's base model makes more.
+- `instant`, `kernel`: see README. No method has read a label.
 
 Made by `python -m benchmarks.fidelity --table` from `benchmarks/results/fidelity/`, one file a run;
 `python -m benchmarks.fidelity --slice small` makes the runs.
