@@ -115,7 +115,7 @@ def carry_out(run: Run, revision: str) -> str:
     task = TASKS[run.task]
     # Of the stream that adapters are trained on, so none of them is a test prompt; the answers stay unread.
     prompts = [e.prompt for e in task.train(_PROMPTS)] if run.method != method else []
-    configs = comparison.mode_configs([method], seed=run.seed, steps=run.steps)
+    configs = comparison.methods_named([method], seed=run.seed, steps=run.steps)
     heads = heads_of(run.source, run.target, run.seed)
     (result,) = comparison.compare(
         source, target, lora, ends, configs, heads=heads, prompts=prompts, revision=revision

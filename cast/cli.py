@@ -115,8 +115,8 @@ def _translation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--readout",
         choices=("words", "states"),
-        help="hosted mode, whole stack: take over the source's change of words (default, without heads), or "
-        "of its last state, through the heads",
+        help="hosted (whole stack) and compiled: take over the source's change of words (default), or of its "
+        "states, through the heads",
     )
     parser.add_argument(
         "--strength", type=float, help="multiplies the carried change; 0 is the base (default 1)"
@@ -154,7 +154,10 @@ def _compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", required=True, metavar="A")
     parser.add_argument("--data", required=True, metavar="F.jsonl", help="task file, or pocket:mood")
     parser.add_argument(
-        "--methods", default=",".join(MODES), help=f"comma-separated (default {','.join(MODES)})"
+        "--methods",
+        default=",".join(MODES),
+        help="comma-separated: modes, hosted-2, hosted-states, baselines: naive-copy, truncate-and-pad, "
+        f"proxy-tuning (default {','.join(MODES)})",
     )
     parser.add_argument(
         "--retrained", metavar="DIR", help="LoRA retrained on the target; pocket tasks know theirs"

@@ -120,7 +120,7 @@ _SCORES = ("choice", "exact", "style", "bits_per_byte")
 
 def compare(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Answer:
     """`cast compare`."""
-    methods = comparison.mode_configs(
+    methods = comparison.methods_named(
         args.methods.split(","), seed=args.seed, steps=args.steps, rank=args.rank, strength=args.strength
     )
     task = scores.read_task(args.data, limit=args.limit)
@@ -329,8 +329,9 @@ def _translation_config(args: argparse.Namespace) -> TranslationConfig:
         raise RequestError("--segment belongs to --mode hosted; leave it out, or choose that mode.")
     if segment not in (None, "all") and not (segment.isdigit() and int(segment) > 0):
         raise RequestError(f"--segment is {segment!r}; give a number of target blocks, or 'all'.")
-    if args.readout is not None and (args.mode != "hosted" or segment not in (None, "all")):
-        raise RequestError("--readout belongs to --mode hosted with the whole stack; leave it out otherwise.")
+    by_readout = args.mode == "compiled" or (args.mode == "hosted" and segment in (None, "all"))
+    if args.readout is not None and not by_readout:
+        raise RequestError("--readout belongs to compiled, and to hosted with the whole stack; leave it out.")
     settings = {
         "steps": args.steps, "rank": args.rank, "strength": args.strength, "readout": args.readout,
     }  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 
 from cast import adapters, corpus, evaluate
 from cast.adapters import Lora
+from cast.baselines import BASELINES, Baseline
 from cast.errors import RequestError
 from cast.evaluate import EvalReport, TaskData
 from cast.models import LanguageModel
@@ -62,7 +63,7 @@ def compare(
     target: LanguageModel,
     lora: Lora,
     ends: Comparison,
-    methods: Sequence[TranslationConfig],
+    methods: Sequence[TranslationConfig | Baseline],
     *,
     heads: FoundHeads | None = None,
     text: str | None = None,
@@ -77,7 +78,7 @@ def compare(
         target: the model that shall have the skill.
         lora: the source adapter.
         ends: base, retrained and source scores, from `ends_of_the_scale`.
-        methods: the modes to measure, with their settings.
+        methods: the modes to measure, with their settings, and baselines.
         heads: heads of this pair; else found or fitted.
         text: corpus of general text.
         prompts: unlabelled prompts to mix in.
@@ -85,46 +86,61 @@ def compare(
         on_progress: gets every stage.
     """
     found = heads
-    if found is None and any(config.needs_heads for config in methods):
+    if found is None and any(
+        isinstance(method, TranslationConfig) and method.needs_heads for method in methods
+    ):
         found = heads_for(source, target, text=text, on_progress=on_progress)
     held_out = held_out_texts(text or default_corpus(source, target))
     results = []
-    for config in methods:
+    for method in methods:
         started = time.monotonic()
-        made = translate_adapter(
-            source, target, lora, config, heads=found, text=text, prompts=prompts, on_progress=on_progress
-        )
-        seconds = time.monotonic() - started
-        runner = made.runner(source, target)
-        report = evaluate.evaluate(runner, ends.task, on_progress=on_progress)
-        lift, interval = None, None
-        if ends.retrained:
-            lift = evaluate.recovered_lift(ends.base.score, report.score, ends.retrained.score)
-            interval = evaluate.bootstrap_interval(ends.base.scores, report.scores, ends.retrained.scores)
+        if isinstance(method, Baseline):
+            runner = method.make(source, target, lora)
+            facts: dict[str, Any] = {"method": method.name, "strength": 1.0, "text": "general"}
+        else:
+            made = translate_adapter(
+                source, target, lora, method, heads=found, text=text, prompts=prompts, on_progress=on_progress
+            )
+            runner = made.runner(source, target)
+            facts = {
+                "method": method_name(method, prompts),
+                "seed": method.seed,
+                "strength": made.recipe.strength,
+                "text": "prompts" if prompts else "general",
+                "tokens": made.recipe.tokens,
+            }
+        facts["seconds"] = round(time.monotonic() - started, 2)
+        facts |= _scored(runner, ends, on_progress)
         results.append(
             Result(
-                method=method_name(config, prompts),
                 source=source.name,
                 target=target.name,
                 task=ends.task.name,
-                seed=config.seed,
-                metric=report.metric,
-                base=ends.base.score,
-                translated=report.score,
-                retrained=ends.retrained.score if ends.retrained else None,
-                source_adapted=ends.source_adapted.score,
-                lift=lift,
-                interval=interval,
                 off_task=evaluate.off_task(runner, PlainRunner(target), held_out),
-                strength=made.recipe.strength,
-                text="prompts" if prompts else "general",
-                tokens=made.recipe.tokens,
-                seconds=round(seconds, 2),
                 peak_memory_bytes=peak_memory_bytes(),
                 revision=revision,
+                **{"seed": 0, "tokens": 0} | facts,
             )
         )
     return results
+
+
+def _scored(runner: Runner, ends: Comparison, on_progress: OnProgress) -> dict[str, Any]:
+    """The score of one way beside the ends of the scale, as a result holds them."""
+    report = evaluate.evaluate(runner, ends.task, on_progress=on_progress)
+    lift, interval = None, None
+    if ends.retrained:
+        lift = evaluate.recovered_lift(ends.base.score, report.score, ends.retrained.score)
+        interval = evaluate.bootstrap_interval(ends.base.scores, report.scores, ends.retrained.scores)
+    return {
+        "metric": report.metric,
+        "base": ends.base.score,
+        "translated": report.score,
+        "retrained": ends.retrained.score if ends.retrained else None,
+        "source_adapted": ends.source_adapted.score,
+        "lift": lift,
+        "interval": interval,
+    }
 
 
 def method_name(config: TranslationConfig, prompts: Sequence[str] = ()) -> str:
@@ -153,27 +169,35 @@ def held_out_texts(text: str, count: int = _OFF_TASK_TEXTS) -> list[str]:
     return list(islice(corpus.general_text(text, seed=0, held_out=True), count))
 
 
-def mode_configs(modes: Iterable[str], **settings: Any) -> list[TranslationConfig]:
-    """One configuration a method: a mode, `hosted-states`, or `hosted-1`, `hosted-2`, … block by block.
+def methods_named(names: Iterable[str], **settings: Any) -> list[TranslationConfig | Baseline]:
+    """Methods by name: a mode, `hosted-states`, `hosted-1`, `hosted-2`, … block by block, or a baseline.
+
+    Args:
+        names: see above, and `cast.baselines`.
+        settings: fields of `TranslationConfig` for the modes; None leaves the default.
 
     Raises:
-        RequestError: there is no such mode.
+        RequestError: there is no such method.
     """
-    configs = []
-    for name in modes:
+    methods: list[TranslationConfig | Baseline] = []
+    for name in names:
+        if name in BASELINES:
+            methods.append(BASELINES[name])
+            continue
         mode, dash, size = name.partition("-")
         numbered = size.isdigit() and int(size) > 0
         if dash and not (mode == "hosted" and (numbered or size == "states")):
             raise RequestError(
-                f"There is no method {name!r}; only hosted takes more, as in hosted-2 or hosted-states."
+                f"There is no method {name!r}; hosted-2 and hosted-states are some, and the baselines are "
+                f"{', '.join(BASELINES)}."
             )
         given: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
         if numbered:
             given["segment"] = int(size)
         elif dash:
             given["readout"] = size
-        configs.append(TranslationConfig(**{"mode": mode, **given}))
-    return configs
+        methods.append(TranslationConfig(**{"mode": mode, **given}))
+    return methods
 
 
 def peak_memory_bytes() -> int:

@@ -88,6 +88,16 @@ class Bridge:
         pooled = ((1 - weight) * mixed + weight * spoken).log_softmax(-1)
         return torch.where(begun > _NOISE, pooled, own.double()).float()
 
+    def factor(self, before: Tensor, after: Tensor, size: int) -> Tensor:
+        """The logarithm of q / p [N, size] of target tokens, from the source's log-probabilities [N, V_s]."""
+        p, q = (given.double()[:, self.ids].exp() for given in (before, after))
+        log_p, log_q = ((self._as_target(given, size)[:, :size] + _NOISE).log() for given in (p, q))
+        found = log_q - log_p
+        standing = self.stand_ins >= 0
+        judged = self.stand_ins[standing]
+        found[:, self.orphans[standing]] = (q[:, judged] + _NOISE).log() - (p[:, judged] + _NOISE).log()
+        return found.float()
+
     def _as_target(self, given: Tensor, size: int) -> Tensor:
         """Mass [N, K] of source tokens as mass [N, size + 1] of target tokens."""
         mass = given.new_zeros(len(given), size + 1)
