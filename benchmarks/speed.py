@@ -89,12 +89,9 @@ def measure(arguments: argparse.Namespace) -> list[Cost]:
         cost("target base", PlainRunner(target), texts, 0.0, arguments.repeats),
         cost("source + adapter", PlainRunner(source, lora), texts, 0.0, arguments.repeats),
     ]
-    for config in comparison.mode_configs(arguments.methods.split(","), steps=arguments.steps):
-        started = time.perf_counter()
-        made = pipeline.translate_adapter(source, target, lora, config, heads=found, text=arguments.corpus)
-        seconds = time.perf_counter() - started
-        runner = made.runner(source, target)
-        costs.append(cost(comparison.method_name(config), runner, texts, seconds, arguments.repeats))
+    for method in comparison.methods_named(arguments.methods.split(","), steps=arguments.steps):
+        runner, facts = comparison.made_by(method, source, target, lora, heads=found, text=arguments.corpus)
+        costs.append(cost(facts["method"], runner, texts, facts["seconds"], arguments.repeats))
     return costs
 
 
@@ -117,7 +114,9 @@ def main() -> int:
     parser.add_argument("--target", default="pocket:mistral")
     parser.add_argument("--adapter", default="pocket:llama/mood")
     parser.add_argument("--corpus", help="general text; the pair's own by default")
-    parser.add_argument("--methods", default="hosted,hosted-1,instant,kernel,compiled")
+    parser.add_argument(
+        "--methods", default="hosted,hosted-states,hosted-1,proxy-tuning,instant,kernel,compiled"
+    )
     parser.add_argument("--steps", type=int, help="steps of compiled mode")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)

@@ -93,23 +93,9 @@ def compare(
     held_out = held_out_texts(text or default_corpus(source, target))
     results = []
     for method in methods:
-        started = time.monotonic()
-        if isinstance(method, Baseline):
-            runner = method.make(source, target, lora)
-            facts: dict[str, Any] = {"method": method.name, "strength": 1.0, "text": "general"}
-        else:
-            made = translate_adapter(
-                source, target, lora, method, heads=found, text=text, prompts=prompts, on_progress=on_progress
-            )
-            runner = made.runner(source, target)
-            facts = {
-                "method": method_name(method, prompts),
-                "seed": method.seed,
-                "strength": made.recipe.strength,
-                "text": "prompts" if prompts else "general",
-                "tokens": made.recipe.tokens,
-            }
-        facts["seconds"] = round(time.monotonic() - started, 2)
+        runner, facts = made_by(
+            method, source, target, lora, heads=found, text=text, prompts=prompts, on_progress=on_progress
+        )
         facts |= _scored(runner, ends, on_progress)
         results.append(
             Result(
@@ -123,6 +109,40 @@ def compare(
             )
         )
     return results
+
+
+def made_by(
+    method: TranslationConfig | Baseline,
+    source: LanguageModel,
+    target: LanguageModel,
+    lora: Lora,
+    *,
+    heads: FoundHeads | None = None,
+    text: str | None = None,
+    prompts: Sequence[str] = (),
+    on_progress: OnProgress = ignore,
+) -> tuple[Runner, dict[str, Any]]:
+    """The target with the adapter acting by one method, and what a result tells of how it was made.
+
+    The arguments are those of `compare`.
+    """
+    started = time.monotonic()
+    if isinstance(method, Baseline):
+        runner = method.make(source, target, lora)
+        facts: dict[str, Any] = {"method": method.name, "strength": 1.0, "text": "general"}
+    else:
+        made = translate_adapter(
+            source, target, lora, method, heads=heads, text=text, prompts=prompts, on_progress=on_progress
+        )
+        runner = made.runner(source, target)
+        facts = {
+            "method": method_name(method, prompts),
+            "seed": method.seed,
+            "strength": made.recipe.strength,
+            "text": "prompts" if prompts else "general",
+            "tokens": made.recipe.tokens,
+        }
+    return runner, facts | {"seconds": round(time.monotonic() - started, 2)}
 
 
 def _scored(runner: Runner, ends: Comparison, on_progress: OnProgress) -> dict[str, Any]:
