@@ -205,17 +205,21 @@ def _peft_config(base_model: str, kernels: list[Kernel], lm: LanguageModel) -> L
     ranks = {kernel.site.name: kernel.rank for kernel in kernels}
     alphas = {kernel.site.name: round(kernel.scaling * kernel.rank) for kernel in kernels}
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
-    return LoraConfig(
+    modules = _target_modules(list(ranks), lm)
+    config = LoraConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=base_model,
         inference_mode=True,
-        target_modules=_target_modules(list(ranks), lm),
+        target_modules=modules,
         r=rank,
         lora_alpha=alpha,
         rank_pattern={name: value for name, value in ranks.items() if value != rank},
         alpha_pattern={name: value for name, value in alphas.items() if value != alpha},
         fan_in_fan_out=any(kernel.site.fan_in_fan_out for kernel in kernels),
     )
+    # PEFT makes a set of them, whose order differs from run to run; an adapter made again is the same file.
+    config.target_modules = modules
+    return config
 
 
 def _target_modules(names: list[str], lm: LanguageModel) -> list[str]:

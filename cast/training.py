@@ -176,6 +176,8 @@ def _injected(lm: LanguageModel, config: LoraTrainingConfig) -> Iterator[PeftMod
         peft_model = get_peft_model(lm.model, peft_config)
         # PEFT records the folder the weights came from; the adapter must name the model as a user names it.
         peft_config.base_model_name_or_path = lm.name
+        # A set by now, whose order differs from run to run; an adapter made again shall be the same file.
+        peft_config.target_modules = sorted(peft_config.target_modules)
         # The base stays in eval mode: its own dropout, where it has any, is no part of the adapter.
         peft_model.eval()
         for name, module in peft_model.named_modules():
