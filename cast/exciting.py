@@ -1,8 +1,8 @@
 """Text that excites an adapter: example prompts without answers, made more, and answered by the source.
 
-A few prompts tell what the adapter listens to. The source's own base model, shown some of them, writes more
-of the kind; what does not take up their form gets their common ending, such as a line `Answer:`. Behind each
-the source with its adapter goes on, so that a fit reads what it answers too. No label is needed anywhere.
+A few prompts tell what the adapter listens to. The source's own base model writes more of the kind, and what
+does not take up their form gets their common ending, such as a line `Answer:`. Behind each the source with
+its adapter goes on, so that a fit reads what it answers too. No label is needed anywhere.
 """
 
 import random
@@ -19,9 +19,11 @@ _SHOTS = 3
 _SEPARATOR = "\n\n"
 _ANSWER_TOKENS = 32
 _BATCH = 32
-# A new prompt is at most so many times as long as the longest example, in characters.
+# A new prompt is at most so many times as long as the longest example, and at least so many times as long as
+# the shortest, in characters.
 _LONGER = 1.5
-_ROUNDS = 2
+_SHORTER = 0.5
+_TURNS = 4
 
 
 def expanded(
@@ -34,6 +36,9 @@ def expanded(
 ) -> list[str]:
     """The given prompts, and more of their kind that the source's base model writes.
 
+    Half of them it writes after a few of the examples, as new ones; the rest, and what it did not find so, by
+    going on from the beginning of an example.
+
     Args:
         source: the model without an adapter.
         prompts: examples without answers, at least one.
@@ -44,34 +49,50 @@ def expanded(
     Returns:
         Distinct prompts, the given ones first.
     """
-    found, spare = dict.fromkeys(prompts), dict.fromkeys(prompts)
+    found = dict.fromkeys(prompts)
     order = random.Random(seed)
     longest = max(map(len, prompts))
     room = int(source.encode(list(prompts)).attention_mask.sum(1).max() * _LONGER) + 8
-    for turn in range(_ROUNDS):
+
+    def write(beginnings: Sequence[str], stop: str | None, turn: int) -> list[str]:
+        return generate_many(
+            PlainRunner(source), beginnings, max_new_tokens=room, stop=stop, temperature=1.0,
+            seed=seed + turn, batch_size=_BATCH, on_progress=on_progress,
+        )  # fmt: skip
+
+    wanted = (count - len(found)) // 2
+    if wanted > 0 and len(prompts) > 1:
+        shown = [order.sample(list(prompts), min(_SHOTS, len(prompts))) for _ in range(wanted)]
+        written = write([_SEPARATOR.join(some) + _SEPARATOR for some in shown], _SEPARATOR, 0)
+        found |= dict.fromkeys(filter(None, (_shaped(text, prompts, longest) for text in written)))
+    for turn in range(1, _TURNS):
         missing = count - len(found)
         if missing <= 0:
             break
-        shown = [
-            order.sample(list(prompts), min(_SHOTS, len(prompts))) for _ in range(missing + missing // 2)
-        ]
-        written = generate_many(
-            PlainRunner(source),
-            [_SEPARATOR.join(some) + _SEPARATOR for some in shown],
-            max_new_tokens=room,
-            stop=_SEPARATOR,
-            temperature=1.0,
-            seed=seed + turn,
-            batch_size=_BATCH,
-            on_progress=on_progress,
-        )
-        for text in written:
-            if prompt := _shaped(text, prompts, longest):
-                found[prompt] = None
-            elif prompt := _grafted(text, prompts):
-                spare[prompt] = None
-    # A base model that does not take up the ending has at least written what may stand before it.
-    return list(found | spare)[:count]
+        begun = [_beginning(order.choice(list(prompts)), prompts, order) for _ in range(missing)]
+        written = [first + rest for first, rest in zip(begun, write(begun, None, turn), strict=True)]
+        found |= dict.fromkeys(filter(None, (_ended(text, prompts, longest) for text in written)))
+    return list(found)[:count]
+
+
+def _beginning(prompt: str, prompts: Sequence[str], order: random.Random) -> str:
+    """The beginning of an example, up to a random space of what is its own."""
+    body = prompt[: len(prompt) - len(_common_ending(prompts))]
+    places = [place for place, letter in enumerate(body) if letter.isspace() and place]
+    return body[: order.choice(places)] if places else body[: max(1, len(body) // 2)]
+
+
+def _ended(text: str, prompts: Sequence[str], longest: int) -> str | None:
+    """A written text in the form of the examples; where it lacks their ending, with that put behind it."""
+    if shaped := _shaped(text, prompts, longest):
+        return shaped
+    ending = _common_ending(prompts)
+    lines = max(prompt.count("\n") for prompt in prompts) - ending.count("\n") + 1
+    body = "\n".join(text.strip("\n").split("\n")[:lines])[: longest - len(ending)]
+    # Where the examples' own part is sentences, it ends with one.
+    body = body[: body.rfind(".") + 1] or body
+    body = body.rstrip(ending[:1]) if ending else body
+    return body + ending if ending.strip() and body.strip() else None
 
 
 def _shaped(text: str, prompts: Sequence[str], longest: int) -> str | None:
@@ -89,16 +110,7 @@ def _shaped(text: str, prompts: Sequence[str], longest: int) -> str | None:
     lines = {prompt.strip("\n").count("\n") for prompt in prompts}
     if len(lines) == 1 and text.count("\n") not in lines:
         return None
-    return text if 0 < len(text) <= _LONGER * longest else None
-
-
-def _grafted(text: str, prompts: Sequence[str]) -> str | None:
-    """A written text with the examples' common ending put behind it; None where they have none, or it."""
-    ending = _common_ending(prompts)
-    body = text.strip("\n").partition("\n\n")[0]
-    longest = max(len(prompt) - len(ending) for prompt in prompts)
-    body = (body[: body.rfind(".", 0, longest) + 1] or body[:longest]).rstrip(ending[:1])
-    return body + ending if ending.strip() and body.strip() else None
+    return text if _SHORTER * min(map(len, prompts)) <= len(text) <= _LONGER * longest else None
 
 
 def _common_ending(prompts: Sequence[str]) -> str:

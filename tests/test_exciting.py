@@ -31,22 +31,29 @@ def says(monkeypatch: pytest.MonkeyPatch, *texts: str) -> list[dict]:
 
 def test_what_takes_up_the_form_is_kept_and_cut_at_its_ending(source, monkeypatch) -> None:
     calls = says(monkeypatch, "A duck came by.\n[mood] -> happy\nmore", "\nA dog ran.\n[mood] ->")
-    found = expanded(source, PROMPTS, 5)
-    assert found == [*PROMPTS, "A duck came by.\n[mood] ->", "A dog ran.\n[mood] ->"]
+    found = expanded(source, PROMPTS, 7)
+    assert found[:5] == [*PROMPTS, "A duck came by.\n[mood] ->", "A dog ran.\n[mood] ->"]
     assert calls[0]["lora"] is None
     assert all(any(shown in text for shown in PROMPTS) for text in calls[0]["prompts"])
 
 
-def test_what_does_not_take_it_up_gets_the_common_ending(source, monkeypatch) -> None:
-    says(monkeypatch, "A duck came by. And then it went away again and again and again.", "", "A dog ran.")
-    found = expanded(source, PROMPTS, 10)
+def test_what_does_not_take_it_up_goes_on_from_an_example_and_gets_its_ending(source, monkeypatch) -> None:
+    calls = says(monkeypatch, " went away. And again it", "", " ran.")
+    found = expanded(source, PROMPTS, 8)
     assert found[:3] == PROMPTS
-    assert set(found[3:]) == {"A duck came by.\n[mood] ->", "A dog ran.\n[mood] ->"}
+    assert len(found) > 4
+    begun = [text for call in calls[1:] for text in call["prompts"]]
+    assert all(any(prompt.startswith(text) for prompt in PROMPTS) for text in begun)
+    for prompt in found[3:]:
+        assert prompt.endswith(".\n[mood] ->")
+        assert any(prompt.startswith(text) for text in begun)
 
 
 def test_without_a_common_form_only_length_and_lines_are_asked_for(source, monkeypatch) -> None:
-    says(monkeypatch, "A duck came by", "two\nlines", "x" * 500)
-    assert expanded(source, ["The owl smiled", "The fox was late!"], 9)[2:] == ["A duck came by"]
+    says(monkeypatch, "A duck came by", "two\nlines of it", "x" * 500, "short")
+    found = expanded(source, ["The owl smiled", "The fox was late!"], 9)[2:]
+    assert found[0] == "A duck came by"
+    assert all("\n" not in prompt and 7 <= len(prompt) <= 26 for prompt in found)
 
 
 def test_enough_prompts_are_left_as_they_are(source, monkeypatch) -> None:
