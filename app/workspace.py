@@ -59,6 +59,11 @@ class Selection:
         return Pair(self.source, self.target)
 
     @property
+    def by_words(self) -> bool:
+        """Whether words cross from source to target, and no states: the whole stack needs no heads."""
+        return self.mode == "hosted" and self.segment is None
+
+    @property
     def way(self) -> str:
         """How the change is carried, in words."""
         if self.segment is None:

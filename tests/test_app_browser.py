@@ -149,6 +149,10 @@ def test_hosted_may_go_block_by_block(visit, backend):
     expect(page.segment).to_have_value("3")
     page.choose("Target model", "pocket:qwen")
     expect(page.segment).to_have_attribute("max", "5")
+    expect(page.picture).to_have_attribute("aria-label", re.compile("through the heads"))
+    page.segment.fill("0")
+    page.segment.press("Enter")
+    expect(page.picture).to_have_attribute("aria-label", re.compile("Words cross"))
     page.pick_mode("instant")
     expect(page.segment).to_be_hidden()
     assert page.errors == []

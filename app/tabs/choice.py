@@ -126,6 +126,16 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
         restore, stores.all, [*followed, tabs.generate.prompt, *jobs_shown],
         show_progress="hidden", api_visibility="private",
     )  # fmt: skip
+
+    def redraw(source: str, target: str, adapter: str, mode: str, segment: int) -> str:
+        return pick_tab.describe(engine, Selection.of(source, target, adapter, mode, segment))[0]
+
+    # What crosses, and where, depends on the mode; nothing listens to the picture.
+    gr.on(
+        [widget.change for widget in options.way],
+        redraw, [*pick.chosen, *options.way], pick.picture,
+        show_progress="hidden", trigger_mode="always_last", api_visibility="private",
+    )  # fmt: skip
     _wire_settings(settings, stores)
 
 

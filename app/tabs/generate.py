@@ -77,7 +77,7 @@ def create_generate_tab(engine: Engine, start: Workspace) -> GenerateTab:
                 one_line = gr.Checkbox(True, label="End at the end of the line")
         with gr.Column(scale=1, min_width=320, elem_classes="cast-section"):
             with gr.Row():
-                translate = gr.Button(translate_label(start.mode), variant="primary", min_width=200)
+                translate = gr.Button(translate_label(start.mode), variant="primary", scale=2, min_width=240)
                 keep = gr.Button("Write a recipe", visible=start.mode == "hosted", min_width=120)
                 cancel = gr.Button("Cancel", interactive=False, min_width=80)
             job = gr.HTML(

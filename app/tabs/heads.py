@@ -74,7 +74,8 @@ def create_heads_tab(tab: gr.Tab, engine: Engine, start: Workspace) -> HeadsTab:
                 cancel = gr.Button("Cancel", interactive=False, min_width=80)
             job = gr.HTML(
                 views.sentence(
-                    "Heads are trained once for a pair of models and then serve every adapter of it."
+                    "Heads are trained once for a pair of models and then serve every adapter of it. "
+                    "Hosted mode on the whole stack needs none: there words cross, and no states."
                 )
             )
             timer = gr.Timer(0.5, active=False)

@@ -42,8 +42,8 @@ def create_mode_options(engine: Engine, start: Workspace) -> ModeOptions:
     segment = gr.Slider(
         0, max(blocks, start.segment), value=start.segment, step=1, label="Target blocks a segment",
         visible=start.mode == "hosted",
-        info="0: the whole source stack beside the target. From 1 up: so many target blocks share one "
-        "encode and one decode.",
+        info="0: the whole source reads along, and no heads are needed. From 1 up: so many target blocks "
+        "share one encode and one decode of the heads.",
     )  # fmt: skip
     strength = gr.Slider(
         0, MAX_STRENGTH, value=start.strength, step=0.05, label="Strength of the carried change",

@@ -155,12 +155,14 @@ def describe(engine: Engine, selection: Selection) -> tuple[str, str]:
         facts = engine.facts(selection)
     except Exception as error:
         return views.sentence("The picture of the pair stands here once both models are known."), said(error)
-    return _draw(engine, facts), views.compatibility(facts.source, facts.target, facts.adapter)
+    return _draw(engine, facts, selection.by_words), views.compatibility(
+        facts.source, facts.target, facts.adapter
+    )
 
 
-def _draw(engine: Engine, facts: PairFacts) -> str:
+def _draw(engine: Engine, facts: PairFacts, by_words: bool) -> str:
     table = engine.layer_map(facts)
-    return picture.stacks(facts.source, facts.target, facts.adapter, table)
+    return picture.stacks(facts.source, facts.target, facts.adapter, table, by_words)
 
 
 def target_depth(engine: Engine, pair: Pair) -> int | None:
