@@ -221,9 +221,9 @@ class Engine:
             raise RequestError(
                 f"The mode {selection.mode} needs a translation first: press Translate, then Generate."
             )
-        # The whole stack goes by words; only block by block are there states to map.
-        by_blocks = selection.segment is not None
-        heads = needed(self._find_heads(source, target, request.made.heads_job)) if by_blocks else None
+        heads = None
+        if not selection.by_words:
+            heads = needed(self._find_heads(source, target, request.made.heads_job))
         return self._backend.hosted_runner(
             source.model, target.model, lora, heads, selection.segment, request.strength
         )

@@ -1,5 +1,8 @@
 """The signature picture: two stacks of blocks, the layer map between them, the adapted blocks lit.
 
+The adapter's green shows where its change crosses: along the map from block to block, or at the end of the
+stacks where only words cross.
+
 Drawn as inline SVG that takes its colours from the page, so it follows dark and light. Depth runs from left
 to right; the source stands above the target. Source blocks are round and solid, target blocks square and
 dashed, adapted blocks carry a triangle: no meaning rests on colour alone.
@@ -19,28 +22,48 @@ _BLOCK_HEIGHT = 48.0
 
 
 def stacks(
-    source: ModelFacts, target: ModelFacts, adapter: AdapterFacts | None, layer_map: Sequence[int]
+    source: ModelFacts,
+    target: ModelFacts,
+    adapter: AdapterFacts | None,
+    layer_map: Sequence[int],
+    by_words: bool = False,
 ) -> str:
-    """An SVG of the pair. `layer_map[l]` is the source depth of target depth l, for l = 0 … target depth."""
+    """An SVG of the pair.
+
+    Args:
+        source: the upper stack.
+        target: the lower stack.
+        adapter: what acts in the source's blocks.
+        layer_map: the source depth of each target depth 0 … L_t.
+        by_words: the change crosses behind the last blocks instead of along the map.
+    """
     upper, lower = _centres(source.depth), _centres(target.depth)
     effect = {site.block: site.effect for site in adapter.sites} if adapter else {}
     roles = {site.block: ", ".join(site.roles) for site in adapter.sites} if adapter else {}
     parts = [_lane(_SOURCE_Y, "source"), _lane(_TARGET_Y, "target")]
-    parts += _map_lines(upper, lower, layer_map, effect)
+    crossing = {} if by_words else effect
+    parts += _map_lines(upper, lower, layer_map, crossing)
+    if by_words and effect:
+        parts.append(
+            f'<path class="map-line lit" stroke-width="3.5" d="M{_RIGHT:g} {_SOURCE_Y:g} V{_TARGET_Y:g}"/>'
+        )
     size = min(_MAX_BLOCK, 0.72 * (_RIGHT - _LEFT) / max(source.depth, 1))
     for block, x in enumerate(upper, 1):
         parts.append(_source_block(block, x, size, effect.get(block), roles.get(block, "")))
     size = min(_MAX_BLOCK, 0.72 * (_RIGHT - _LEFT) / max(target.depth, 1))
     for block, x in enumerate(lower, 1):
         hosted = _hosted(layer_map, block)
-        reach = max((effect[b] for b in hosted if b in effect), default=None)
+        reach = max((crossing[b] for b in hosted if b in crossing), default=None)
         parts.append(_target_block(block, x, size, hosted, reach))
-    parts.append(_token(upper, lower, layer_map, effect))
-    words = _in_words(source, target, adapter)
+    if by_words:
+        parts.append(_moving(f"M{_LEFT:g} {_SOURCE_Y:g} H{_RIGHT:g} V{_TARGET_Y:g}"))
+    else:
+        parts.append(_token(upper, lower, layer_map, effect))
+    words = _in_words(source, target, adapter, by_words)
     return (
         f'<figure class="cast-card cast-stacks"><svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" '
         f'aria-label="{escape(words)}">{"".join(parts)}</svg>'
-        f"<figcaption>{_legend(source, target, adapter)}</figcaption></figure>"
+        f"<figcaption>{_legend(source, target, adapter, by_words)}</figcaption></figure>"
     )
 
 
@@ -141,11 +164,15 @@ def _token(
         f"C{cross:.1f} {(_SOURCE_Y + _TARGET_Y) / 2:g} {land:.1f} {(_SOURCE_Y + _TARGET_Y) / 2:g} "
         f"{land:.1f} {_TARGET_Y:g} L{_RIGHT:g} {_TARGET_Y:g}"
     )
+    return _moving(path)
+
+
+def _moving(path: str) -> str:
     motion = f'<animateMotion dur="7s" repeatCount="indefinite" path="{path}"/>'
     return f'<circle class="token" r="5">{motion}</circle>'
 
 
-def _legend(source: ModelFacts, target: ModelFacts, adapter: AdapterFacts | None) -> str:
+def _legend(source: ModelFacts, target: ModelFacts, adapter: AdapterFacts | None, by_words: bool) -> str:
     parts = [
         f'<span><i class="mark mark-source"></i>{escape(source.name)}, {source.depth} blocks</span>',
         f'<span><i class="mark mark-target"></i>{escape(target.name)}, {target.depth} blocks</span>',
@@ -155,12 +182,19 @@ def _legend(source: ModelFacts, target: ModelFacts, adapter: AdapterFacts | None
             f'<span><i class="mark mark-adapter"></i>{escape(adapter.name)}, '
             f"in {len(adapter.sites)} of {source.depth} blocks</span>"
         )
+        parts.append(f"<span>{_crossing(by_words)}</span>")
     return "".join(parts)
 
 
-def _in_words(source: ModelFacts, target: ModelFacts, adapter: AdapterFacts | None) -> str:
+def _crossing(by_words: bool) -> str:
+    if by_words:
+        return "Words cross at the end of the stacks; grey joins blocks of like depth."
+    return "The change crosses along the green lines, through the heads."
+
+
+def _in_words(source: ModelFacts, target: ModelFacts, adapter: AdapterFacts | None, by_words: bool) -> str:
     words = f"{source.depth} blocks of {source.name} above, {target.depth} blocks of {target.name} below, "
     words += "joined by the layer map"
     if adapter:
-        words += f"; {adapter.name} acts in {len(adapter.sites)} source blocks"
-    return words + "."
+        words += f"; {adapter.name} acts in {len(adapter.sites)} source blocks. {_crossing(by_words)}"
+    return words.removesuffix(".") + "."

@@ -7,10 +7,11 @@ from gradio.themes.utils import colors, fonts, sizes
 
 
 def assets_folder() -> Path:
-    """The `assets` folder of a checkout, or the copy that travels inside an installed wheel."""
-    here = Path(__file__).resolve().parent.parent
-    checkout = here / "assets"
-    return checkout if checkout.is_dir() else here / "cast" / "assets"
+    """The `assets` folder: inside an installed package, else at the top of a checkout."""
+    top = Path(__file__).resolve().parent.parent
+    # First the package's own: beside an installed one, a folder of this name may be anybody's.
+    installed = top / "cast" / "assets"
+    return installed if installed.is_dir() else top / "assets"
 
 
 def style_sheet() -> Path:

@@ -30,7 +30,7 @@ _STAGES = {
 }
 _NEXT = {
     "translate": "Press Generate: the fourth pane now runs this adapter.",
-    "heads": "Press Show heads to see how good they are; hosted mode now uses them.",
+    "heads": "Press Show heads to see how good they are; whatever crosses by states now uses them.",
 }
 _MARKS = {
     "source": ("source",),
@@ -143,8 +143,8 @@ def verdict(source: ModelFacts, target: ModelFacts) -> str:
     if (source.tokenizer, source.vocabulary) != (target.tokenizer, target.vocabulary):
         differ.append("tokenizer")
     if not differ:
-        return "The two models have the same shape; the heads carry the states between them."
-    return f"They differ in {_and(differ)}, so the adapter cannot be copied: heads carry its change across."
+        return "The two models have the same shape, but states of their own: the change has to be carried."
+    return f"They differ in {_and(differ)}, so the adapter cannot be copied: its change has to be carried."
 
 
 def _row(row: tuple[str, str, str]) -> str:

@@ -59,6 +59,11 @@ class Selection:
         return Pair(self.source, self.target)
 
     @property
+    def by_words(self) -> bool:
+        """Whether words cross from source to target, and no states: the whole stack needs no heads."""
+        return self.mode == "hosted" and self.segment is None
+
+    @property
     def way(self) -> str:
         """How the change is carried, in words."""
         if self.segment is None:
@@ -83,14 +88,24 @@ class Workspace:
         """The part of the workspace that names a translation."""
         return Selection.of(self.source, self.target, self.adapter, self.mode, self.segment)
 
-    def to_json(self) -> dict[str, str | float]:
-        """A flat JSON object that `from_json` reads."""
-        return asdict(self)
+    @classmethod
+    def of(cls, selection: Selection) -> "Workspace":
+        """The workspace of a choice, with what a choice does not hold at its default."""
+        chosen = (selection.source, selection.target, selection.adapter)
+        return cls(*chosen, selection.mode, selection.segment or 0)
+
+    def choice(self) -> dict[str, str]:
+        """Models and adapter as a flat JSON object that `from_json` reads."""
+        return {"source": self.source, "target": self.target, "adapter": self.adapter}
+
+    def settings(self) -> dict[str, str | float]:
+        """Everything else as a flat JSON object that `from_json` reads."""
+        return {name: value for name, value in asdict(self).items() if name not in self.choice()}
 
     @classmethod
-    def from_json(cls, value: object) -> "Workspace":
-        """Read what a browser kept; whatever does not fit is left at its default."""
-        kept = _fitting(cls, value)
+    def from_json(cls, *parts: object) -> "Workspace":
+        """Read what a browser kept, in one part or several; what does not fit is left at its default."""
+        kept = {name: value for part in parts for name, value in _fitting(cls, part).items()}
         if "strength" in kept:
             kept["strength"] = clamp_strength(kept["strength"])
         return cls(**kept)

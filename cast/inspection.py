@@ -32,7 +32,9 @@ def inspected(name: str, token: str | None = None) -> tuple[str, dict[str, Any]]
     if (folder / "heads.json").is_file():
         return "heads", heads_facts(HeadSet.load(folder))
     if (folder / "adapter_config.json").is_file():
-        facts = as_json(asdict(adapter_files.inspect(folder)))
+        # An adapter of the zoo is called by its name, wherever the program is installed.
+        found = adapter_files.inspect(name if registry.is_pocket(name) else folder)
+        facts = as_json(asdict(found))
         if (folder / RECIPE_FILE).is_file():
             return "translated adapter", {**facts, "recipe": as_json(asdict(read_recipe(folder)))}
         return "adapter", facts

@@ -34,9 +34,9 @@ class TokenBatch:
     attention_mask: Tensor
     """int64 [B, n]; 1 at tokens, 0 at padding."""
     ends: Tensor
-    """int64 [B, n], on the CPU: character index in the text just after each token; several tokens may share
-    one
-    (bytes of one character). -1 for BOS, other special tokens and padding."""
+    """int64 [B, n], on the CPU: character index in the text just after each token; -1 for BOS, other special
+    tokens and padding. A token that stops inside a character, as a byte may, has that character's end too:
+    of several tokens with one end only the last has written it (`alignment.positions_by_end`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,23 +182,19 @@ class LanguageModel:
 
         Args:
             texts: B texts; an empty one becomes a lone BOS.
-            max_length: most tokens of a row, BOS counted; the rest is cut off. The model's own limit always
-                holds.
+            max_length: most tokens of a row, BOS counted; the rest is cut off, and with it the first tokens
+                of a character that would be cut in two. The model's own limit always holds.
         """
         limit = min((bound for bound in (max_length, self.context_length) if bound), default=None)
         cut = None if limit is None else max(limit - 1, 0)
         encoded = self._encoder.encode_batch(list(texts), add_special_tokens=False)
-        ids = [[self.bos_id, *row.ids[:cut]] for row in encoded]
-        ends = [
-            [
-                -1,
-                *(
-                    -1 if token in self._special_ids else end
-                    for token, (_, end) in zip(row.ids[:cut], row.offsets, strict=False)
-                ),
-            ]
-            for row in encoded
-        ]
+        ids, ends = [], []
+        for row in encoded:
+            row_ends = [end for _, end in row.offsets]
+            length = _between_characters(row_ends, cut)
+            known = zip(row.ids[:length], row_ends, strict=False)
+            ids.append([self.bos_id, *row.ids[:length]])
+            ends.append([-1, *(-1 if token in self._special_ids else end for token, end in known)])
         return TokenBatch(
             texts=tuple(texts),
             input_ids=self._padded(ids, self._pad_id).to(self.device),
@@ -220,3 +216,13 @@ class LanguageModel:
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         """Text of ids [n], special tokens left out."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _between_characters(ends: Sequence[int], cut: int | None) -> int:
+    """How many of a row's tokens, at most `cut`, leave no character in two."""
+    if cut is None or cut >= len(ends):
+        return len(ends)
+    length = cut
+    while length and ends[length - 1] == ends[cut]:
+        length -= 1
+    return length

@@ -82,19 +82,32 @@ class CastPage:
         self._address = f"{address.rstrip('/')}/?__theme={theme_name}"
         self.errors: list[str] = []
         self._streams: set[Request] = set()
+        self._asked = 0
         self.page: Page = context.new_page()
         self.page.set_default_timeout(WAIT_MS)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("request", lambda sent: "queue/data" in sent.url and self._streams.add(sent))
+        self.page.on("request", self._count)
         self.page.on("requestfinished", lambda sent: self._streams.discard(sent))
         self.page.on("requestfailed", lambda sent: self._streams.discard(sent))
         self.open()
 
     def open(self) -> None:
-        """Open or reload the page and wait until it is alive."""
+        """Open or reload the page and wait until it is alive, and has put back what the browser kept."""
         self.page.goto(self._address)
         self.pane("source").wait_for()
         self.page.wait_for_load_state("networkidle")
+        self.settle()
+
+    def asked_within(self, seconds: float) -> int:
+        """How often the page asks the server for something in the coming seconds, with nobody at it."""
+        before = self._asked
+        self.page.wait_for_timeout(1000 * seconds)
+        return self._asked - before
+
+    def _count(self, sent: Request) -> None:
+        self._asked += "queue/join" in sent.url
+        if "queue/data" in sent.url:
+            self._streams.add(sent)
 
     def settle(self) -> None:
         """Wait until the page has nothing to do: its stream of answers stays closed for a while."""
@@ -140,7 +153,9 @@ class CastPage:
         return self.pane(key).locator(".cast-answer")
 
     def write(self, prompt: str) -> None:
-        self.page.get_by_label("Prompt", exact=True).fill(prompt)
+        field = self.page.get_by_label("Prompt", exact=True)
+        field.fill(prompt)
+        field.blur()
 
     def generate(self) -> None:
         self.page.get_by_role("button", name="Generate", exact=True).click()

@@ -108,6 +108,13 @@ def test_a_translated_folder_opens_as_it_was_made(visit, backend, mode, segment)
     expect(page.answer("target_adapter")).to_contain_text(f"pocket:qwen says reopened {made.way} x0.75")
     expect(page.answer("source_adapter")).to_contain_text("pocket:mistral says lora")
 
+    page.settle()
+    page.open()
+    expect(page.notice).to_contain_text("Opened /my/out")
+    expect(page.chosen("Adapter of the source")).to_have_value(made.adapter)
+    expect(page.mode(mode)).to_be_checked()
+    expect(page.strength).to_have_value("0.75")
+    assert page.asked_within(5) <= 1
     page.choose("Target model", "pocket:llama")
     expect(page.notice).to_have_count(0)
     assert page.errors == []
@@ -142,8 +149,41 @@ def test_hosted_may_go_block_by_block(visit, backend):
     expect(page.segment).to_have_value("3")
     page.choose("Target model", "pocket:qwen")
     expect(page.segment).to_have_attribute("max", "5")
+    expect(page.picture).to_have_attribute("aria-label", re.compile("through the heads"))
+    page.segment.fill("0")
+    page.segment.press("Enter")
+    expect(page.picture).to_have_attribute("aria-label", re.compile("Words cross"))
     page.pick_mode("instant")
     expect(page.segment).to_be_hidden()
+    assert page.errors == []
+
+
+def test_a_list_that_is_only_visited_changes_nothing(visit):
+    page = visit()
+    page.write("My own words")
+    page.generate()
+    expect(page.answer("target")).to_contain_text("pocket:mistral says nothing")
+    page.settle()
+    for label in ("Source model", "Target model", "Adapter of the source", "Examples of this adapter's task"):
+        page.chosen(label).focus()
+        page.chosen(label).blur()
+    page.settle()
+    expect(page.answer("target")).to_contain_text("pocket:mistral says nothing")
+    expect(page.page.get_by_label("Prompt", exact=True)).to_have_value("My own words")
+
+
+def test_an_entry_of_a_list_is_chosen_by_mouse_and_by_keys(visit):
+    page = visit()
+    page.chosen("Target model").click()
+    page.page.get_by_role("option", name="pocket:qwen").click()
+    expect(page.facts).to_contain_text("Qwen")
+    page.chosen("Adapter of the source").focus()
+    page.page.keyboard.press("ArrowDown")
+    page.page.keyboard.press("Enter")
+    expect(page.facts).to_contain_text("pocket:llama/pirate")
+    page.chosen("Examples of this adapter's task").click()
+    page.page.get_by_role("option", name="Tom lost").click()
+    expect(page.page.get_by_label("Prompt", exact=True)).to_have_value(re.compile("pirate of Tom"))
     assert page.errors == []
 
 

@@ -60,9 +60,10 @@ def test_four_panes_stream_to_their_end(engine):
     assert shown["target_adapter"].text.startswith(" pocket:mistral says hosted mood whole x0.5")
 
 
-def test_without_heads_the_fourth_pane_says_so_and_the_others_go_on(engine, backend):
+def test_without_heads_words_cross_and_block_by_block_says_so(engine, backend):
     backend.without_heads.add((CHOICE.source, CHOICE.target))
-    shown = last(engine, request())
+    assert last(engine, request())["target_adapter"].state == "done"
+    shown = last(engine, request(replace(CHOICE, segment=2)))
     assert shown["target_adapter"].state == "note"
     assert "Heads tab" in shown["target_adapter"].text
     assert shown["target"].state == "done"

@@ -147,8 +147,10 @@ def test_a_map_lets_go_of_the_models_before_it_is_drawn(backend, loaded, heads):
 def test_the_engine_runs_the_real_library(backend, chosen, tmp_path):
     jobs = Jobs()
     engine = Engine(backend, jobs, tmp_path, None)
-    *_, shown = engine.generate(GenerateRequest(chosen, 1.0, "Mara sang", SAMPLING))
-    assert [pane.state for pane in shown] == ["done", "done", "done", "note"]
+    for segment, carried in ((None, "done"), (1, "note")):  # of states there are no heads
+        asked = GenerateRequest(replace(chosen, segment=segment), 1.0, "Mara sang", SAMPLING)
+        *_, shown = engine.generate(asked)
+        assert [pane.state for pane in shown] == ["done", "done", "done", carried]
     assert engine.heads_facts(chosen.pair) is None
     job_id = engine.start_fit(FitRequest(chosen.pair, "/no/such/file.txt", 1000, "affine"))
     while not (job := engine.job(job_id)).is_over:

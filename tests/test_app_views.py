@@ -47,6 +47,18 @@ def test_the_picture_has_a_block_for_each_block_and_a_line_for_each_hosted_one(s
     assert classes.count("adapter-mark") == first.depth
 
 
+def test_words_cross_once_behind_the_last_blocks():
+    first, second, adapter = facts()
+    table = picture.relative_layer_map(first.depth, second.depth)
+    drawn = picture.stacks(first, second, adapter, table, by_words=True)
+    classes = [element.get("class", "") for element in svg_of(drawn).iter()]
+    assert classes.count("map-line lit") == 1
+    assert classes.count("glow") == first.depth  # none at the target's blocks
+    assert "Words cross" in drawn
+    assert "through the heads" in picture.stacks(first, second, adapter, table)
+    assert "cross" not in picture.stacks(first, second, None, table, by_words=True)
+
+
 def test_only_adapted_blocks_are_lit():
     first, second, adapter = facts()
     adapter = dataclasses.replace(adapter, sites=(SiteFacts(2, ("q",), 1.0),))

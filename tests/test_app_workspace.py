@@ -25,7 +25,7 @@ names = st.text(max_size=50)
 )
 def test_a_workspace_survives_the_browser(source, target, adapter, mode, segment, strength, prompt):
     space = Workspace(source, target, adapter, mode, segment, strength, prompt)
-    assert Workspace.from_json(space.to_json()) == space
+    assert Workspace.from_json(space.choice(), space.settings()) == space
     blocks = segment if mode == "hosted" and segment else None
     assert space.selection == Selection(source, target, adapter, mode, blocks)
 

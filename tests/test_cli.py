@@ -78,6 +78,11 @@ def test_an_interruption_exits_with_130(
         assert "Interrupted" in capsys.readouterr().err
 
 
+def test_an_adapter_of_the_zoo_is_inspected_under_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "pocket:llama/mood", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "pocket:llama/mood"
+
+
 def test_json_is_one_object_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pocket", "list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)

@@ -169,6 +169,20 @@ class TestEncode:
         assert lm.tokenizer.unk_token_id in batch.input_ids[0].tolist()
         assert batch.ends[0, -1] == 3
 
+    @pytest.mark.parametrize("kind", ["byte_bpe", "unigram", "char_bpe"])
+    def test_a_text_is_cut_between_characters(self, tiny_model, kind):
+        lm, text = tiny_model("llama", kind), "a🦊é🙂 b日本"
+        whole = lm.encode([text])
+        for length in range(1, whole.input_ids.shape[1] + 1):
+            cut = lm.encode([text], max_length=length)
+            tokens = cut.input_ids.shape[1]
+            assert tokens <= length
+            assert tokens == length or len(set(whole.ends[0, tokens : length + 1].tolist())) == 1
+            assert cut.input_ids.tolist() == whole.input_ids[:, :tokens].tolist()
+            end = max(0, int(cut.ends.max()))
+            # Every character that has an end is there with all its tokens.
+            assert (cut.ends[0] == end).sum() == (whole.ends[0] == end).sum()
+
     def test_max_length_counts_the_bos(self, tiny_model):
         lm = tiny_model("llama")
         whole, cut = lm.encode(["Once upon a time"]), lm.encode(["Once upon a time"], max_length=3)

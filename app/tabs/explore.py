@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from app import plots, views
+from app.backend import JointMap
 from app.engine import Engine
 from app.saying import said
 from app.tabs.pick import PickTab, target_depth
@@ -24,11 +25,15 @@ class ExploreTab:
     plot: gr.Plot
     measures: gr.HTML
 
+    @property
+    def followers(self) -> list[Any]:
+        """What `follow` sets."""
+        return [self.depth, self.message, self.plot, self.measures]
+
 
 def create_explore_tab(engine: Engine, start: Workspace) -> ExploreTab:
     """Build the tab; the recorded map, where there is one, is drawn from the start."""
-    example = engine.showcase
-    recorded = example.joint_map if example and example.pair == start.selection.pair else None
+    example, recorded = engine.showcase, _recorded(engine, start.selection.pair)
     with gr.Row():
         with gr.Column(scale=1, min_width=320, elem_classes="cast-section"):
             depth = gr.Slider(
@@ -61,21 +66,26 @@ def wire_explore_tab(tab: ExploreTab, pick: PickTab, engine: Engine, attached: g
         except Exception as error:
             yield gr.skip(), gr.skip(), said(error)
 
-    def resize(source: str, target: str) -> Any:
-        return depth_range(engine, Pair(source or "", target or ""))
-
     tab.draw.click(
         draw, [*pair, tab.depth, tab.points, attached], [tab.plot, tab.measures, tab.message],
         show_progress="hidden", concurrency_limit=4, api_visibility="private",
     )  # fmt: skip
-    pick.target.change(resize, pair, tab.depth, show_progress="hidden", api_visibility="private")
 
 
-def depth_range(engine: Engine, pair: Pair) -> Any:
-    """The depth slider for the chosen target: recorded depth, or the middle."""
-    depth = target_depth(engine, pair)
-    if depth is None:
-        return gr.skip()
+def follow(tab: ExploreTab, engine: Engine, pair: Pair) -> dict[Any, Any]:
+    """The recorded map of a pair, or none yet; the depth slider reaches the target's last block."""
+    recorded, depth = _recorded(engine, pair), target_depth(engine, pair)
+    place = gr.skip()
+    if depth is not None:
+        place = gr.update(maximum=depth, value=recorded.depth if recorded else depth // 2)
+    return {
+        tab.depth: place,
+        tab.message: "" if recorded else views.sentence("Press Draw the map to look at this pair."),
+        tab.plot: plots.joint_map(recorded) if recorded else None,
+        tab.measures: views.measures(recorded) if recorded else "",
+    }
+
+
+def _recorded(engine: Engine, pair: Pair) -> JointMap | None:
     example = engine.showcase
-    recorded = example.joint_map if example and example.pair == pair else None
-    return gr.update(maximum=depth, value=recorded.depth if recorded else depth // 2)
+    return example.joint_map if example and example.pair == pair else None

@@ -12,7 +12,6 @@ from app.engine import Engine, GenerateRequest, TranslateResult
 from app.jobs import Job, JobState
 from app.saying import said
 from app.tabs.mode import ModeOptions, create_mode_options, wire_mode_options
-from app.tabs.opening import wire_opening
 from app.tabs.pick import PickTab
 from app.views import PANES, Pane
 from app.workspace import Attached, Selection, Workspace
@@ -42,6 +41,16 @@ class GenerateTab:
     download: gr.DownloadButton
     timer: gr.Timer
 
+    @property
+    def followers(self) -> list[Any]:
+        """What `follow` sets, and `app.tabs.mode.follow`."""
+        return [self.panes, self.examples, self.message, self.options.segment]
+
+    @property
+    def job_shown(self) -> list[Any]:
+        """What `job_updates` sets."""
+        return [self.job, self.cancel, self.download, self.timer]
+
 
 def create_generate_tab(engine: Engine, start: Workspace) -> GenerateTab:
     """Build the tab with the recorded example already answered."""
@@ -68,7 +77,7 @@ def create_generate_tab(engine: Engine, start: Workspace) -> GenerateTab:
                 one_line = gr.Checkbox(True, label="End at the end of the line")
         with gr.Column(scale=1, min_width=320, elem_classes="cast-section"):
             with gr.Row():
-                translate = gr.Button(translate_label(start.mode), variant="primary", min_width=200)
+                translate = gr.Button(translate_label(start.mode), variant="primary", scale=2, min_width=240)
                 keep = gr.Button("Write a recipe", visible=start.mode == "hosted", min_width=120)
                 cancel = gr.Button("Cancel", interactive=False, min_width=80)
             job = gr.HTML(
@@ -92,8 +101,7 @@ def create_generate_tab(engine: Engine, start: Workspace) -> GenerateTab:
 
 def wire_generate_tab(tab: GenerateTab, pick: PickTab, engine: Engine, attached: gr.BrowserState) -> None:
     """Connect the tab's events."""
-    wire_mode_options(tab.options, pick, engine)
-    wire_opening(pick, tab.options, engine, attached)
+    wire_mode_options(tab.options)
     _wire_text(tab, pick, engine, attached)
     _wire_translate(tab, pick, engine, attached)
 
@@ -117,14 +125,6 @@ def _wire_text(tab: GenerateTab, pick: PickTab, engine: Engine, attached: gr.Bro
         except Exception as error:
             yield first_panes(engine, request.selection, request.prompt), said(error)
 
-    def reset(
-        source: str, target: str, adapter: str, mode: str, segment: int, prompt: str
-    ) -> tuple[Any, Any, str]:
-        selection = Selection.of(source, target, adapter, mode, segment)
-        examples = _example_choices(engine, selection.adapter)
-        choices = gr.update(choices=examples, value=prompt if prompt in examples else None)
-        return first_panes(engine, selection, prompt or ""), choices, ""
-
     run = tab.generate.click(
         generate,
         [
@@ -135,16 +135,19 @@ def _wire_text(tab: GenerateTab, pick: PickTab, engine: Engine, attached: gr.Bro
         show_progress="hidden", concurrency_limit=8, api_visibility="private",
     )  # fmt: skip
     tab.stop.click(None, cancels=[run], api_visibility="private")
-    tab.examples.input(lambda example: example or "", tab.examples, tab.prompt, api_visibility="private")
-    gr.on(
-        [picker.change for picker in pick.chosen],
-        reset, [*pick.chosen, *tab.options.way, tab.prompt], [tab.panes, tab.examples, tab.message],
-        show_progress="hidden", trigger_mode="always_last", api_visibility="private",
+    # A list that is only visited has an `input` too, so it must not hold an example that was written over.
+    tab.examples.input(
+        lambda example: example or gr.skip(), tab.examples, tab.prompt,
+        show_progress="hidden", api_visibility="private",
+    )  # fmt: skip
+    tab.prompt.blur(
+        None, [tab.prompt, tab.examples], tab.examples,
+        js="(prompt, example) => [prompt === example ? example : null]", api_visibility="private",
     )  # fmt: skip
 
 
 def _wire_translate(tab: GenerateTab, pick: PickTab, engine: Engine, attached: gr.BrowserState) -> None:
-    shown = [tab.job, tab.cancel, tab.download, tab.timer]
+    shown = tab.job_shown
 
     def start(selection: Selection, steps: int, hints: str, kept: object) -> tuple[Any, ...]:
         space = Attached.from_json(kept)
@@ -201,6 +204,16 @@ def _wire_translate(tab: GenerateTab, pick: PickTab, engine: Engine, attached: g
         show_progress="hidden", api_visibility="private",
     )  # fmt: skip
     tab.cancel.click(cancel, attached, shown, show_progress="hidden", api_visibility="private")
+
+
+def follow(tab: GenerateTab, engine: Engine, chosen: Selection, prompt: str) -> dict[Any, Any]:
+    """The panes before the first press for a choice, and the examples of its task."""
+    examples = _example_choices(engine, chosen.adapter)
+    return {
+        tab.panes: first_panes(engine, chosen, prompt),
+        tab.examples: gr.update(choices=examples, value=prompt if prompt in examples else None),
+        tab.message: "",
+    }
 
 
 def job_updates(job: Job | None) -> tuple[Any, Any, Any, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from app import plots, views
-from app.backend import FitRequest, HeadsFacts
+from app.backend import FitRequest
 from app.engine import Engine
 from app.jobs import Job
 from app.saying import said
@@ -32,6 +32,16 @@ class HeadsTab:
     cancel: gr.Button
     job: gr.HTML
     timer: gr.Timer
+
+    @property
+    def followers(self) -> list[Any]:
+        """What `follow` sets."""
+        return [self.status, self.plot, self.table]
+
+    @property
+    def job_shown(self) -> list[Any]:
+        """What `job_updates` sets."""
+        return [self.job, self.cancel, self.timer]
 
 
 def create_heads_tab(tab: gr.Tab, engine: Engine, start: Workspace) -> HeadsTab:
@@ -64,7 +74,8 @@ def create_heads_tab(tab: gr.Tab, engine: Engine, start: Workspace) -> HeadsTab:
                 cancel = gr.Button("Cancel", interactive=False, min_width=80)
             job = gr.HTML(
                 views.sentence(
-                    "Heads are trained once for a pair of models and then serve every adapter of it."
+                    "Heads are trained once for a pair of models and then serve every adapter of it. "
+                    "Hosted mode on the whole stack needs none: there words cross, and no states."
                 )
             )
             timer = gr.Timer(0.5, active=False)
@@ -74,20 +85,10 @@ def create_heads_tab(tab: gr.Tab, engine: Engine, start: Workspace) -> HeadsTab:
 def wire_heads_tab(tab: HeadsTab, pick: PickTab, engine: Engine, attached: gr.BrowserState) -> None:
     """Connect the tab's events."""
     pair = [pick.source, pick.target]
-    quality = [tab.status, tab.plot, tab.table]
-    shown = [tab.job, tab.cancel, tab.timer]
+    shown = tab.job_shown
 
     def show(source: str, target: str, kept: object) -> tuple[Any, ...]:
-        try:
-            facts = engine.heads_facts(Pair(source or "", target or ""), Attached.from_json(kept).heads_job)
-        except Exception as error:
-            return said(error), None, ""
-        return heads_updates(facts)
-
-    def follow(source: str, target: str, kept: object) -> tuple[Any, ...]:
-        if engine.is_at_hand(source or "") and engine.is_at_hand(target or ""):
-            return show(source, target, kept)
-        return views.sentence("Press Show heads: both models are loaded to find their heads."), None, ""
+        return _quality(engine, Pair(source or "", target or ""), Attached.from_json(kept).heads_job)
 
     def train(source: str, target: str, corpus: str, effort: str, kind: str, kept: object) -> tuple[Any, ...]:
         space = Attached.from_json(kept)
@@ -106,9 +107,7 @@ def wire_heads_tab(tab: HeadsTab, pick: PickTab, engine: Engine, attached: gr.Br
         engine.cancel(job_id)
         return job_updates(engine.job(job_id))
 
-    tab.show.click(show, [*pair, attached], quality, show_progress="minimal", api_visibility="private")
-    for picker in pair:
-        picker.change(follow, [*pair, attached], quality, show_progress="hidden", api_visibility="private")
+    tab.show.click(show, [*pair, attached], tab.followers, show_progress="minimal", api_visibility="private")
     tab.train.click(
         train, [*pair, tab.corpus, tab.effort, tab.kind, attached], [*shown, attached],
         show_progress="hidden", api_visibility="private",
@@ -117,8 +116,21 @@ def wire_heads_tab(tab: HeadsTab, pick: PickTab, engine: Engine, attached: gr.Br
     tab.cancel.click(cancel, attached, shown, show_progress="hidden", api_visibility="private")
 
 
-def heads_updates(facts: HeadsFacts | None) -> tuple[Any, Any, Any]:
+def follow(tab: HeadsTab, engine: Engine, pair: Pair, heads_job: str) -> dict[Any, Any]:
+    """The heads of a pair, where no model has to be fetched to find them."""
+    if engine.is_at_hand(pair.source) and engine.is_at_hand(pair.target):
+        shown = _quality(engine, pair, heads_job)
+    else:
+        shown = views.sentence("Press Show heads: both models are loaded to find their heads."), None, ""
+    return dict(zip(tab.followers, shown, strict=True))
+
+
+def _quality(engine: Engine, pair: Pair, heads_job: str) -> tuple[Any, Any, Any]:
     """The sentence, the plot and the table for the heads of a pair."""
+    try:
+        facts = engine.heads_facts(pair, heads_job)
+    except Exception as error:
+        return said(error), None, ""
     if facts is None:
         return views.heads_line(None), None, ""
     return views.heads_line(facts), plots.heads_quality(facts), views.heads_table(facts)

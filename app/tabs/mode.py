@@ -7,7 +7,7 @@ import gradio as gr
 
 from app import views
 from app.engine import Engine
-from app.tabs.pick import PickTab, target_depth
+from app.tabs.pick import target_depth
 from app.workspace import MAX_STRENGTH, MODES, Pair, Workspace
 
 MODE_WORDS = {
@@ -42,8 +42,8 @@ def create_mode_options(engine: Engine, start: Workspace) -> ModeOptions:
     segment = gr.Slider(
         0, max(blocks, start.segment), value=start.segment, step=1, label="Target blocks a segment",
         visible=start.mode == "hosted",
-        info="0: the whole source stack beside the target. From 1 up: so many target blocks share one "
-        "encode and one decode.",
+        info="0: the whole source reads along, and no heads are needed. From 1 up: so many target blocks "
+        "share one encode and one decode of the heads.",
     )  # fmt: skip
     strength = gr.Slider(
         0, MAX_STRENGTH, value=start.strength, step=0.05, label="Strength of the carried change",
@@ -52,31 +52,24 @@ def create_mode_options(engine: Engine, start: Workspace) -> ModeOptions:
     return ModeOptions(mode, words, segment, strength)
 
 
-def wire_mode_options(options: ModeOptions, pick: PickTab, engine: Engine) -> None:
+def wire_mode_options(options: ModeOptions) -> None:
     """Connect the widgets' events."""
 
     def follow_mode(mode: str) -> tuple[str, Any]:
         return mode_sentence(mode), gr.update(visible=mode == "hosted")
 
-    def follow_target(source: str, target: str, segment: int) -> Any:
-        return segment_range(engine, Pair(source or "", target or ""), int(segment))
-
     options.mode.change(
         follow_mode, options.mode, [options.words, options.segment],
         show_progress="hidden", api_visibility="private",
     )  # fmt: skip
-    pick.target.change(
-        follow_target, [pick.source, pick.target, options.segment], options.segment,
-        show_progress="hidden", api_visibility="private",
-    )  # fmt: skip
 
 
-def segment_range(engine: Engine, pair: Pair, segment: int) -> Any:
+def follow(options: ModeOptions, engine: Engine, pair: Pair, segment: int) -> dict[Any, Any]:
     """The segment slider for the chosen target: at most all of its blocks."""
     blocks = target_depth(engine, pair)
     if blocks is None:
-        return gr.skip()
-    return gr.update(maximum=blocks, value=min(segment, blocks))
+        return {}
+    return {options.segment: gr.update(maximum=blocks, value=min(segment, blocks))}
 
 
 def mode_sentence(mode: str) -> str:

@@ -37,6 +37,11 @@ class PickTab:
         """The three pickers, in the order in which every handler takes them."""
         return [self.source, self.target, self.adapter]
 
+    @property
+    def followers(self) -> list[Any]:
+        """What `follow` and `without_hits` set."""
+        return [self.picture, self.summary, self.notice, self.hub_hits, self.hub_message]
+
 
 def create_pick_tab(engine: Engine, start: Workspace) -> PickTab:
     """Build the chooser with the starting choice already described."""
@@ -78,16 +83,7 @@ def create_pick_tab(engine: Engine, start: Workspace) -> PickTab:
 
 
 def wire_pick_tab(tab: PickTab, engine: Engine) -> None:
-    """Connect the chooser's events."""
-
-    def choose_source(source: str, adapter: str) -> dict[str, object]:
-        options = engine.adapters(source or "")
-        kept = keep_adapter(options, adapter or "", engine.is_shipped(adapter or ""))
-        # What stays is not written back: another handler may have put something else there meanwhile.
-        return gr.update(choices=_choices(options, kept), **({} if kept == adapter else {"value": kept}))
-
-    def describe_choice(source: str, target: str, adapter: str) -> tuple[str, str]:
-        return describe(engine, Selection.of(source, target, adapter))
+    """Connect the search for adapters; `app.tabs.choice` follows the pickers."""
 
     def search(source: str) -> tuple[dict[str, object], str]:
         try:
@@ -99,23 +95,9 @@ def wire_pick_tab(tab: PickTab, engine: Engine) -> None:
         found = views.sentence(f"{len(options)} adapters of {source} found; choose one in the list.", "good")
         return gr.update(choices=_choices(options), value=None, visible=True), found
 
-    shown = [tab.picture, tab.summary]
-    # Only what the visitor does, which a typed name tells by its blur alone: a source that is set together
-    # with its adapter, after a reload or from a folder, must not have it replaced.
-    gr.on(
-        [tab.source.input, tab.source.blur],
-        choose_source, [tab.source, tab.adapter], tab.adapter,
-        show_progress="hidden", trigger_mode="always_last", api_visibility="private",
-    )  # fmt: skip
-    gr.on(
-        [picker.change for picker in tab.chosen],
-        describe_choice, tab.chosen, shown,
-        show_progress="hidden", trigger_mode="always_last", api_visibility="private",
-    )  # fmt: skip
     tab.hub_search.click(
         search, tab.source, [tab.hub_hits, tab.hub_message], show_progress="minimal", api_visibility="private"
     )
-    tab.hub_hits.input(lambda hit: hit, tab.hub_hits, tab.adapter, api_visibility="private")
 
 
 def keep_adapter(options: Sequence[Option], adapter: str, shipped: bool) -> str:
@@ -133,14 +115,30 @@ def keep_adapter(options: Sequence[Option], adapter: str, shipped: bool) -> str:
     return next((name for name in names if name.rsplit("/", 1)[-1] == skill), names[0])
 
 
-def chosen_updates(engine: Engine, selection: Selection) -> list[Any]:
-    """The three pickers set to a choice, each with what it offers for that choice."""
-    models, adapters = engine.models(), engine.adapters(selection.source)
-    names = (selection.source, selection.target, selection.adapter)
-    return [
-        gr.update(choices=_choices(options, name), value=name)
-        for options, name in zip((models, models, adapters), names, strict=True)
-    ]
+def set_to(tab: PickTab, engine: Engine, held: Selection | None, chosen: Selection) -> dict[Any, Any]:
+    """The pickers set to a choice, each with what it offers.
+
+    What a picker holds already is not written back: the visitor may be choosing in it meanwhile. `held` is
+    None where the pickers hold nothing yet.
+    """
+    models, adapters = engine.models(), engine.adapters(chosen.source)
+    names = (chosen.source, chosen.target, chosen.adapter)
+    now = (held.source, held.target, held.adapter) if held else (None, None, None)
+    return {
+        picker: gr.update(choices=_choices(options, name), **({} if name == has else {"value": name}))
+        for picker, options, name, has in zip(tab.chosen, (models, models, adapters), names, now, strict=True)
+    }
+
+
+def follow(tab: PickTab, engine: Engine, chosen: Selection, notice: str) -> dict[Any, Any]:
+    """The picture, the summary and the notice of a choice."""
+    drawn, summary = describe(engine, chosen)
+    return {tab.picture: drawn, tab.summary: summary, tab.notice: notice}
+
+
+def without_hits(tab: PickTab) -> dict[Any, Any]:
+    """The adapters that were found for another source, put away."""
+    return {tab.hub_hits: gr.update(value=None, visible=False), tab.hub_message: ""}
 
 
 def _choices(options: Sequence[Option], chosen: str = "") -> list[tuple[str, str]]:
@@ -152,18 +150,19 @@ def _choices(options: Sequence[Option], chosen: str = "") -> list[tuple[str, str
 def describe(engine: Engine, selection: Selection) -> tuple[str, str]:
     """The picture and the summary of a choice, or an empty picture and a sentence."""
     try:
-        if engine.opened(selection):
-            # `app.tabs.opening` is about to put in its place what it was made of.
-            return views.sentence("Opening the folder."), ""
+        # A translated folder whose recipe cannot be used says here why it did not open.
+        engine.opened(selection)
         facts = engine.facts(selection)
     except Exception as error:
         return views.sentence("The picture of the pair stands here once both models are known."), said(error)
-    return _draw(engine, facts), views.compatibility(facts.source, facts.target, facts.adapter)
+    return _draw(engine, facts, selection.by_words), views.compatibility(
+        facts.source, facts.target, facts.adapter
+    )
 
 
-def _draw(engine: Engine, facts: PairFacts) -> str:
+def _draw(engine: Engine, facts: PairFacts, by_words: bool) -> str:
     table = engine.layer_map(facts)
-    return picture.stacks(facts.source, facts.target, facts.adapter, table)
+    return picture.stacks(facts.source, facts.target, facts.adapter, table, by_words)
 
 
 def target_depth(engine: Engine, pair: Pair) -> int | None:

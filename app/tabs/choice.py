@@ -1,0 +1,188 @@
+"""What follows, everywhere on the page, from the choice of source, target and adapter.
+
+One handler follows the pickers, and only what the visitor does (`input`): `change` fires as well where a
+handler sets a picker, so handlers that listen to it answer one another, and do so without end.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gradio as gr
+
+from app import views
+from app.backend import Opened
+from app.engine import Engine
+from app.tabs import explore as explore_tab
+from app.tabs import generate as generate_tab
+from app.tabs import heads as heads_tab
+from app.tabs import mode as mode_tab
+from app.tabs import pick as pick_tab
+from app.tabs.explore import ExploreTab
+from app.tabs.generate import GenerateTab
+from app.tabs.heads import HeadsTab
+from app.tabs.pick import PickTab
+from app.workspace import Attached, Selection, Workspace, clamp_strength
+
+Updates = dict[Any, Any]
+
+
+@dataclass(frozen=True)
+class Tabs:
+    """Everything on the page that depends on the choice."""
+
+    pick: PickTab
+    generate: GenerateTab
+    heads: HeadsTab
+    explore: ExploreTab
+
+
+@dataclass(frozen=True)
+class Stores:
+    """What the visitor's browser keeps; apart, so that what writes one never undoes another.
+
+    `choice` is also what the page shows: after a picker was only visited, all three are still equal to it.
+    """
+
+    choice: gr.BrowserState
+    settings: gr.BrowserState
+    attached: gr.BrowserState
+
+    @property
+    def all(self) -> list[gr.BrowserState]:
+        """The stores in the order in which handlers take them."""
+        return [self.choice, self.settings, self.attached]
+
+
+def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -> None:
+    """Connect the pickers and the loading of the page to everything that depends on the choice."""
+    pick, options = tabs.pick, tabs.generate.options
+    settings = [*options.way, options.strength, tabs.generate.prompt]
+    jobs_shown = [*tabs.generate.job_shown, *tabs.heads.job_shown]
+    followers = [
+        *pick.followers, *tabs.generate.followers, *tabs.heads.followers, *tabs.explore.followers
+    ]  # fmt: skip
+
+    def follow(
+        source: str, target: str, adapter: str, mode: str, segment: int, prompt: str,
+        shown: object, kept: object,
+    ) -> Iterator[Updates]:  # fmt: skip
+        before = Workspace.from_json(shown).selection
+        asked = Selection.of(source, target, adapter, mode, segment)
+        if (asked.pair, asked.adapter) == (before.pair, before.adapter):
+            yield {stores.choice: gr.skip()}
+            return
+        chosen, opened = _meant(engine, before, asked)
+        blocks_each = (chosen.segment or 0) if opened else int(segment)
+        had = Attached.from_json(kept)
+        made = replace(had, folder=opened.folder) if opened else _without_closed(engine, had, chosen)
+        first: Updates = {stores.choice: Workspace.of(chosen).choice()}
+        if made != had:
+            # What has not changed is not written back: another handler may have changed it meanwhile.
+            first |= {stores.attached: made.to_json()}
+        first |= pick_tab.set_to(pick, engine, asked, chosen)
+        if opened:
+            first |= {options.mode: chosen.mode, options.segment: _reaching(blocks_each)}
+            first |= {options.strength: clamp_strength(opened.strength)}
+        yield first | generate_tab.follow(tabs.generate, engine, chosen, prompt or "")
+        yield _described(tabs, engine, before, chosen, blocks_each, made)
+
+    def restore(shown: object, kept: object, kept_jobs: object) -> Iterator[Updates]:
+        space, made = Workspace.from_json(shown, kept), Attached.from_json(kept_jobs)
+        translation = engine.job(made.translate_job)
+        mode, made = generate_tab.adopted(translation, made, space.mode)
+        chosen = replace(space, mode=mode).selection
+        first: Updates = {
+            options.mode: mode,
+            options.segment: _reaching(space.segment),
+            options.strength: space.strength,
+            tabs.generate.prompt: space.prompt,
+            stores.choice: space.choice(),
+            stores.attached: made.to_json(),
+        }
+        jobs = [
+            *generate_tab.job_updates(translation), *heads_tab.job_updates(engine.job(made.heads_job))
+        ]  # fmt: skip
+        first |= dict(zip(jobs_shown, jobs, strict=True))
+        first |= pick_tab.set_to(pick, engine, None, chosen)
+        yield first | generate_tab.follow(tabs.generate, engine, chosen, space.prompt)
+        yield _described(tabs, engine, None, chosen, space.segment, made)
+
+    chosen_and_shown = [*pick.chosen, *options.way, tabs.generate.prompt, stores.choice, stores.attached]
+    followed = [*pick.chosen, options.mode, options.strength, stores.choice, stores.attached, *followers]
+    # A list is left, and a typed name taken, with an `input` as well.
+    gr.on(
+        [picker.input for picker in pick.chosen],
+        follow, chosen_and_shown, followed,
+        show_progress="hidden", trigger_mode="always_last", api_visibility="private",
+    )  # fmt: skip
+    pick.hub_hits.input(
+        lambda hit: hit or gr.skip(), pick.hub_hits, pick.adapter, show_progress="hidden",
+        api_visibility="private",
+    ).then(
+        follow, chosen_and_shown, followed, show_progress="hidden", api_visibility="private"
+    )  # fmt: skip
+    blocks.load(
+        restore, stores.all, [*followed, tabs.generate.prompt, *jobs_shown],
+        show_progress="hidden", api_visibility="private",
+    )  # fmt: skip
+
+    def redraw(source: str, target: str, adapter: str, mode: str, segment: int) -> str:
+        return pick_tab.describe(engine, Selection.of(source, target, adapter, mode, segment))[0]
+
+    # What crosses, and where, depends on the mode; nothing listens to the picture.
+    gr.on(
+        [widget.change for widget in options.way],
+        redraw, [*pick.chosen, *options.way], pick.picture,
+        show_progress="hidden", trigger_mode="always_last", api_visibility="private",
+    )  # fmt: skip
+    _wire_settings(settings, stores)
+
+
+def _wire_settings(settings: list[Any], stores: Stores) -> None:
+    """Keep the settings as they change; in the browser itself, where an older answer cannot come later."""
+    for widget in settings:
+        widget.change(
+            None, settings, stores.settings, api_visibility="private",
+            js="(mode, segment, strength, prompt) => [{mode, segment, strength, prompt}]",
+        )  # fmt: skip
+
+
+def _meant(engine: Engine, before: Selection, asked: Selection) -> tuple[Selection, Opened | None]:
+    """What the visitor's choice means, and the translated folder that it opens."""
+    if asked.source != before.source and asked.adapter == before.adapter:
+        options = engine.adapters(asked.source)
+        kept = pick_tab.keep_adapter(options, asked.adapter, engine.is_shipped(asked.adapter))
+        return replace(asked, adapter=kept), None
+    try:
+        opened = engine.opened(asked)
+    except Exception:
+        # The summary reads the same folder, and says what is wrong with it.
+        return asked, None
+    return (opened.selection, opened) if opened else (asked, None)
+
+
+def _without_closed(engine: Engine, made: Attached, chosen: Selection) -> Attached:
+    """What a visitor has made and opened; the opened folder only while the choice is its own."""
+    return made if engine.still_open(made.folder, chosen) else replace(made, folder="")
+
+
+def _reaching(segment: int) -> Any:
+    """The segment slider at a place that it may not reach before the target's depth is read."""
+    return gr.update(maximum=max(1, segment), value=segment)
+
+
+def _described(
+    tabs: Tabs, engine: Engine, before: Selection | None, chosen: Selection, segment: int, made: Attached
+) -> Updates:
+    """What has to be read first; what is of the pair alone stays as it is while the pair does."""
+    opened = engine.still_open(made.folder, chosen)
+    updates = pick_tab.follow(tabs.pick, engine, chosen, views.opened(opened) if opened else "")
+    if before is not None and chosen.source != before.source:
+        updates |= pick_tab.without_hits(tabs.pick)
+    if before is None or opened or chosen.target != before.target:
+        updates |= mode_tab.follow(tabs.generate.options, engine, chosen.pair, segment)
+    if before is None or chosen.pair != before.pair:
+        updates |= heads_tab.follow(tabs.heads, engine, chosen.pair, made.heads_job)
+        updates |= explore_tab.follow(tabs.explore, engine, chosen.pair)
+    return updates
