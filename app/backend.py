@@ -203,6 +203,10 @@ class Backend(Protocol):
         """Prompts on which a shipped adapter shows its effect."""
         ...
 
+    def hints(self, adapter: str) -> Sequence[str]:
+        """A few prompts of a shipped adapter's task, without answers, none of them among `prompts`."""
+        ...
+
     def search(self, source: str) -> Sequence[Option]:
         """Adapters of a model on the Hub."""
         ...

@@ -108,6 +108,10 @@ class Engine:
         """Prompts on which a shipped adapter shows its effect."""
         return tuple(self._backend.prompts(adapter))
 
+    def hints(self, adapter: str) -> tuple[str, ...]:
+        """A few prompts of a shipped adapter's task, without answers, none of them among `prompts`."""
+        return tuple(self._backend.hints(adapter))
+
     def search(self, source: str) -> tuple[Option, ...]:
         """Adapters of a Hub model, most downloaded first."""
         return tuple(self._backend.search(source))

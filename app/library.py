@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from cast.translate import TranslatedAdapter
 
 _EXAMPLES = 6
+_HINTS = 5
 _MAP_SEED = 17
 _BLOCK = re.compile(r"\.(\d+)\.")
 
@@ -76,6 +77,14 @@ class CastBackend:
 
         task = TASKS.get(adapter.rsplit("/", 1)[-1]) if registry.is_pocket(adapter) else None
         return [example.prompt for example in task.test(_EXAMPLES)] if task else []
+
+    def hints(self, adapter: str) -> Sequence[str]:
+        """Training prompts of the task of a shipped adapter; none for any other."""
+        from cast.pocket import registry
+        from cast.pocket.tasks import TASKS
+
+        task = TASKS.get(adapter.rsplit("/", 1)[-1]) if registry.is_pocket(adapter) else None
+        return [example.prompt for example in task.train(_HINTS)] if task else []
 
     def search(self, source: str) -> Sequence[Option]:
         """Adapters of a Hub model that their own configuration confirms."""

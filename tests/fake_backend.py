@@ -59,6 +59,13 @@ class FakeBackend:
         skill = adapter.rsplit("/", 1)[-1]
         return [f"Mara sang by the river. {skill} of Mara:", f"Tom lost his <hat>. {skill} of Tom:"]
 
+    def hints(self, adapter: str) -> Sequence[str]:
+        return (
+            [f"Ann rowed home.\n{adapter.rsplit('/', 1)[-1]} of Ann:"]
+            if adapter.startswith("pocket:")
+            else []
+        )
+
     def search(self, source: str) -> Sequence[Option]:
         raise HubError("The Hub cannot be reached; choose a pocket model or a local folder.")
 

@@ -170,4 +170,6 @@ def test_what_cannot_be_found_is_a_sentence(backend, name):
 
 def test_other_models_have_no_shipped_adapters(backend):
     assert backend.adapters("/some/folder") == []
-    assert backend.prompts("me/adapter") == []
+    assert backend.prompts("me/adapter") == backend.hints("me/adapter") == []
+    assert len(set(backend.hints("pocket:llama/mood"))) == 5
+    assert set(backend.hints("pocket:llama/mood")).isdisjoint(backend.prompts("pocket:llama/mood"))

@@ -84,6 +84,8 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
         if opened:
             first |= {options.mode: chosen.mode, options.segment: _reaching(blocks_each)}
             first |= {options.strength: clamp_strength(opened.strength)}
+        if chosen.adapter != before.adapter:
+            first |= {tabs.generate.hints: generate_tab.hint_lines(engine, chosen.adapter)}
         yield first | generate_tab.follow(tabs.generate, engine, chosen, prompt or "")
         yield _described(tabs, engine, before, chosen, blocks_each, made)
 
@@ -97,6 +99,7 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
             options.segment: _reaching(space.segment),
             options.strength: space.strength,
             tabs.generate.prompt: space.prompt,
+            tabs.generate.hints: generate_tab.hint_lines(engine, chosen.adapter),
             stores.choice: space.choice(),
             stores.attached: made.to_json(),
         }

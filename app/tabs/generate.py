@@ -44,7 +44,7 @@ class GenerateTab:
     @property
     def followers(self) -> list[Any]:
         """What `follow` sets, and `app.tabs.mode.follow`."""
-        return [self.panes, self.examples, self.message, self.options.segment]
+        return [self.panes, self.examples, self.message, self.options.segment, self.hints]
 
     @property
     def job_shown(self) -> list[Any]:
@@ -87,10 +87,12 @@ def create_generate_tab(engine: Engine, start: Workspace) -> GenerateTab:
             )
             download = gr.DownloadButton("Download the adapter", visible=False)
             with gr.Accordion("Effort and example prompts", open=False):
-                steps = gr.Slider(20, 1000, value=200, step=20, label="Steps of a compiled fit")
+                steps = gr.Slider(20, 1000, value=100, step=20, label="Steps of a compiled fit")
                 hints = gr.Textbox(
-                    label="Example prompts without answers, one a line (optional)", lines=4,
-                    info="Five are enough to show the fit where the adapter acts.",
+                    hint_lines(engine, start.adapter),
+                    label="Example prompts without answers, one a line", lines=4,
+                    info="They show the fit where the adapter acts: the source's own model writes more like "
+                    "them. \\n stands for a line break. Without any, general text alone is read.",
                 )  # fmt: skip
             timer = gr.Timer(0.5, active=False)
     return GenerateTab(
@@ -151,7 +153,7 @@ def _wire_translate(tab: GenerateTab, pick: PickTab, engine: Engine, attached: g
 
     def start(selection: Selection, steps: int, hints: str, kept: object) -> tuple[Any, ...]:
         space = Attached.from_json(kept)
-        prompts = tuple(line for line in (hints or "").splitlines() if line.strip())
+        prompts = tuple(line.replace("\\n", "\n") for line in (hints or "").splitlines() if line.strip())
         try:
             job_id = engine.start_translate(TranslateRequest(selection, int(steps), prompts), space.heads_job)
         except Exception as error:
@@ -214,6 +216,11 @@ def follow(tab: GenerateTab, engine: Engine, chosen: Selection, prompt: str) -> 
         tab.examples: gr.update(choices=examples, value=prompt if prompt in examples else None),
         tab.message: "",
     }
+
+
+def hint_lines(engine: Engine, adapter: str) -> str:
+    """Example prompts of a shipped adapter's task, one a line; empty for any other."""
+    return "\n".join(prompt.replace("\n", "\\n") for prompt in engine.hints(adapter))
 
 
 def job_updates(job: Job | None) -> tuple[Any, Any, Any, Any]:
