@@ -1,0 +1,46 @@
+"""A slice of the fidelity grid on the models that ship: what the README says of them holds."""
+
+from functools import cache
+
+import pytest
+
+from cast import adapters, evaluate, models
+from cast.baselines import BASELINES
+from cast.models import LanguageModel
+from cast.runners import PlainRunner, Runner
+from cast.wording import WordedRunner
+
+EXAMPLES = 20
+
+
+@cache
+def pocket(name: str) -> LanguageModel:
+    return models.load(f"pocket:{name}")
+
+
+def score(runner: Runner, task: str) -> float:
+    return evaluate.evaluate(runner, evaluate.read_task(f"pocket:{task}", limit=EXAMPLES)).score
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "task"),
+    [
+        ("llama", "qwen", "mood"),
+        ("qwen", "mistral", "what"),
+        ("neox", "llama", "json"),
+        ("mistral", "neox", "pirate"),
+    ],
+)
+def test_hosted_carries_labels_and_styles_to_another_family(source: str, target: str, task: str) -> None:
+    lora = adapters.read(f"pocket:{source}/{task}", pocket(source))
+    base = score(PlainRunner(pocket(target)), task)
+    hosted = score(WordedRunner(pocket(source), lora, pocket(target)), task)
+    assert base < 0.7
+    assert hosted >= 0.9
+
+
+def test_hosted_says_what_a_factor_on_the_targets_words_cannot() -> None:
+    lora = adapters.read("pocket:llama/json", pocket("llama"))
+    models_of_pair = pocket("llama"), pocket("mistral")
+    proxy = score(BASELINES["proxy-tuning"].make(*models_of_pair, lora), "json")
+    assert score(WordedRunner(models_of_pair[0], lora, models_of_pair[1]), "json") > proxy + 0.3
