@@ -95,7 +95,6 @@ class CastPage:
         """Open or reload the page and wait until it is alive, and has put back what the browser kept."""
         self.page.goto(self._address)
         self.pane("source").wait_for()
-        self.page.wait_for_load_state("networkidle")
         self.settle()
 
     def asked_within(self, seconds: float) -> int:
@@ -110,11 +109,17 @@ class CastPage:
             self._streams.add(sent)
 
     def settle(self) -> None:
-        """Wait until the page has nothing to do: its stream of answers stays closed for a while."""
-        quiet = 0
-        while quiet < 5:
+        """Wait until the page has nothing to do: its stream of answers stays closed for a while.
+
+        Gradio leaves a stream open where a question comes just as the stream before it closes, so after ten
+        seconds without a question an open one is not waited for.
+        """
+        quiet, still, asked = 0, 0, self._asked
+        while quiet < 7 and still < 100:
             self.page.wait_for_timeout(100)
             quiet = 0 if self._streams else quiet + 1
+            still = still + 1 if asked == self._asked else 0
+            asked = self._asked
 
     # Pick
 

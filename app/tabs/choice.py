@@ -21,7 +21,7 @@ from app.tabs import pick as pick_tab
 from app.tabs.explore import ExploreTab
 from app.tabs.generate import GenerateTab
 from app.tabs.heads import HeadsTab
-from app.tabs.pick import PickTab
+from app.tabs.pick import PickTab, describe
 from app.workspace import Attached, Selection, Workspace, clamp_strength
 
 Updates = dict[Any, Any]
@@ -82,7 +82,8 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
             first |= {stores.attached: made.to_json()}
         first |= pick_tab.set_to(pick, engine, asked, chosen)
         if opened:
-            first |= {options.mode: chosen.mode, options.segment: _reaching(blocks_each)}
+            first |= generate_tab.mode_updates(tabs.generate, chosen.mode)
+            first |= {options.mode: chosen.mode, options.segment: _reaching(blocks_each, chosen.mode)}
             first |= {options.strength: clamp_strength(opened.strength)}
         if chosen.adapter != before.adapter:
             first |= {tabs.generate.hints: generate_tab.hint_lines(engine, chosen.adapter)}
@@ -94,9 +95,9 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
         translation = engine.job(made.translate_job)
         mode, made = generate_tab.adopted(translation, made, space.mode)
         chosen = replace(space, mode=mode).selection
-        first: Updates = {
+        first: Updates = generate_tab.mode_updates(tabs.generate, mode) | {
             options.mode: mode,
-            options.segment: _reaching(space.segment),
+            options.segment: _reaching(space.segment, mode),
             options.strength: space.strength,
             tabs.generate.prompt: space.prompt,
             tabs.generate.hints: generate_tab.hint_lines(engine, chosen.adapter),
@@ -112,7 +113,9 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
         yield _described(tabs, engine, None, chosen, space.segment, made)
 
     chosen_and_shown = [*pick.chosen, *options.way, tabs.generate.prompt, stores.choice, stores.attached]
-    followed = [*pick.chosen, options.mode, options.strength, stores.choice, stores.attached, *followers]
+    followed = [
+        *pick.chosen, options.mode, options.strength, stores.choice, stores.attached, *followers
+    ]  # fmt: skip
     # A list is left, and a typed name taken, with an `input` as well.
     gr.on(
         [picker.input for picker in pick.chosen],
@@ -130,13 +133,13 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
         show_progress="hidden", api_visibility="private",
     )  # fmt: skip
 
-    def redraw(source: str, target: str, adapter: str, mode: str, segment: int) -> str:
-        return pick_tab.describe(engine, Selection.of(source, target, adapter, mode, segment))[0]
+    def follow_way(source: str, target: str, adapter: str, mode: str, segment: int) -> Updates:
+        selection = Selection.of(source, target, adapter, mode, segment)
+        return generate_tab.mode_updates(tabs.generate, mode) | {pick.picture: describe(engine, selection)[0]}
 
-    # What crosses, and where, depends on the mode; nothing listens to the picture.
     gr.on(
-        [widget.change for widget in options.way],
-        redraw, [*pick.chosen, *options.way], pick.picture,
+        [widget.input for widget in options.way],
+        follow_way, [*pick.chosen, *options.way], [*tabs.generate.mode_shown, pick.picture],
         show_progress="hidden", trigger_mode="always_last", api_visibility="private",
     )  # fmt: skip
     _wire_settings(settings, stores)
@@ -170,9 +173,9 @@ def _without_closed(engine: Engine, made: Attached, chosen: Selection) -> Attach
     return made if engine.still_open(made.folder, chosen) else replace(made, folder="")
 
 
-def _reaching(segment: int) -> Any:
+def _reaching(segment: int, mode: str) -> Any:
     """The segment slider at a place that it may not reach before the target's depth is read."""
-    return gr.update(maximum=max(1, segment), value=segment)
+    return gr.update(maximum=max(1, segment), value=segment, visible=mode == "hosted")
 
 
 def _described(

@@ -11,8 +11,8 @@ from app.backend import SamplingChoice, TranslateRequest
 from app.engine import Engine, GenerateRequest, TranslateResult
 from app.jobs import Job, JobState
 from app.saying import said
-from app.tabs.mode import ModeOptions, create_mode_options, wire_mode_options
-from app.tabs.pick import PickTab
+from app.tabs.mode import ModeOptions, create_mode_options, mode_sentence
+from app.tabs.pick import PickTab, describe
 from app.views import PANES, Pane
 from app.workspace import Attached, Selection, Workspace
 
@@ -44,7 +44,12 @@ class GenerateTab:
     @property
     def followers(self) -> list[Any]:
         """What `follow` sets, and `app.tabs.mode.follow`."""
-        return [self.panes, self.examples, self.message, self.options.segment, self.hints]
+        return [self.panes, self.examples, self.message, self.hints, *self.mode_shown]
+
+    @property
+    def mode_shown(self) -> list[Any]:
+        """What `mode_updates` sets."""
+        return [self.options.words, self.options.segment, self.translate, self.keep]
 
     @property
     def job_shown(self) -> list[Any]:
@@ -103,7 +108,6 @@ def create_generate_tab(engine: Engine, start: Workspace) -> GenerateTab:
 
 def wire_generate_tab(tab: GenerateTab, pick: PickTab, engine: Engine, attached: gr.BrowserState) -> None:
     """Connect the tab's events."""
-    wire_mode_options(tab.options)
     _wire_text(tab, pick, engine, attached)
     _wire_translate(tab, pick, engine, attached)
 
@@ -174,15 +178,17 @@ def _wire_translate(tab: GenerateTab, pick: PickTab, engine: Engine, attached: g
         """Write what hosted mode shows as a recipe."""
         return start(Selection.of(source, target, adapter, mode, segment), 1, "", kept)
 
-    def tick(kept: object, mode: str) -> tuple[Any, ...]:
+    def tick(source: str, target: str, adapter: str, mode: str, segment: int, kept: object) -> dict[Any, Any]:
         before = Attached.from_json(kept)
         job = engine.job(before.translate_job)
+        updates = dict(zip(shown, job_updates(job), strict=True))
         mode, jobs = adopted(job, before, mode)
-        # What has not changed is not written back: another handler may have changed it meanwhile.
-        return *job_updates(job), mode, gr.skip() if jobs == before else jobs.to_json()
-
-    def follow_mode(mode: str) -> tuple[Any, Any]:
-        return gr.update(value=translate_label(mode)), gr.update(visible=mode == "hosted")
+        if jobs != before:
+            # What has not changed is not written back: another handler may have changed it meanwhile.
+            selection = Selection.of(source, target, adapter, mode, segment)
+            updates |= mode_updates(tab, mode) | {tab.options.mode: mode, attached: jobs.to_json()}
+            updates |= {pick.picture: describe(engine, selection)[0]}
+        return updates
 
     def cancel(kept: object) -> tuple[Any, ...]:
         job_id = Attached.from_json(kept).translate_job
@@ -197,12 +203,9 @@ def _wire_translate(tab: GenerateTab, pick: PickTab, engine: Engine, attached: g
         keep, [*pick.chosen, *tab.options.way, attached], [*shown, attached],
         show_progress="hidden", api_visibility="private",
     )  # fmt: skip
-    tab.options.mode.change(
-        follow_mode, tab.options.mode, [tab.translate, tab.keep],
-        show_progress="hidden", api_visibility="private",
-    )  # fmt: skip
     tab.timer.tick(
-        tick, [attached, tab.options.mode], [*shown, tab.options.mode, attached],
+        tick, [*pick.chosen, *tab.options.way, attached],
+        [*shown, *tab.mode_shown, tab.options.mode, attached, pick.picture],
         show_progress="hidden", api_visibility="private",
     )  # fmt: skip
     tab.cancel.click(cancel, attached, shown, show_progress="hidden", api_visibility="private")
@@ -221,6 +224,17 @@ def follow(tab: GenerateTab, engine: Engine, chosen: Selection, prompt: str) -> 
 def hint_lines(engine: Engine, adapter: str) -> str:
     """Example prompts of a shipped adapter's task, one a line; empty for any other."""
     return "\n".join(prompt.replace("\n", "\\n") for prompt in engine.hints(adapter))
+
+
+def mode_updates(tab: GenerateTab, mode: str) -> dict[Any, Any]:
+    """What is offered in a mode; nothing listens to the mode itself, so whatever sets it sets this too."""
+    hosted = mode == "hosted"
+    return {
+        tab.options.words: mode_sentence(mode),
+        tab.options.segment: gr.update(visible=hosted),
+        tab.translate: gr.update(value=translate_label(mode)),
+        tab.keep: gr.update(visible=hosted),
+    }
 
 
 def job_updates(job: Job | None) -> tuple[Any, Any, Any, Any]:

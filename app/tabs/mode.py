@@ -52,18 +52,6 @@ def create_mode_options(engine: Engine, start: Workspace) -> ModeOptions:
     return ModeOptions(mode, words, segment, strength)
 
 
-def wire_mode_options(options: ModeOptions) -> None:
-    """Connect the widgets' events."""
-
-    def follow_mode(mode: str) -> tuple[str, Any]:
-        return mode_sentence(mode), gr.update(visible=mode == "hosted")
-
-    options.mode.change(
-        follow_mode, options.mode, [options.words, options.segment],
-        show_progress="hidden", api_visibility="private",
-    )  # fmt: skip
-
-
 def follow(options: ModeOptions, engine: Engine, pair: Pair, segment: int) -> dict[Any, Any]:
     """The segment slider for the chosen target: at most all of its blocks."""
     blocks = target_depth(engine, pair)
