@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+from cast.building import ONE_AT_A_TIME
 from cast.errors import ModelError, first_line
 from cast.progress import OnProgress, Progress, ignore
 from cast.storage import cache_folder, written_folder
@@ -30,12 +31,13 @@ def convert(path: Path, *, cache_dir: Path | None = None, on_progress: OnProgres
     on_progress(Progress("convert", 0, 2))
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-        model = AutoModelForCausalLM.from_pretrained(
-            str(path.parent),
-            gguf_file=path.name,
-            dtype=torch.bfloat16,
-            quantization_config=GgufConfig(dequantize=True),
-        )
+        with ONE_AT_A_TIME:
+            model = AutoModelForCausalLM.from_pretrained(
+                str(path.parent),
+                gguf_file=path.name,
+                dtype=torch.bfloat16,
+                quantization_config=GgufConfig(dequantize=True),
+            )
     except Exception as cause:  # a file from elsewhere can make the readers raise anything
         raise ModelError(
             f"{path.name} cannot be read as a language model ({first_line(cause)}); "

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from cast.architecture import Architecture, Site
+from cast.building import ONE_AT_A_TIME
 from cast.checkpoints import Checkpoint, Outline, is_remote, open_checkpoint, open_remote
 from cast.devices import available_memory, pick_device, pick_dtype
 from cast.errors import ModelError, first_line
@@ -148,7 +149,7 @@ def _load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
 def _load_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     try:
-        with _quiet_transformers():
+        with ONE_AT_A_TIME, _quiet_transformers():
             model, report = AutoModelForCausalLM.from_pretrained(
                 checkpoint.folder,
                 config=checkpoint.config,

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from gguf import GGUFWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from transformers import PreTrainedModel
 
 from cast.models import Architecture, LanguageModel, describe, load
 
@@ -333,3 +335,12 @@ class TestGguf:
         logits = first.model(input_ids=batch.input_ids).logits
         torch.testing.assert_close(logits, again.model(input_ids=batch.input_ids).logits)
         torch.testing.assert_close(logits, lm.model(input_ids=batch.input_ids).logits, atol=0.1, rtol=0.1)
+
+
+def test_models_that_are_loaded_at_once_are_whole_and_leave_the_library_as_it_was() -> None:
+    tie_weights = PreTrainedModel.tie_weights
+    names = ["pocket:llama", "pocket:mistral", "pocket:qwen", "pocket:neox"] * 2
+    with ThreadPoolExecutor(4) as threads:
+        loaded = list(threads.map(load, names))
+    assert [lm.name for lm in loaded] == names
+    assert PreTrainedModel.tie_weights is tie_weights
