@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from cast.adapters import Lora
     from cast.models import LanguageModel
     from cast.pipeline import FoundHeads
+    from cast.pocket.tasks import Task
     from cast.recipes import Mode
     from cast.runners import Runner
     from cast.translate import TranslatedAdapter
@@ -72,18 +73,12 @@ class CastBackend:
 
     def prompts(self, adapter: str) -> Sequence[str]:
         """Test prompts of the task of a shipped adapter; none for any other."""
-        from cast.pocket import registry
-        from cast.pocket.tasks import TASKS
-
-        task = TASKS.get(adapter.rsplit("/", 1)[-1]) if registry.is_pocket(adapter) else None
+        task = _task(adapter)
         return [example.prompt for example in task.test(_EXAMPLES)] if task else []
 
     def hints(self, adapter: str) -> Sequence[str]:
         """Training prompts of the task of a shipped adapter; none for any other."""
-        from cast.pocket import registry
-        from cast.pocket.tasks import TASKS
-
-        task = TASKS.get(adapter.rsplit("/", 1)[-1]) if registry.is_pocket(adapter) else None
+        task = _task(adapter)
         return [example.prompt for example in task.train(_HINTS)] if task else []
 
     def search(self, source: str) -> Sequence[Option]:
@@ -331,6 +326,14 @@ class CastBackend:
         )
         measures = tuple(Measure(name, m.value, m.control) for name, m in drawn.measures.items())
         return JointMap(method, depth, drawn.source_depth, places, measures, drawn.trustworthiness)
+
+
+def _task(adapter: str) -> "Task | None":
+    """The task of a shipped adapter."""
+    from cast.pocket import registry
+    from cast.pocket.tasks import TASKS
+
+    return TASKS.get(adapter.rsplit("/", 1)[-1]) if registry.is_pocket(adapter) else None
 
 
 def _sites(folder: "AdapterFolder") -> tuple[SiteFacts, ...]:

@@ -39,8 +39,8 @@ from cast.storage import cache_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "fidelity"
-# By cost: a run that is stopped early has the whole breadth of the cheap ones.
 _PROMPTED, _PROMPTS = "-prompts", 5
+# By cost: a run that is stopped early has the whole breadth of the cheap ones.
 METHODS = ("hosted", "hosted-states", "hosted-1", "instant", "kernel", "compiled-prompts", "compiled")
 SMALL_PAIRS = (("llama", "mistral"), ("qwen", "neox"), ("neox", "llama"))
 

@@ -27,6 +27,10 @@ from cast.heads import HeadSet
 from cast.models import LanguageModel, TokenBatch
 from cast.recipes import TranslationConfig
 
+NO_EFFECT = (
+    "The adapter changes nothing on this text; check that its weights are not zero, or give text that shows "
+    "what it does."
+)
 # Logits held at once, in numbers: 128 MiB of float32. A head of 262,144 rows gets 128 positions a step.
 _LOGITS_AT_ONCE = 2**25
 # A dimension that deviates so many times as far as the median is massive.
@@ -170,10 +174,7 @@ class Objective:
         """`effect`: KL(carried ‖ base), nats a pair."""
         self._wording = max(self._wording, 1e-3 * self.effect)
         if self.effect <= 0 or not all(power > 0 for power in self._power.values()):
-            raise AdapterError(
-                "The adapter changes nothing on this text; check that its weights are not zero, or give text "
-                "that shows what it does."
-            )
+            raise AdapterError(NO_EFFECT)
 
     def total(self, loss: Loss, config: TranslationConfig) -> Tensor:
         """The number that the fit lowers."""

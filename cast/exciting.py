@@ -7,6 +7,7 @@ its adapter goes on, so that a fit reads what it answers too. No label is needed
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from cast.adapters import Lora
 from cast.generation import generate_many
@@ -50,8 +51,7 @@ def expanded(
         Distinct prompts, the given ones first.
     """
     found = dict.fromkeys(prompts)
-    order = random.Random(seed)
-    longest = max(map(len, prompts))
+    order, form = random.Random(seed), _Form.of(prompts)
     room = int(source.encode(list(prompts)).attention_mask.sum(1).max() * _LONGER) + 8
 
     def write(beginnings: Sequence[str], stop: str | None, turn: int) -> list[str]:
@@ -64,53 +64,62 @@ def expanded(
     if wanted > 0 and len(prompts) > 1:
         shown = [order.sample(list(prompts), min(_SHOTS, len(prompts))) for _ in range(wanted)]
         written = write([_SEPARATOR.join(some) + _SEPARATOR for some in shown], _SEPARATOR, 0)
-        found |= dict.fromkeys(filter(None, (_shaped(text, prompts, longest) for text in written)))
+        found |= dict.fromkeys(filter(None, map(form.shaped, written)))
     for turn in range(1, _TURNS):
         missing = count - len(found)
         if missing <= 0:
             break
-        begun = [_beginning(order.choice(list(prompts)), prompts, order) for _ in range(missing)]
+        begun = [form.beginning(order.choice(list(prompts)), order) for _ in range(missing)]
         written = [first + rest for first, rest in zip(begun, write(begun, None, turn), strict=True)]
-        found |= dict.fromkeys(filter(None, (_ended(text, prompts, longest) for text in written)))
+        found |= dict.fromkeys(filter(None, map(form.ended, written)))
     return list(found)[:count]
 
 
-def _beginning(prompt: str, prompts: Sequence[str], order: random.Random) -> str:
-    """The beginning of an example, up to a random space of what is its own."""
-    body = prompt[: len(prompt) - len(_common_ending(prompts))]
-    places = [place for place, letter in enumerate(body) if letter.isspace() and place]
-    return body[: order.choice(places)] if places else body[: max(1, len(body) // 2)]
+@dataclass(frozen=True)
+class _Form:
+    """What examples have in common: their ending (such as a line `Answer:`), their lines, their lengths."""
 
+    ending: str
+    lines: frozenset[int]
+    breaks: int
+    shortest: int
+    longest: int
 
-def _ended(text: str, prompts: Sequence[str], longest: int) -> str | None:
-    """A written text in the form of the examples; where it lacks their ending, with that put behind it."""
-    if shaped := _shaped(text, prompts, longest):
-        return shaped
-    ending = _common_ending(prompts)
-    lines = max(prompt.count("\n") for prompt in prompts) - ending.count("\n") + 1
-    body = "\n".join(text.strip("\n").split("\n")[:lines])[: longest - len(ending)]
-    # Where the examples' own part is sentences, it ends with one.
-    body = body[: body.rfind(".") + 1] or body
-    body = body.rstrip(ending[:1]) if ending else body
-    return body + ending if ending.strip() and body.strip() else None
+    @classmethod
+    def of(cls, prompts: Sequence[str]) -> "_Form":
+        lengths = [len(prompt) for prompt in prompts]
+        lines = frozenset(prompt.strip("\n").count("\n") for prompt in prompts)
+        breaks = max(prompt.count("\n") for prompt in prompts)
+        return cls(_common_ending(prompts), lines, breaks, min(lengths), max(lengths))
 
+    def beginning(self, prompt: str, order: random.Random) -> str:
+        """The beginning of an example, up to a random space of what is its own."""
+        body = prompt[: len(prompt) - len(self.ending)]
+        places = [place for place, letter in enumerate(body) if letter.isspace() and place]
+        return body[: order.choice(places)] if places else body[: max(1, len(body) // 2)]
 
-def _shaped(text: str, prompts: Sequence[str], longest: int) -> str | None:
-    """A written text cut to the form that all examples share; None where it has not that form.
-
-    The form is their common ending (such as a line `Answer:`) and their number of lines.
-    """
-    ending = _common_ending(prompts)
-    text = text.strip("\n")
-    if ending.strip():
-        place = text.find(ending)
-        if place <= 0:
+    def shaped(self, text: str) -> str | None:
+        """A written text cut to the form; None where it has not that form."""
+        text = text.strip("\n")
+        if self.ending.strip():
+            place = text.find(self.ending)
+            if place <= 0:
+                return None
+            text = text[: place + len(self.ending)]
+        if len(self.lines) == 1 and text.count("\n") not in self.lines:
             return None
-        text = text[: place + len(ending)]
-    lines = {prompt.strip("\n").count("\n") for prompt in prompts}
-    if len(lines) == 1 and text.count("\n") not in lines:
-        return None
-    return text if _SHORTER * min(map(len, prompts)) <= len(text) <= _LONGER * longest else None
+        return text if _SHORTER * self.shortest <= len(text) <= _LONGER * self.longest else None
+
+    def ended(self, text: str) -> str | None:
+        """A written text in the form; where it lacks the ending, with that put behind it."""
+        if shaped := self.shaped(text):
+            return shaped
+        lines = self.breaks - self.ending.count("\n") + 1
+        body = "\n".join(text.strip("\n").split("\n")[:lines])[: self.longest - len(self.ending)]
+        # Where the examples' own part is sentences, it ends with one.
+        body = body[: body.rfind(".") + 1] or body
+        body = body.rstrip(self.ending[:1]) if self.ending else body
+        return body + self.ending if self.ending.strip() and body.strip() else None
 
 
 def _common_ending(prompts: Sequence[str]) -> str:

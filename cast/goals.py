@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cast.activations import residuals
-from cast.carrying import CarriedBatch, Carrier, Objective
+from cast.carrying import NO_EFFECT, CarriedBatch, Carrier, Objective
 from cast.errors import AdapterError, CorpusError
 from cast.models import TokenBatch
 from cast.recipes import Quality, TranslationConfig
@@ -134,10 +134,7 @@ class WordsGoal:
         self._held_out = [self._teacher.tell(chunk) for chunk in held]
         self._effect = self._missing(lambda tokens, depths: residuals(carrier.target, tokens, depths))
         if self._effect <= 0:
-            raise AdapterError(
-                "The adapter changes nothing on this text; check that its weights are not zero, or give text "
-                "that shows what it does."
-            )
+            raise AdapterError(NO_EFFECT)
 
     def loss(self, texts: Sequence[str], run: Run) -> tuple[Tensor, int]:
         """What a step lowers, and the target's tokens that it read."""

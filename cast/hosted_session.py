@@ -10,7 +10,7 @@ from torch import Tensor
 from cast.boundaries import Tokens
 from cast.source_reader import SourceReader
 from cast.stepping import RaggedCache, TokenStream, locked
-from cast.transcript import Transcript, common_prefix
+from cast.transcript import common_prefix
 
 if TYPE_CHECKING:
     from cast.hosting import HostedRunner
@@ -31,11 +31,10 @@ class HostedBatch:
 
     def __init__(self, runner: "HostedRunner", rows: int) -> None:
         self._runner = runner
-        self._transcripts = [Transcript(runner.lm) for _ in range(rows)]
         self._shared: list[list[int]] = [[] for _ in range(rows)]
         self._caches = (RaggedCache(rows), RaggedCache(rows))
         self.target = TokenStream(runner.lm, rows)
-        self.reader = SourceReader(runner.source, runner.lora, runner.gauge, rows)
+        self.reader = SourceReader(runner.source, runner.lora, runner.gauge, runner.lm, rows)
 
     @torch.no_grad()
     def next_logits(self, rows: Sequence[Sequence[int]]) -> Tensor:
@@ -46,10 +45,8 @@ class HostedBatch:
                 self.target.advance(rows)
                 hidden = self._last_states()
             else:
-                for transcript, ids in zip(self._transcripts, rows, strict=True):
-                    transcript.read(ids)
-                own = self.reader.settled(self._transcripts)
-                ends = [transcript.ends for transcript in self._transcripts]
+                own = self.reader.read(rows)
+                ends = [transcript.ends for transcript in self.reader.transcripts]
                 shared = [_shared_positions(*pair) for pair in zip(ends, own, strict=True)]
                 if runner.segments is None:
                     hidden = self._whole(rows, own, shared)
@@ -59,7 +56,6 @@ class HostedBatch:
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep only these rows of the batch."""
-        self._transcripts = [self._transcripts[row] for row in rows]
         self._shared = [self._shared[row] for row in rows]
         for held in (self.target, self.reader, *self._caches):
             held.select(rows)

@@ -27,20 +27,31 @@ class SourceReader:
         source: the model.
         lora: its adapter.
         gauge: of the source.
+        target: the model that writes.
         rows: B.
 
     Attributes:
+        transcripts: what the target's ids say.
         adapted, plain: the streams with and without the LoRA.
     """
 
-    def __init__(self, source: LanguageModel, lora: Lora, gauge: TokenGauge, rows: int) -> None:
+    def __init__(
+        self, source: LanguageModel, lora: Lora, gauge: TokenGauge, target: LanguageModel, rows: int
+    ) -> None:
         self._source, self._gauge = source, gauge
+        self.transcripts = [Transcript(target) for _ in range(rows)]
         self.adapted = TokenStream(source, rows, partial(applied, source, lora))
         self.plain = TokenStream(source, rows)
 
-    def settled(self, transcripts: Sequence[Transcript]) -> list[Tokens]:
-        """The source's tokens of each text, those left out that its next characters will probably change."""
-        texts = [transcript.text for transcript in transcripts]
+    def read(self, rows: Sequence[Sequence[int]]) -> list[Tokens]:
+        """The source's tokens of each text, those left out that its next characters will probably change.
+
+        Args:
+            rows: for each text the target's ids so far; they may differ from the last ones anywhere.
+        """
+        for transcript, ids in zip(self.transcripts, rows, strict=True):
+            transcript.read(ids)
+        texts = [transcript.text for transcript in self.transcripts]
         own = tokens_of(self._source, texts)
         crossings = [self._gauge.crossings(text, tokens) for text, tokens in zip(texts, own, strict=True)]
         if any(crossings):
@@ -49,10 +60,11 @@ class SourceReader:
             settled(tokens, found, cache(partial(self._log_probs, row))) if found else tokens
             for row, (tokens, found) in enumerate(zip(own, crossings, strict=True))
         ]
-        return self._likeliest(own, standing, transcripts)
+        return self._likeliest(own, standing, self.transcripts)
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep only these rows of the batch."""
+        self.transcripts = [self.transcripts[row] for row in rows]
         self.adapted.select(rows)
         self.plain.select(rows)
 
@@ -68,18 +80,18 @@ class SourceReader:
         A target that writes `a` and `n` for the first half of a source's `a`, `ns` makes a text whose own
         last token is `an`: a place where the source, left to itself, would never stand.
         """
-        choices = []
+        choices, parting = [], []
         for tokens, stand, transcript in zip(whole, standing, transcripts, strict=True):
             others = self._cut(tokens, transcript)
             choices.append([stand, *others] if others else [])
+            parting.append(min(common_prefix(found.ids, tokens.ids) for found in (stand, *others)))
         best = [(-math.inf, stand) for stand in standing]
         for turn in range(max(map(len, choices), default=0)):
             due = [found[turn] if turn < len(found) else None for found in choices]
             self.adapted.advance([None if tokens is None else tokens.ids for tokens in due])
             for row, candidate in enumerate(due):
                 if candidate is not None:
-                    parting = min(common_prefix(found.ids, whole[row].ids) for found in choices[row])
-                    scored = self._scored(row, candidate, parting, transcripts[row].text)
+                    scored = self._scored(row, candidate, parting[row], transcripts[row].text)
                     best[row] = max(best[row], scored, key=lambda entry: entry[0])
         return [tokens for _, tokens in best]
 

@@ -160,9 +160,7 @@ class VocabularyMap:
 
     def first(self, text: str) -> int:
         """The longest target token that begins a text; V_t where there is none."""
-        lengths = range(min(len(text), self._longest), 0, -1)
-        found = (self._target[text[:length]] for length in lengths if text[:length] in self._target)
-        return next(found, self._target_size)
+        return _longest_beginning(text, self._target, self._longest, self._target_size)
 
     def _whole(self) -> Bridge:
         texts, nothing = dict(self._texts_of(range(len(self.source.texts)))), self._target_size
@@ -171,26 +169,28 @@ class VocabularyMap:
             first[token] = self._pieces[1].get(piece, nothing)
         for end in self._ends[0]:
             first[end] = self._ends[1][0] if self._ends[1] else nothing
-        named = set(first)
-        orphans = [token for token in range(self._target_size) if token not in named]
+        orphans = self._unnamed(first)
         ids = {text: token for token, text in texts.items()}
-        stand_ins = {token: self._stand_in(text, ids) for text, token in self._target.items()}
+        stand_ins = {
+            token: _longest_beginning(text, ids, self.source.longest, -1)
+            for text, token in self._target.items()
+        }
         if self._ends[0] and self._ends[1]:
             stand_ins |= dict.fromkeys(self._ends[1][1:], self._ends[0][0])
         return Bridge(
             ids=torch.arange(self._source_size),
             first=torch.tensor(first, dtype=torch.long),
-            orphans=torch.tensor(orphans, dtype=torch.long),
-            stand_ins=torch.tensor([stand_ins.get(token, -1) for token in orphans], dtype=torch.long),
+            orphans=orphans,
+            stand_ins=torch.tensor(
+                [stand_ins.get(token, -1) for token in orphans.tolist()], dtype=torch.long
+            ),
             whole=True,
         )
 
     def _behind(self, pending: str) -> Bridge:
         places = self.source.beginning(pending)
         first = [self.first(text[len(pending) :]) for _, text in self._texts_of(places)]
-        named = torch.ones(self._target_size, dtype=torch.bool)
-        named[[token for token in first if token < self._target_size]] = False
-        orphans = named.nonzero()[:, 0]
+        orphans = self._unnamed(first)
         return Bridge(
             ids=self.source.ids[places.start : places.stop],
             first=torch.tensor(first, dtype=torch.long),
@@ -203,9 +203,17 @@ class VocabularyMap:
         ids = self.source.ids[places.start : places.stop].tolist()
         return list(zip(ids, self.source.texts[places.start : places.stop], strict=True))
 
-    def _stand_in(self, text: str, ids: Mapping[str, int]) -> int:
-        lengths = range(min(len(text), self.source.longest), 0, -1)
-        return next((ids[text[:length]] for length in lengths if text[:length] in ids), -1)
+    def _unnamed(self, first: Sequence[int]) -> Tensor:
+        """The target tokens that no rest begins with, in order."""
+        unnamed = torch.ones(self._target_size + 1, dtype=torch.bool)
+        unnamed[[*first, self._target_size]] = False
+        return unnamed.nonzero()[:, 0]
+
+
+def _longest_beginning(text: str, ids: Mapping[str, int], longest: int, none: int) -> int:
+    """The id of the longest token that a text begins with; `none` where there is none."""
+    lengths = range(min(len(text), longest), 0, -1)
+    return next((ids[text[:length]] for length in lengths if text[:length] in ids), none)
 
 
 def _ids_by_text(lm: LanguageModel) -> dict[str, int]:

@@ -20,7 +20,7 @@ from cast.boundaries import TokenGauge, Tokens
 from cast.models import LanguageModel, TokenBatch
 from cast.source_reader import SourceReader
 from cast.stepping import SingleSession, TokenStream, locked
-from cast.transcript import Transcript, common_prefix
+from cast.transcript import common_prefix
 from cast.vocabulary import VocabularyMap
 
 # How much of the trust in the adapted source lasts from one of its tokens to the next. Behind words that it
@@ -113,7 +113,7 @@ class WordedRunner:
     def _begun(self, places: "Places", place: int) -> int:
         """The target token that begins the rest of the source's next one."""
         text, end = places.read.texts[places.row[place]], int(places.end[place])
-        return self.vocabulary.first(text[end : places.source_end(place, 1)])
+        return self.vocabulary.first(text[end : places.next_source_end(place)])
 
     def _said_beyond(
         self, places: "Places", place: int, said: Tensor, plain: Tensor, adapted: Tensor
@@ -235,9 +235,9 @@ class Places:
             next_end=torch.where(whole, next_end, -1),
         )
 
-    def source_end(self, place: int, further: int) -> int:
-        """Where the source's token ends that is so many further than its last whole one; -1 without one."""
-        position = int(self.position[place]) + further
+    def next_source_end(self, place: int) -> int:
+        """Where the source's token ends behind its last whole one; -1 without one."""
+        position = int(self.position[place]) + 1
         ends = self.read.ends[int(self.row[place])]
         return int(ends[position]) if position < len(ends) else -1
 
@@ -246,7 +246,7 @@ class Places:
         return [
             place
             for place, (end, stop) in enumerate(zip(self.end.tolist(), self.next_end.tolist(), strict=True))
-            if end < self.source_end(place, 1) < stop
+            if end < self.next_source_end(place) < stop
         ]
 
 
@@ -255,11 +255,10 @@ class WordedBatch:
 
     def __init__(self, runner: WordedRunner, rows: int) -> None:
         self._runner = runner
-        self._transcripts = [Transcript(runner.lm) for _ in range(rows)]
         self._trust: list[list[float]] = [[] for _ in range(rows)]
         self._read: list[tuple[int, ...]] = [() for _ in range(rows)]
         self.target = TokenStream(runner.lm, rows)
-        self.reader = SourceReader(runner.source, runner.lora, runner.gauge, rows)
+        self.reader = SourceReader(runner.source, runner.lora, runner.gauge, runner.lm, rows)
 
     @torch.no_grad()
     def next_logits(self, rows: Sequence[Sequence[int]]) -> Tensor:
@@ -271,9 +270,7 @@ class WordedBatch:
             logits = runner.lm.architecture.logits(hidden).float()
             if not runner.strength:
                 return logits
-            for transcript, ids in zip(self._transcripts, rows, strict=True):
-                transcript.read(ids)
-            own = self.reader.settled(self._transcripts)
+            own = self.reader.read(rows)
             for stream in (self.reader.adapted, self.reader.plain):
                 stream.advance([tokens.ids for tokens in own])
             for row, tokens in enumerate(own):
@@ -289,14 +286,13 @@ class WordedBatch:
             for stream in (self.reader.plain, self.reader.adapted)
         )
         before, after = self._runner.distributions(plain, adapted)
-        pending = [self._transcripts[row].text[max(own[row].ends[-1], 0) :] for row in acting]
+        pending = [self.reader.transcripts[row].text[max(own[row].ends[-1], 0) :] for row in acting]
         pooling = torch.tensor([self._trust[row][-1] for row in acting])
         taken = self._runner.vocabulary.take_over(logits, before, after, pending, pooling)
         return taken.to(logits.device)
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep only these rows of the batch."""
-        self._transcripts = [self._transcripts[row] for row in rows]
         self._trust = [self._trust[row] for row in rows]
         self._read = [self._read[row] for row in rows]
         self.target.select(rows)
@@ -315,5 +311,5 @@ class WordedBatch:
         self._trust[row], self._read[row] = trust, tokens.ids
 
     def _whole_character(self, row: int) -> bool:
-        ends = self._transcripts[row].ends
+        ends = self.reader.transcripts[row].ends
         return len(ends) == 1 or ends[-1] >= 0
