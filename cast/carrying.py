@@ -31,8 +31,6 @@ NO_EFFECT = (
     "The adapter changes nothing on this text; check that its weights are not zero, or give text that shows "
     "what it does."
 )
-# Logits held at once, in numbers: 128 MiB of float32. A head of 262,144 rows gets 128 positions a step.
-_LOGITS_AT_ONCE = 2**25
 # A dimension that deviates so many times as far as the median is massive.
 _MASSIVE = 4.0
 # Logit of what cannot happen.
@@ -263,9 +261,8 @@ def divergences(
     Returns:
         The divergence of the whole distributions, and of those given that the text does not end.
     """
-    budget = max(16, _LOGITS_AT_ONCE // lm.vocabulary)
-    if len(wanted) > budget:
-        chosen = torch.randperm(len(wanted), generator=random)[:budget]
+    if len(wanted) > lm.positions_at_once:
+        chosen = torch.randperm(len(wanted), generator=random)[: lm.positions_at_once]
         wanted, given = wanted[chosen], given[chosen]
     with torch.no_grad():
         teacher = _logits(lm, wanted)

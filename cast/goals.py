@@ -151,15 +151,13 @@ class WordsGoal:
 
     @torch.no_grad()
     def _missing(self, run: Run) -> float:
-        count = sum(len(told.rows) for told in self._held_out)
-        return (
-            sum(
-                len(told.rows)
-                * float(self._teacher.missing(told, run(told.tokens, self.depths)[self.depths[0]]))
-                for told in self._held_out
-            )
-            / count
-        )
+        total = count = 0.0
+        for told in self._held_out:
+            positions = float(told.weights.sum())
+            last = run(told.tokens, self.depths)[self.depths[0]]
+            total += positions * float(self._teacher.missing(told, last))
+            count += positions
+        return total / count
 
 
 def _count(tokens: TokenBatch) -> int:

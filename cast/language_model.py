@@ -19,6 +19,8 @@ _PROBE_TEXT = "The 3 quick brown foxes, naïve — don't jump\n\tover 🦊 “la
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _FINGERPRINT_VALUES = 32
+# Logits held at once, in numbers.
+_LOGITS_AT_ONCE = 2**25
 _FINGERPRINT_CONFIG = (
     "model_type", "hidden_act", "num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers",
 )  # fmt: skip
@@ -89,6 +91,11 @@ class LanguageModel:
     def vocabulary(self) -> int:
         """Number V of rows of the head, padding rows included."""
         return int(self.model.config.get_text_config(decoder=True).vocab_size)
+
+    @property
+    def positions_at_once(self) -> int:
+        """At how many positions logits are held together: 128 for a head of 262,144 rows, 128 MiB."""
+        return max(1, _LOGITS_AT_ONCE // self.vocabulary)
 
     @cached_property
     def context_length(self) -> int | None:

@@ -17,9 +17,6 @@ from cast.progress import OnProgress, Progress, ignore
 from cast.runners import Runner
 from cast.training import completion_mask
 
-# Logits held at once, in numbers: 128 MiB of float32.
-_LOGITS_AT_ONCE = 2**25
-
 
 @dataclass(frozen=True)
 class _ScoredRow:
@@ -158,7 +155,7 @@ def _scored_rows(runner: Runner, pairs: Sequence[tuple[str, str]]) -> Iterator[_
     mask = completion_mask(batch, [prompt for prompt, _ in pairs])
     _check_whole(runner, batch, pairs)
     rows, positions = torch.nonzero(mask, as_tuple=True)
-    if len(pairs) > 1 and len(rows) * runner.lm.vocabulary > _LOGITS_AT_ONCE:
+    if len(pairs) > 1 and len(rows) > runner.lm.positions_at_once:
         half = len(pairs) // 2
         yield from _scored_rows(runner, pairs[:half])
         yield from _scored_rows(runner, pairs[half:])

@@ -15,9 +15,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 from transformers import get_cosine_schedule_with_warmup
 
 from cast import adapters
+from cast.activations import captured
 from cast.adapters import Lora
 from cast.errors import RequestError, TaskError
 from cast.models import LanguageModel, TokenBatch
@@ -217,7 +219,7 @@ def _optimise(
     schedule = get_cosine_schedule_with_warmup(optimizer, min(config.warmup, config.steps), config.steps)
     mean_loss = 0.0
     for step, batch in zip(range(config.steps), _batches(rows, config.batch_size, seed), strict=False):
-        loss = _completion_loss(lm, peft_model, batch)
+        loss = _completion_loss(lm, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, config.clip)
         optimizer.step()
@@ -243,8 +245,11 @@ def _batches(rows: Sequence[_Row], size: int, seed: int) -> Iterator[list[_Row]]
             yield [rows[index] for index in pool[batch * size : (batch + 1) * size]]
 
 
-def _completion_loss(lm: LanguageModel, peft_model: PeftModel, batch: Sequence[_Row]) -> Tensor:
-    """Mean cross-entropy in nats over the learnt tokens of a batch; only their logits are computed."""
+def _completion_loss(lm: LanguageModel, batch: Sequence[_Row]) -> Tensor:
+    """Mean cross-entropy in nats over the learnt tokens of a batch; only their logits are computed.
+
+    Where the vocabulary is large, some at a time, and once more for the gradient.
+    """
     ids = torch.nn.utils.rnn.pad_sequence([row.ids for row in batch], batch_first=True)
     lengths = torch.tensor([len(row.ids) for row in batch], device=ids.device)
     learnt = torch.tensor([row.learnt for row in batch], device=ids.device)
@@ -252,14 +257,17 @@ def _completion_loss(lm: LanguageModel, peft_model: PeftModel, batch: Sequence[_
     inside = place < lengths[:, None]
     rows, positions = torch.nonzero(inside & (place >= (lengths - learnt)[:, None]), as_tuple=True)
 
-    def select(_head: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        # The token at a position is predicted one position before it.
-        return (inputs[0][rows, positions - 1][None],)
+    with captured(lm, [lm.depth]) as states:
+        lm.architecture.decoder(input_ids=ids, attention_mask=inside.long(), use_cache=False)
+    # The token at a position is predicted one position before it.
+    last, wanted = states[lm.depth][rows, positions - 1], ids[rows, positions]
+    if len(last) <= lm.positions_at_once:
+        return _surprise(lm, last, wanted) / len(last)
+    parts = zip(last.split(lm.positions_at_once), wanted.split(lm.positions_at_once), strict=True)
+    losses = [checkpoint(_surprise, lm, *part, use_reentrant=False) for part in parts]
+    return torch.stack(losses).sum() / len(last)
 
-    # Narrowing the head's input leaves whatever the family does with its logits (scale, soft cap) in place.
-    handle = lm.architecture.head.register_forward_pre_hook(select)
-    try:
-        logits = peft_model(input_ids=ids, attention_mask=inside.long(), use_cache=False).logits[0]
-    finally:
-        handle.remove()
-    return cross_entropy(logits.float(), ids[rows, positions])
+
+def _surprise(lm: LanguageModel, last: Tensor, wanted: Tensor) -> Tensor:
+    """Cross-entropy in nats of tokens [K] behind last residuals [K, d], summed."""
+    return cross_entropy(lm.architecture.logits(last).float(), wanted, reduction="sum")

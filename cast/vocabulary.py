@@ -27,7 +27,9 @@ from cast.token_texts import TokenTexts
 _NOISE = 1e-9
 # What the target may still say where it is pooled with a source that would never say it.
 _PATIENCE = 1e-6
-# Probabilities held at once, in numbers: 128 MiB of float64.
+# The least probability that has a logarithm.
+_NEVER = 1e-30
+# Probabilities held at once, in numbers: 64 MiB of float32.
 _AT_ONCE = 1 << 24
 # Bridges that are kept; each is one index over the tokens that begin with some characters.
 _KEPT = 512
@@ -39,19 +41,18 @@ class Bridge:
 
     Attributes:
         ids: [K] int64, these source tokens.
-        first: [K] int64, the target token with which the rest of each begins; V_t where nothing is left of
+        spoken: [U] int64, the target tokens with which the rest of one begins.
+        first: [K] int64, the entry of `spoken` with which the rest of each begins; U where nothing is left of
             it, or nothing that the target can say.
-        orphans: [O] int64, target tokens with which no rest begins.
-        stand_ins: [O] int64, for each the entry of `ids` that it is judged by: the longest one that it begins
-            with. Without one, -1.
-        whole: whether nothing has been written yet of the source token.
+        judges: [V_t] int64, what says how much of each target token stays, where nothing has been written yet
+            of the source token: an entry of `spoken`; else U + the entry of `ids` that is the longest which
+            it begins with; else U + K, all of it. None where something has been written.
     """
 
     ids: Tensor
+    spoken: Tensor
     first: Tensor
-    orphans: Tensor
-    stand_ins: Tensor
-    whole: bool
+    judges: Tensor | None
 
     def crossed(self, own: Tensor, before: Tensor, after: Tensor, pooling: Tensor) -> Tensor:
         """The target's distributions with the moved mass taken over.
@@ -69,39 +70,46 @@ class Bridge:
         begun = q.sum(-1, keepdim=True)
         moved = (q - p).clamp_min(0) / begun.clamp_min(_NOISE)
         p, q = p / p.sum(-1, keepdim=True).clamp_min(_NOISE), q / begun.clamp_min(_NOISE)
-        size = own.shape[-1]
-        said, was, taken = (self._as_target(given, size) for given in (q, p, moved))
-        share = _ratio(said, was)
-        keep = share[:, :size]
-        standing = self.stand_ins >= 0
-        judged = self.stand_ins[standing]
-        keep[:, self.orphans[standing]] = _ratio(q[:, judged], p[:, judged])
-        # Inside a token all that does not go on as the source would can only mean that the token is over.
-        keep[:, self.orphans[~standing]] = 1.0 if self.whole else share[:, size:]
-        kept = own.double().exp() * keep
-        kept = kept / kept.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.double).tiny)
-        taken, said = taken[:, :size], said[:, :size]
-        mixed = ((1 - taken.sum(-1, keepdim=True)) * kept + taken).clamp_min(1e-30).log()
-        known = said.sum(-1, keepdim=True)
-        weight = torch.where(known > _PATIENCE, pooling.double()[:, None], 0.0)
-        spoken = (said / known.clamp_min(_NOISE) + _PATIENCE).log()
-        pooled = ((1 - weight) * mixed + weight * spoken).log_softmax(-1)
-        return torch.where(begun > _NOISE, pooled, own.double()).float()
+        said, was, taken = (self._as_target(given) for given in (q, p, moved))
+        keep = self._spread(_ratio(said, was), _ratio(q, p), own.shape[-1])
+        # What is as wide as the target's vocabulary stays in float32: there it is what takes the time.
+        kept = keep.mul_(own.exp())
+        kept /= kept.sum(-1, keepdim=True).clamp_min(torch.finfo(kept.dtype).tiny)
+        kept *= 1 - taken[:, :-1].sum(-1, keepdim=True).float()
+        result = kept.index_add_(1, self.spoken, taken[:, :-1].float()).clamp_min_(_NEVER).log_()
+        self._pool(result, said[:, :-1], pooling)
+        return torch.where(begun > _NOISE, result, own)
 
     def factor(self, before: Tensor, after: Tensor, size: int) -> Tensor:
         """The logarithm of q / p [N, size] of target tokens, from the source's log-probabilities [N, V_s]."""
         p, q = (given.double()[:, self.ids].exp() for given in (before, after))
-        log_p, log_q = ((self._as_target(given, size)[:, :size] + _NOISE).log() for given in (p, q))
-        found = log_q - log_p
-        standing = self.stand_ins >= 0
-        judged = self.stand_ins[standing]
-        found[:, self.orphans[standing]] = (q[:, judged] + _NOISE).log() - (p[:, judged] + _NOISE).log()
-        return found.float()
+        said, was = (self._as_target(given) for given in (q, p))
+        found = self._spread((said + _NOISE) / (was + _NOISE), (q + _NOISE) / (p + _NOISE), size)
+        return found.log_()
 
-    def _as_target(self, given: Tensor, size: int) -> Tensor:
-        """Mass [N, K] of source tokens as mass [N, size + 1] of target tokens."""
-        mass = given.new_zeros(len(given), size + 1)
+    def _as_target(self, given: Tensor) -> Tensor:
+        """Mass [N, K] of source tokens as mass [N, U + 1] of `spoken`, and of what begins with none."""
+        mass = given.new_zeros(len(given), len(self.spoken) + 1)
         return mass.index_add_(1, self.first, given)
+
+    def _spread(self, by_spoken: Tensor, by_source: Tensor, size: int) -> Tensor:
+        """Factors [N, size] of all target tokens, from those [N, U + 1] of `spoken` and [N, K] of `ids`."""
+        if self.judges is not None:
+            judged = torch.cat([by_spoken[:, :-1], by_source, torch.ones_like(by_source[:, :1])], 1)
+            return judged.float().index_select(1, self.judges)
+        # Inside a token all that does not go on as the source would can only mean that the token is over.
+        factors = by_spoken[:, -1:].float().repeat(1, size)
+        return factors.index_copy_(1, self.spoken, by_spoken[:, :-1].float())
+
+    def _pool(self, mixed: Tensor, said: Tensor, pooling: Tensor) -> None:
+        """Pool log-probabilities [N, V_t], in place, with what the adapted source says of `spoken` [N, U]."""
+        known = said.sum(-1)
+        for row in ((known > _PATIENCE) & (pooling > 0)).nonzero()[:, 0].tolist():
+            weight = float(pooling[row])
+            spoken = mixed.new_zeros(mixed.shape[-1])
+            spoken[self.spoken] = (said[row] / known[row]).float()
+            pooled = (1 - weight) * mixed[row] + weight * (spoken + _PATIENCE).log()
+            mixed[row] = pooled.log_softmax(-1)
 
 
 def _ratio(after: Tensor, before: Tensor) -> Tensor:
@@ -169,45 +177,37 @@ class VocabularyMap:
             first[token] = self._pieces[1].get(piece, nothing)
         for end in self._ends[0]:
             first[end] = self._ends[1][0] if self._ends[1] else nothing
-        orphans = self._unnamed(first)
-        ids = {text: token for token, text in texts.items()}
-        stand_ins = {
-            token: _longest_beginning(text, ids, self.source.longest, -1)
-            for text, token in self._target.items()
-        }
-        if self._ends[0] and self._ends[1]:
-            stand_ins |= dict.fromkeys(self._ends[1][1:], self._ends[0][0])
-        return Bridge(
-            ids=torch.arange(self._source_size),
-            first=torch.tensor(first, dtype=torch.long),
-            orphans=orphans,
-            stand_ins=torch.tensor(
-                [stand_ins.get(token, -1) for token in orphans.tolist()], dtype=torch.long
-            ),
-            whole=True,
-        )
+        spoken, entries = self._spoken(first)
+        return Bridge(torch.arange(self._source_size), spoken, entries, self._judges(texts, spoken))
 
     def _behind(self, pending: str) -> Bridge:
         places = self.source.beginning(pending)
         first = [self.first(text[len(pending) :]) for _, text in self._texts_of(places)]
-        orphans = self._unnamed(first)
-        return Bridge(
-            ids=self.source.ids[places.start : places.stop],
-            first=torch.tensor(first, dtype=torch.long),
-            orphans=orphans,
-            stand_ins=torch.full_like(orphans, -1),
-            whole=False,
-        )
+        return Bridge(self.source.ids[places.start : places.stop], *self._spoken(first), None)
+
+    def _judges(self, texts: Mapping[int, str], spoken: Tensor) -> Tensor:
+        """See `Bridge.judges`."""
+        ids = {text: token for token, text in texts.items()}
+        stand_ins = {
+            token: _longest_beginning(text, ids, self.source.longest, self._source_size)
+            for text, token in self._target.items()
+        }
+        if self._ends[0] and self._ends[1]:
+            stand_ins |= dict.fromkeys(self._ends[1][1:], self._ends[0][0])
+        judges = torch.full([self._target_size], len(spoken) + self._source_size)
+        judges[torch.tensor(list(stand_ins))] = len(spoken) + torch.tensor(list(stand_ins.values()))
+        judges[spoken] = torch.arange(len(spoken))
+        return judges
 
     def _texts_of(self, places: range) -> list[tuple[int, str]]:
         ids = self.source.ids[places.start : places.stop].tolist()
         return list(zip(ids, self.source.texts[places.start : places.stop], strict=True))
 
-    def _unnamed(self, first: Sequence[int]) -> Tensor:
-        """The target tokens that no rest begins with, in order."""
-        unnamed = torch.ones(self._target_size + 1, dtype=torch.bool)
-        unnamed[[*first, self._target_size]] = False
-        return unnamed.nonzero()[:, 0]
+    def _spoken(self, first: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The target tokens among `first`, in order, and for each of `first` its entry there."""
+        spoken, entries = torch.tensor(first, dtype=torch.long).unique(return_inverse=True)
+        # What no target token stands for comes last, with the highest number.
+        return spoken[spoken < self._target_size], entries
 
 
 def _longest_beginning(text: str, ids: Mapping[str, int], longest: int, none: int) -> int:

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from cast.adapters import Lora
 from cast.models import LanguageModel, TokenBatch
-from cast.wording import WordedRunner
+from cast.wording import Places, Reading, WordedRunner
 
-# Logits held at once, in numbers: 128 MiB of float32. A head of 262,144 rows gets 128 positions a step.
-_LOGITS_AT_ONCE = 2**25
+# Share of the positions that are looked at which go to those where the LoRA moves most.
+_MOVED_MOST = 0.75
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Told:
     rows: Tensor
     positions: Tensor
     """int64 [K] each."""
+    weights: Tensor
+    """float32 [K], for how many of the batch's positions each stands; their sum is that of all."""
     wanted: Tensor
     """float32 [K, V_t] log-probabilities."""
 
@@ -54,17 +56,43 @@ class WordTeacher:
         self._random = torch.Generator().manual_seed(seed)
 
     def tell(self, texts: Sequence[str]) -> Told:
-        """What shall be said behind every token of the texts, or behind a random sample of them."""
+        """What shall be said behind every token of the texts, or behind those that tell most of it."""
         tokens = self.target.encode(texts, max_length=self._max_length)
+        reading = self._runner.reading(tokens.texts)
         rows, positions = tokens.attention_mask.bool().cpu().nonzero(as_tuple=True)
-        budget = max(16, _LOGITS_AT_ONCE // self.target.vocabulary)
-        if len(rows) > budget:
-            chosen = torch.randperm(len(rows), generator=self._random)[:budget].sort().values
-            rows, positions = rows[chosen], positions[chosen]
-        wanted = self._runner.logits(tokens, rows, positions).log_softmax(-1)
-        return Told(tokens, rows, positions, wanted)
+        chosen, weights = self._chosen(_moved(reading, tokens, rows, positions))
+        rows, positions = rows[chosen], positions[chosen]
+        wanted = self._runner.logits_beside(reading, tokens, rows, positions).log_softmax(-1)
+        return Told(tokens, rows, positions, weights.to(wanted.device), wanted)
 
     def missing(self, told: Told, last: Tensor) -> Tensor:
         """KL(wanted ‖ said) in nats a position, of the target's last residuals [B, n, d_t]."""
         said = self.target.architecture.logits(last[told.rows, told.positions]).float().log_softmax(-1)
-        return torch.nn.functional.kl_div(said, told.wanted, log_target=True, reduction="batchmean")
+        kl = torch.nn.functional.kl_div(said, told.wanted, log_target=True, reduction="none").sum(-1)
+        return kl @ told.weights / told.weights.sum()
+
+    def _chosen(self, moved: Tensor) -> tuple[Tensor, Tensor]:
+        """Of N positions those whose logits are held, and for how many each stands.
+
+        Where the LoRA moves most every position is taken; of the others a random few stand for all. So the
+        mean over the chosen ones is that over all, with little of the noise of an even draw: a label is one
+        token of a whole prompt.
+        """
+        count, budget = len(moved), self.target.positions_at_once
+        if count <= budget:
+            return torch.arange(count), torch.ones(count)
+        most = round(_MOVED_MOST * budget)
+        order = moved.argsort(descending=True, stable=True)
+        others = order[most:][torch.randperm(count - most, generator=self._random)[: budget - most]]
+        chosen = torch.cat([order[:most], others])
+        weights = torch.ones(len(chosen))
+        weights[most:] = (count - most) / len(others)
+        return chosen, weights
+
+
+def _moved(reading: Reading, tokens: TokenBatch, rows: Tensor, positions: Tensor) -> Tensor:
+    """The mass [K] that the LoRA moves at positions of the target."""
+    places = Places.of(tokens, reading.tokens, rows, positions)
+    moved = torch.zeros(len(rows))
+    moved[places.entry] = reading.moved[places.row, places.position]
+    return moved

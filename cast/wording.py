@@ -26,8 +26,6 @@ from cast.vocabulary import VocabularyMap
 # How much of the trust in the adapted source lasts from one of its tokens to the next. Behind words that it
 # has put into the target's mouth, the target's own judgement is that of a stranger.
 _LASTING = 0.95
-# Logits of the source held at once, in numbers: 128 MiB of float32.
-_LOGITS_AT_ONCE = 1 << 25
 
 
 class WordedRunner:
@@ -83,30 +81,49 @@ class WordedRunner:
         if rows is None or positions is None:
             every = torch.ones(batch.input_ids.shape).nonzero(as_tuple=True)
             return self.logits(batch, *every).unflatten(0, batch.input_ids.shape)
+        return self.logits_beside(
+            self.reading(batch.texts) if self.strength else None, batch, rows, positions
+        )
+
+    @torch.no_grad()
+    def reading(self, texts: Sequence[str]) -> "Reading":
+        """The source's reading of whole texts, with and without the LoRA."""
+        with locked(self.source):
+            tokens, depth = self.source.encode(texts), self.source.depth
+            plain = residuals(self.source, tokens, [depth])[depth]
+            with applied(self.source, self.lora):
+                adapted = residuals(self.source, tokens, [depth])[depth]
+            said, moved = torch.zeros(*tokens.input_ids.shape, 2), torch.zeros(tokens.input_ids.shape)
+            for row, length in enumerate(tokens.attention_mask.sum(1).tolist()):
+                ids = tokens.input_ids[row, :length]
+                for at, before, after in self._behind(plain[row, :length], adapted[row, :length]):
+                    moved[row, at] = (after.exp() - before.exp()).clamp_min(0).sum(-1).cpu()
+                    following = at[at + 1 < length] + 1
+                    said[row, following] = _likelihoods(before, after, ids[following])
+        return Reading(tokens, plain, adapted, said, moved)
+
+    @torch.no_grad()
+    def logits_beside(
+        self, reading: "Reading | None", batch: TokenBatch, rows: Tensor, positions: Tensor
+    ) -> Tensor:
+        """`logits` at chosen positions, beside a reading of the same texts; without one, the target's own."""
         rows, positions = rows.cpu(), positions.cpu()
         with locked(self.source, self.lm):
             hidden = residuals(self.lm, batch, [self.lm.depth])[self.lm.depth]
             result = self.lm.architecture.logits(hidden[rows, positions]).float()
-            if self.strength:
-                places = Places.of(batch, self.source.encode(batch.texts), rows, positions)
+            if reading is not None:
+                places = Places.of(batch, reading.tokens, rows, positions)
                 if len(places.entry):
-                    result[places.entry] = self._taken_over(places, result[places.entry])
+                    result[places.entry] = self._taken_over(reading, places, result[places.entry])
         return result
 
-    def _taken_over(self, places: "Places", own: Tensor) -> Tensor:
-        depth, read = self.source.depth, places.read
-        plain = residuals(self.source, read, [depth])[depth]
-        with applied(self.source, self.lora):
-            adapted = residuals(self.source, read, [depth])[depth]
+    def _taken_over(self, reading: "Reading", places: "Places", own: Tensor) -> Tensor:
         at = places.row, places.position
-        said = torch.zeros(*read.input_ids.shape, 2)
-        for row in set(places.row.tolist()):
-            said[row] = self.said(plain[row], adapted[row], read.input_ids[row].tolist())
-        pooling = torch.tensor([list(lasting(gains(row))) for row in said])
-        before, after = self.distributions(plain[at], adapted[at])
+        pooling = torch.tensor([list(lasting(gains(row))) for row in reading.said])
+        before, after = self.distributions(reading.plain[at], reading.adapted[at])
         taken = self.vocabulary.take_over(own, before, after, places.pending, pooling[at])
         for place in places.spanning():
-            share = self._said_beyond(places, place, said, plain, adapted)
+            share = self._said_beyond(reading, places, place)
             _move(taken[place], own[place], share, self._begun(places, place), int(places.next_token[place]))
         return taken.to(own.device)
 
@@ -115,18 +132,16 @@ class WordedRunner:
         text, end = places.read.texts[places.row[place]], int(places.end[place])
         return self.vocabulary.first(text[end : places.next_source_end(place)])
 
-    def _said_beyond(
-        self, places: "Places", place: int, said: Tensor, plain: Tensor, adapted: Tensor
-    ) -> float:
+    def _said_beyond(self, reading: "Reading", places: "Places", place: int) -> float:
         """The adapted source's probability, behind its next token, of what the target's next token holds."""
         row, position = int(places.row[place]), int(places.position[place]) + 1
         ends, stop, log_share = places.read.ends[row], int(places.next_end[place]), 0.0
         while position + 1 < len(ends) and 0 <= ends[position + 1] <= stop:
             position += 1
-            log_share += float(said[row, position, 1])
+            log_share += float(reading.said[row, position, 1])
         if ends[position] < stop:
             at = slice(position, position + 1)
-            after = self.distributions(plain[row, at], adapted[row, at])[1][0].cpu()
+            after = self.distributions(reading.plain[row, at], reading.adapted[row, at])[1][0].cpu()
             ids = self.vocabulary.bridge(places.read.texts[row][int(ends[position]) : stop]).ids
             log_share += float(after[ids].logsumexp(0))
         return math.exp(log_share)
@@ -146,14 +161,22 @@ class WordedRunner:
             adapted: [n, d_s] the same with it.
             ids: the n tokens.
         """
-        result = torch.zeros(len(ids), 2)
-        size = max(1, _LOGITS_AT_ONCE // self.source.vocabulary)
-        for start in range(0, len(ids) - 1, size):
-            stop = min(start + size, len(ids) - 1)
-            token = torch.tensor(ids[start + 1 : stop + 1], device=plain.device)[:, None]
-            for way, given in enumerate(self.distributions(plain[start:stop], adapted[start:stop])):
-                result[start + 1 : stop + 1, way] = given.gather(1, token)[:, 0].cpu()
+        result, tokens = torch.zeros(len(ids), 2), torch.tensor(ids, device=plain.device)
+        for at, before, after in self._behind(plain[:-1], adapted[:-1]):
+            result[at + 1] = _likelihoods(before, after, tokens[at + 1])
         return result
+
+    def _behind(self, plain: Tensor, adapted: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Some of n positions at a time, and the `distributions` behind them."""
+        for at in torch.arange(len(plain)).split(self.source.positions_at_once):
+            if len(at):
+                yield at, *self.distributions(plain[at], adapted[at])
+
+
+def _likelihoods(before: Tensor, after: Tensor, ids: Tensor) -> Tensor:
+    """Log-probabilities [n, 2] of n tokens in the first n of the distributions without and with a LoRA."""
+    chosen = [given[: len(ids)].gather(1, ids[:, None]) for given in (before, after)]
+    return torch.cat(chosen, 1).cpu()
 
 
 def _move(taken: Tensor, own: Tensor, share: float, begun: int, follows: int) -> None:
@@ -183,6 +206,26 @@ def lasting(shares: Iterable[float], trust: float = 0.0) -> Iterator[float]:
     for share in shares:
         trust = _LASTING * max(share, trust)
         yield trust
+
+
+@dataclass(frozen=True)
+class Reading:
+    """B whole texts as a source reads them, with and without its LoRA.
+
+    Attributes:
+        tokens: the texts in the source's tokens, n at most.
+        plain: [B, n, d_s] last residuals without the LoRA.
+        adapted: [B, n, d_s] the same with it.
+        said: [B, n, 2] float32 log-probabilities of the tokens, without and with; 0 for first ones and
+            padding.
+        moved: [B, n] float32 in [0, 1], the mass that the LoRA moves in the distribution behind each token.
+    """
+
+    tokens: TokenBatch
+    plain: Tensor
+    adapted: Tensor
+    said: Tensor
+    moved: Tensor
 
 
 @dataclass(frozen=True)

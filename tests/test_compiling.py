@@ -17,7 +17,7 @@ from cast.progress import Progress
 from cast.recipes import TranslationConfig
 from cast.runners import PlainRunner
 from cast.site_fitting import fit_site_maps
-from cast.word_teacher import WordTeacher
+from cast.word_teacher import Told, WordTeacher
 from cast.wording import WordedRunner
 
 CONFIG = TranslationConfig(
@@ -119,7 +119,7 @@ def test_the_divergence_samples_rows_where_the_head_is_large(
     lm = models[1]
     asked: list[int] = []
     monkeypatch.setattr("cast.carrying._logits", lambda _, hidden: asked.append(len(hidden)) or hidden)
-    monkeypatch.setattr("cast.carrying._LOGITS_AT_ONCE", 20 * lm.vocabulary)
+    monkeypatch.setattr("cast.language_model._LOGITS_AT_ONCE", 20 * lm.vocabulary)
     given = torch.randn(50, lm.width, requires_grad=True)
     divergences(lm, torch.randn(50, lm.width), given, torch.Generator())[0].backward()
     assert asked == [20, 20]
@@ -232,17 +232,37 @@ def test_an_adapter_without_effect_has_nothing_to_say(
         compile_lora(carrier, start, corpus(20), WORDS)
 
 
-def test_of_a_large_vocabulary_a_sample_of_positions_is_looked_at(
+def test_of_a_large_vocabulary_the_positions_are_looked_at_where_the_adapter_moves_most(
     carrier: Carrier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = WordTeacher(carrier.source, carrier.target, carrier.lora, strength=1.0, max_length=128, seed=0)
     whole = teacher.tell(corpus(3))
-    monkeypatch.setattr("cast.word_teacher._LOGITS_AT_ONCE", 20 * carrier.target.vocabulary)
+    count = len(whole.rows)
+    assert count == int(whole.tokens.attention_mask.sum()) > 20
+    moved = dict(zip(_places(whole), _moved_in(whole, carrier).tolist(), strict=True))
+    monkeypatch.setattr("cast.language_model._LOGITS_AT_ONCE", 20 * carrier.target.vocabulary)
     some = teacher.tell(corpus(3))
-    assert len(whole.rows) == int(whole.tokens.attention_mask.sum()) > 20
-    assert len(some.rows) == len(some.positions) == len(some.wanted) == 20
-    assert len(set(zip(some.rows.tolist(), some.positions.tolist(), strict=True))) == 20
-    assert some.tokens.attention_mask[some.rows, some.positions].all()
+    assert len(set(_places(some))) == len(some.wanted) == 20
+    assert some.weights.tolist() == pytest.approx([1.0] * 15 + [(count - 15) / 5] * 5)
+    least = min(moved[place] for place in _places(some)[:15])
+    assert all(value <= least + 1e-6 for place, value in moved.items() if place not in _places(some)[:15])
+
+
+def _places(told: Told) -> list[tuple[int, int]]:
+    return list(zip(told.rows.tolist(), told.positions.tolist(), strict=True))
+
+
+def _moved_in(told: Told, carrier: Carrier) -> torch.Tensor:
+    """The mass that the LoRA moves in the source where each of the target's tokens ends, the long way."""
+    read = carrier.source.encode(told.tokens.texts)
+    plain, adapted = (PlainRunner(carrier.source, lora).logits(read) for lora in (None, carrier.lora))
+    moved = (adapted.softmax(-1) - plain.softmax(-1)).clamp_min(0).sum(-1)
+    ends = told.tokens.ends[told.rows, told.positions].clamp_min(0)
+    found = []
+    for row, end in zip(told.rows.tolist(), ends.tolist(), strict=True):
+        before = (read.ends[row].clamp_min(0) <= end) & read.attention_mask[row].bool()
+        found.append(moved[row, int(before.nonzero()[-1])])
+    return torch.stack(found)
 
 
 def test_the_same_seed_gives_the_same_kernels(carrier: Carrier, start: tuple[Kernel, ...]) -> None:

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from scoring_fixtures import WORDS, tiny_lm
 from torch import Tensor
 
-from cast import scoring
 from cast.errors import TaskError
 from cast.models import LanguageModel, TokenBatch
 from cast.runners import PlainRunner
@@ -89,7 +88,7 @@ def test_most_choices_are_never_run(lm: LanguageModel) -> None:
 def test_rows_are_split_when_their_logits_would_not_fit(lm: LanguageModel, monkeypatch) -> None:
     pairs = [(PROMPT, f" {word}") for word in WORDS]
     whole = completion_log_probs(PlainRunner(lm), pairs)
-    monkeypatch.setattr(scoring, "_LOGITS_AT_ONCE", 4 * lm.vocabulary)
+    monkeypatch.setattr("cast.language_model._LOGITS_AT_ONCE", 4 * lm.vocabulary)
     runner = CountingRunner(lm)
     assert completion_log_probs(runner, pairs) == pytest.approx(whole, rel=1e-5)
     assert runner.rows == len(pairs)

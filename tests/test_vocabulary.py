@@ -48,7 +48,9 @@ def test_every_source_token_is_said_from_its_beginning(tiny_model, kinds: tuple[
     source, target = tiny_model("llama", kinds[0]), tiny_model("mistral", kinds[1])
     bridge = VocabularyMap(source, target).bridge()
     said = 0
-    for token, first in zip(bridge.ids.tolist(), bridge.first.tolist(), strict=True):
+    spoken = [*bridge.spoken.tolist(), target.vocabulary]
+    for token, entry in zip(bridge.ids.tolist(), bridge.first.tolist(), strict=True):
+        first = spoken[entry]
         text = source.token_texts[token] if token < len(source.token_texts) else ""
         if text and first < target.vocabulary:
             assert text.startswith(target.token_texts[first])
@@ -56,9 +58,10 @@ def test_every_source_token_is_said_from_its_beginning(tiny_model, kinds: tuple[
         elif text:
             assert text[0] not in target.token_texts
     assert said > 0.5 * sum(map(bool, source.token_texts))
-    named = set(bridge.first.tolist())
-    assert named.isdisjoint(bridge.orphans.tolist())
-    assert len(named - {target.vocabulary}) + len(bridge.orphans) == target.vocabulary
+    assert bridge.judges is not None
+    by_spoken = bridge.judges < len(bridge.spoken)
+    assert by_spoken.nonzero()[:, 0].equal(bridge.spoken)
+    assert bridge.judges[by_spoken].equal(torch.arange(len(bridge.spoken)))
 
 
 def test_a_certain_word_is_said_however_little_the_target_thinks_of_it(tiny_model) -> None:
