@@ -14,9 +14,8 @@ from transformers import get_cosine_schedule_with_warmup
 
 from cast.activations import residuals
 from cast.adapters import Kernel, Lora, applied
-from cast.carrying import Carrier
 from cast.errors import CorpusError
-from cast.goals import Goal, Outcome, goal_of
+from cast.goals import Goal, GoalOn, Outcome
 from cast.models import LanguageModel, TokenBatch
 from cast.progress import OnProgress, Progress, ignore
 from cast.recipes import Quality, TranslationConfig
@@ -34,17 +33,18 @@ _SMALL_TARGET, _SMALL_RATE, _LARGE_RATE = 30_000_000, 5e-3, 5e-4
 
 
 def starting_kernels(
-    target: LanguageModel, maps: SiteMaps, lora: Lora, config: TranslationConfig
+    target: LanguageModel, maps: SiteMaps | None, lora: Lora, config: TranslationConfig
 ) -> tuple[Kernel, ...]:
     """Kernels to start the fit from, on every linear site of the blocks that host an adapted source block.
 
     A begins as the source kernels' own input side carried over: the right singular directions of Q·B·A·P,
     strongest first. So the fit knows the cue that the source listens to, even where general text hardly shows
     it. Rows left over, and sites without counterpart, start as PEFT starts: uniform, small. B starts at zero.
+    Without site maps every block hosts, and every A starts as PEFT's.
     """
     rank = config.served_rank(lora.rank)
-    carried = {kernel.site: kernel for kernel in maps.instant(lora)}
-    hosting = {site.layer for site in carried}
+    carried = {} if maps is None else {kernel.site: kernel for kernel in maps.instant(lora)}
+    hosting = {site.layer for site in carried or target.architecture.sites}
     random = torch.Generator().manual_seed(config.seed)
     kernels = []
     for site in target.architecture.sites:
@@ -108,13 +108,13 @@ class _TextPool:
 
 
 def compile_lora(
-    carrier: Carrier,
+    target: LanguageModel,
+    goal_on: GoalOn,
     start: Sequence[Kernel],
     texts: Sequence[str],
     config: TranslationConfig,
     *,
     prompts: Sequence[str] = (),
-    strength: float = 1.0,
     on_progress: OnProgress = ignore,
 ) -> Compiled:
     """Fit the kernels of a plain LoRA so that the target changes as the source does.
@@ -123,12 +123,12 @@ def compile_lora(
     result. It ends early once that result no longer improves.
 
     Args:
-        carrier: the two models, the source adapter and the heads.
+        target: the model that shall have the LoRA.
+        goal_on: makes the goal, from batches of text that are held out.
         start: the kernels to start from; they are not changed.
         texts: general text. The first two batches are held out.
         config: steps, batch, weights of the terms.
         prompts: unlabelled prompts to mix in; a batch of them is held out as well, where there are enough.
-        strength: factor on the carried change.
         on_progress: gets stage `compile` with `missing` (1 for the bare target) and `kl` of held-out text.
 
     Raises:
@@ -136,8 +136,8 @@ def compile_lora(
         AdapterError: the adapter has no effect on the text.
     """
     held, texts, prompts = _split(texts, prompts, config)
-    goal = goal_of(carrier, held, config, strength)
-    fit = _Fit(carrier.target, goal, start, config)
+    goal = goal_on(held)
+    fit = _Fit(target, goal, start, config)
     pool = _TextPool(texts, prompts, config)
     best, best_step, tokens = fit.measure(), 0, 0
     kept = fit.kernels()
@@ -150,7 +150,8 @@ def compile_lora(
             elif step - best_step >= _PATIENCE * _TEST_EVERY:
                 break
         on_progress(Progress("compile", step, config.steps, {"missing": best.total, "kl": best.missing}))
-    return Compiled(kept, best.quality, tokens, best_step)
+    fit.restore(kept)
+    return Compiled(kept, goal.quality(fit.run), tokens, best_step)
 
 
 def _split(
@@ -201,7 +202,14 @@ class _Fit:
             for site, (a, b) in zip(self._sites, self._sides, strict=True)
         )
 
-    def _run(self, tokens: TokenBatch, depths: Sequence[int]) -> dict[int, Tensor]:
+    def restore(self, kernels: Sequence[Kernel]) -> None:
+        """Put back kernels as they once stood."""
+        with torch.no_grad():
+            for kernel, (a, b) in zip(kernels, self._sides, strict=True):
+                a.copy_(kernel.a)
+                b.copy_(kernel.b)
+
+    def run(self, tokens: TokenBatch, depths: Sequence[int]) -> dict[int, Tensor]:
         """The target's states with the kernels as they stand, which share memory and gradients with it."""
         kernels = (Kernel(site, a, b, 1.0) for site, (a, b) in zip(self._sites, self._sides, strict=True))
         with applied(self._target, Lora("compiled", self._target.name, tuple(kernels))):
@@ -209,7 +217,7 @@ class _Fit:
 
     def step(self, texts: Sequence[str]) -> int:
         """One step of the optimiser; gives the tokens that it read."""
-        loss, tokens = self._goal.loss(texts, self._run)
+        loss, tokens = self._goal.loss(texts, self.run)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._parameters, _CLIP)
         self._optimizer.step()
@@ -220,7 +228,7 @@ class _Fit:
     @torch.no_grad()
     def measure(self) -> Outcome:
         """The goal on held-out text."""
-        return self._goal.measure(self._run)
+        return self._goal.measure(self.run)
 
 
 def _learning_rate(target: LanguageModel) -> float:

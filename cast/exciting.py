@@ -6,6 +6,7 @@ its adapter goes on, so that a fit reads what it answers too. No label is needed
 """
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,16 @@ _BATCH = 32
 # the shortest, in characters.
 _LONGER = 1.5
 _SHORTER = 0.5
-_TURNS = 4
+# Times that new ones are asked for behind examples, and then the rest from an example's beginning.
+_NEW_TURNS, _TURNS = 2, 3
+# Their words make new ones differ enough; hotter, a small model loses the form.
+_NEW_TEMPERATURE, _WITH_WORD = 0.7, 0.75
+_WORD = re.compile(r"\b[^\W\d_]{4,}\b")
+
+
+def words_of(texts: Sequence[str]) -> list[str]:
+    """The distinct longer words of texts, in the order in which they come."""
+    return list(dict.fromkeys(word.lower() for text in texts for word in _WORD.findall(text)))
 
 
 def expanded(
@@ -32,18 +42,21 @@ def expanded(
     prompts: Sequence[str],
     count: int,
     *,
+    words: Sequence[str] = (),
     seed: int = 0,
     on_progress: OnProgress = ignore,
 ) -> list[str]:
     """The given prompts, and more of their kind that the source's base model writes.
 
-    Half of them it writes after a few of the examples, as new ones; the rest, and what it did not find so, by
-    going on from the beginning of an example.
+    Most it writes behind a few of the examples, as new ones that begin as the examples do, and most of these
+    with a word of their own: left to itself, a small model says the examples' words again. The rest, and what
+    it did not find so, it writes by going on from the beginning of an example.
 
     Args:
         source: the model without an adapter.
         prompts: examples without answers, at least one.
         count: how many there shall be in all; fewer if the model does not find the form.
+        words: what new ones may begin with, so that they are about many things.
         seed: of the choice of examples and of the sampling.
         on_progress: gets the stage `generate`.
 
@@ -53,32 +66,37 @@ def expanded(
     found = dict.fromkeys(prompts)
     order, form = random.Random(seed), _Form.of(prompts)
     room = int(source.encode(list(prompts)).attention_mask.sum(1).max() * _LONGER) + 8
-
-    def write(beginnings: Sequence[str], stop: str | None, turn: int) -> list[str]:
-        return generate_many(
-            PlainRunner(source), beginnings, max_new_tokens=room, stop=stop, temperature=1.0,
-            seed=seed + turn, batch_size=_BATCH, on_progress=on_progress,
-        )  # fmt: skip
-
-    wanted = (count - len(found)) // 2
-    if wanted > 0 and len(prompts) > 1:
-        shown = [order.sample(list(prompts), min(_SHOTS, len(prompts))) for _ in range(wanted)]
-        written = write([_SEPARATOR.join(some) + _SEPARATOR for some in shown], _SEPARATOR, 0)
-        found |= dict.fromkeys(filter(None, map(form.shaped, written)))
-    for turn in range(1, _TURNS):
+    for turn in range(_NEW_TURNS + _TURNS):
         missing = count - len(found)
         if missing <= 0:
             break
-        begun = [form.beginning(order.choice(list(prompts)), order) for _ in range(missing)]
-        written = [first + rest for first, rest in zip(begun, write(begun, None, turn), strict=True)]
-        found |= dict.fromkeys(filter(None, map(form.ended, written)))
+        new = turn < _NEW_TURNS and len(prompts) > 1
+        if new:
+            shown = [
+                _SEPARATOR.join(order.sample(list(prompts), min(_SHOTS, len(prompts))))
+                for _ in range(missing)
+            ]
+            begun = [form.opening(order, words) for _ in range(missing)]
+            read = [some + _SEPARATOR + first for some, first in zip(shown, begun, strict=True)]
+        else:
+            read = begun = [form.beginning(order.choice(list(prompts)), order) for _ in range(missing)]
+        written = generate_many(
+            PlainRunner(source), read, max_new_tokens=room, stop=_SEPARATOR if new else None,
+            temperature=_NEW_TEMPERATURE if new else 1.0, seed=seed + turn, batch_size=_BATCH,
+            on_progress=on_progress,
+        )  # fmt: skip
+        texts = [first + rest for first, rest in zip(begun, written, strict=True)]
+        found |= dict.fromkeys(filter(None, map(form.shaped if new else form.ended, texts)))
     return list(found)[:count]
 
 
 @dataclass(frozen=True)
 class _Form:
-    """What examples have in common: their ending (such as a line `Answer:`), their lines, their lengths."""
+    """What examples have in common: how they begin and end (as with a line `Answer:`), lines, lengths."""
 
+    start: str
+    capital: bool
+    """Whether what is an example's own begins with a capital letter."""
     ending: str
     lines: frozenset[int]
     breaks: int
@@ -90,7 +108,19 @@ class _Form:
         lengths = [len(prompt) for prompt in prompts]
         lines = frozenset(prompt.strip("\n").count("\n") for prompt in prompts)
         breaks = max(prompt.count("\n") for prompt in prompts)
-        return cls(_common_ending(prompts), lines, breaks, min(lengths), max(lengths))
+        ending = _common_ending(prompts)
+        bodies = [prompt[: len(prompt) - len(ending)] for prompt in prompts]
+        start = _common_ending([body[::-1] for body in bodies])[::-1]
+        capital = all(body[len(start) : len(start) + 1].isupper() for body in bodies)
+        return cls(start, capital, ending, lines, breaks, min(lengths), max(lengths))
+
+    def opening(self, order: random.Random, words: Sequence[str]) -> str:
+        """The first characters of a new prompt, mostly with a word of its own."""
+        if not words or order.random() > _WITH_WORD:
+            # A model goes on with a space and a word better than with a word behind a space.
+            return self.start.rstrip()
+        word = order.choice(words)
+        return self.start + (word.capitalize() if self.capital else word)
 
     def beginning(self, prompt: str, order: random.Random) -> str:
         """The beginning of an example, up to a random space of what is its own."""

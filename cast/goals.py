@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cast.activations import residuals
-from cast.carrying import NO_EFFECT, CarriedBatch, Carrier, Objective
+from cast.carrying import NO_EFFECT, Carrier, Objective
 from cast.errors import AdapterError, CorpusError
 from cast.models import TokenBatch
 from cast.recipes import Quality, TranslationConfig
@@ -27,7 +27,6 @@ class Outcome:
     """What the fit lowers; 1 or more for the bare target."""
     missing: float
     """Nats a position."""
-    quality: Quality
 
 
 class Goal(Protocol):
@@ -39,43 +38,46 @@ class Goal(Protocol):
     def measure(self, run: Run) -> Outcome:
         """The goal on held-out text."""
 
+    def quality(self, run: Run) -> Quality:
+        """All that held-out text says, for the record."""
 
-def goal_of(
-    carrier: Carrier, held: Sequence[Sequence[str]], config: TranslationConfig, strength: float
-) -> Goal:
-    """The goal that `config.readout` names.
+
+class GoalOn(Protocol):
+    """Makes a goal that is measured on batches of text which are not fitted on.
+
+    Raises:
+        CorpusError: no tokens end together in the text.
+        AdapterError: the adapter has no effect on it.
+    """
+
+    def __call__(self, held: Sequence[Sequence[str]], /) -> Goal:
+        """The goal."""
+
+
+class StatesGoal:
+    """The goal that the target's states change as the carried ones do; see `cast.carrying`.
 
     Args:
         carrier: the two models, the source adapter and the heads.
         held: batches of text that are not fitted on.
-        config: see there.
+        config: weights of the terms, seed.
         strength: factor on the carried change.
 
     Raises:
         CorpusError: no tokens end together in the text.
         AdapterError: the adapter has no effect on it.
     """
-    held_out = [batch for batch in (carrier.carry(chunk, strength) for chunk in held) if len(batch.pairs)]
-    if not held_out:
-        raise CorpusError("The text has no position where both tokenizers end a token; give longer text.")
-    states = StatesGoal(carrier, held_out, config, strength)
-    return WordsGoal(carrier, held, states, config, strength) if config.readout == "words" else states
-
-
-class StatesGoal:
-    """The goal that the target's states change as the carried ones do; see `cast.carrying`."""
 
     def __init__(
-        self,
-        carrier: Carrier,
-        held_out: Sequence[CarriedBatch],
-        config: TranslationConfig,
-        strength: float,
+        self, carrier: Carrier, held: Sequence[Sequence[str]], config: TranslationConfig, strength: float
     ) -> None:
         self.depths = carrier.depths
-        self._carrier, self._held_out = carrier, held_out
-        self._config, self._strength = config, strength
-        self._objective = Objective(carrier.target, held_out, config.seed)
+        self._carrier, self._config, self._strength = carrier, config, strength
+        carried = (carrier.carry(chunk, strength) for chunk in held)
+        self._held_out = [batch for batch in carried if len(batch.pairs)]
+        if not self._held_out:
+            raise CorpusError("The text has no position where both tokenizers end a token; give longer text.")
+        self._objective = Objective(carrier.target, self._held_out, config.seed)
 
     def loss(self, texts: Sequence[str], run: Run) -> tuple[Tensor, int]:
         """What a step lowers, and the target's tokens that it read."""
@@ -87,52 +89,57 @@ class StatesGoal:
         """The objective on held-out batches, each pair counting alike."""
         count = sum(len(batch.pairs) for batch in self._held_out)
         total = missing = 0.0
-        fvu = dict.fromkeys(self.depths, 0.0)
+        for batch in self._held_out:
+            loss = self._objective(batch, run(batch.tokens, self.depths))
+            share = len(batch.pairs) / count
+            total += share * float(self._objective.total(loss, self._config))
+            missing += share * float(loss.missing)
+        return Outcome(total, missing)
+
+    @torch.no_grad()
+    def quality(self, run: Run) -> Quality:
+        """What is missing of the states by depth, and of the distribution."""
+        count = sum(len(batch.pairs) for batch in self._held_out)
+        missing, fvu = 0.0, dict.fromkeys(self.depths, 0.0)
         moved, size = dict.fromkeys(self.depths, 0.0), dict.fromkeys(self.depths, 0.0)
         for batch in self._held_out:
             states = run(batch.tokens, self.depths)
             loss = self._objective(batch, states)
             share = len(batch.pairs) / count
-            total += share * float(self._objective.total(loss, self._config))
             missing += share * float(loss.missing)
             for depth in self.depths:
                 fvu[depth] += share * float(loss.fvu_by_depth[depth])
                 adapted = states[depth][batch.pairs.row, batch.pairs.target_position].float()
                 moved[depth] += float((adapted - batch.base[depth]).square().sum())
                 size[depth] += float(batch.base[depth].square().sum())
-        quality = Quality(
+        return Quality(
             fvu=sum(fvu.values()) / len(fvu),
             fvu_by_depth={str(depth): value for depth, value in fvu.items()},
             effect_by_depth={str(depth): math.sqrt(moved[depth] / size[depth]) for depth in self.depths},
             kl_carried_base=self._objective.effect,
             kl_carried_adapted=missing,
         )
-        return Outcome(total, missing, quality)
 
 
 class WordsGoal:
-    """The goal that the target says what the hosted source says; its states are only watched."""
+    """The goal that the target says what the hosted source says.
+
+    Args:
+        teacher: of the source's words.
+        held: batches of text that are not fitted on.
+        watched: the goal of the states on the same text, for the record, where there are heads.
+
+    Raises:
+        AdapterError: the adapter has no effect on the text.
+    """
 
     def __init__(
-        self,
-        carrier: Carrier,
-        held: Sequence[Sequence[str]],
-        states: StatesGoal,
-        config: TranslationConfig,
-        strength: float,
+        self, teacher: WordTeacher, held: Sequence[Sequence[str]], watched: StatesGoal | None = None
     ) -> None:
-        self.depths = (carrier.target.depth,)
-        self._states = states
-        self._teacher = WordTeacher(
-            carrier.source,
-            carrier.target,
-            carrier.lora,
-            strength=strength,
-            max_length=config.max_length,
-            seed=config.seed,
-        )
-        self._held_out = [self._teacher.tell(chunk) for chunk in held]
-        self._effect = self._missing(lambda tokens, depths: residuals(carrier.target, tokens, depths))
+        self.depths = (teacher.target.depth,)
+        self._teacher, self._watched = teacher, watched
+        self._held_out = [teacher.tell(chunk) for chunk in held]
+        self._effect = self._missing(lambda tokens, depths: residuals(teacher.target, tokens, depths))
         if self._effect <= 0:
             raise AdapterError(NO_EFFECT)
 
@@ -143,11 +150,14 @@ class WordsGoal:
         return self._teacher.missing(told, last) / self._effect, _count(told.tokens)
 
     def measure(self, run: Run) -> Outcome:
-        """What is missing of the words, with the states' FVU beside it."""
+        """What is missing of the words."""
         missing = self._missing(run)
-        watched = self._states.measure(run).quality
-        quality = replace(watched, kl_carried_base=self._effect, kl_carried_adapted=missing)
-        return Outcome(missing / self._effect, missing, quality)
+        return Outcome(missing / self._effect, missing)
+
+    def quality(self, run: Run) -> Quality:
+        """What is missing of the words, with the states' FVU beside it where that can be told."""
+        watched = self._watched.quality(run) if self._watched else Quality()
+        return replace(watched, kl_carried_base=self._effect, kl_carried_adapted=self._missing(run))
 
     @torch.no_grad()
     def _missing(self, run: Run) -> float:

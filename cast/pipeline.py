@@ -127,7 +127,7 @@ def translate_adapter(
     prompts: Sequence[str] = (),
     on_progress: OnProgress = ignore,
 ) -> TranslatedAdapter:
-    """Carry an adapter of the source to the target; heads are found, or fitted first.
+    """Carry an adapter of the source to the target; heads are found, or fitted first if it takes some.
 
     Args:
         source: the model that the adapter was trained on.
@@ -140,21 +140,23 @@ def translate_adapter(
         on_progress: gets the stages of the fit and of the translation.
     """
     config = config or TranslationConfig()
-    if not config.needs_heads:
+    if not config.takes_heads:
         return translate.translate(source, target, lora, None, (), config)
-    found = heads or heads_for(source, target, text=text, on_progress=on_progress)
+    found = heads or find_heads(source, target)
+    if found is None and config.needs_heads:
+        found = heads_for(source, target, text=text, on_progress=on_progress)
     # Another stretch of the stream than the heads were fitted on.
     passages = corpus.general_text(text or default_corpus(source, target), seed=config.seed + 1)
     return translate.translate(
         source,
         target,
         lora,
-        found.heads,
+        found.heads if found else None,
         passages,
         config,
         prompts=prompts,
         cache=cache_folder() / "sites",
-        heads_name=heads_name(found),
+        heads_name=heads_name(found) if found else None,
         on_progress=on_progress,
     )
 

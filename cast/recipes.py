@@ -90,8 +90,15 @@ class TranslationConfig:
 
     @property
     def needs_heads(self) -> bool:
-        """Whether the change goes through heads; hosting the whole stack by its words does without."""
-        return self.mode != "hosted" or self.segment is not None or self.readout == "states"
+        """Whether the change goes through heads; what goes by words does without."""
+        if self.mode == "hosted":
+            return self.segment is not None or self.readout == "states"
+        return self.mode != "compiled" or self.readout == "states"
+
+    @property
+    def takes_heads(self) -> bool:
+        """Whether heads help where there are some: a compiled LoRA starts from what they carry over."""
+        return self.needs_heads or self.mode == "compiled"
 
     def served_rank(self, source_rank: int) -> int:
         """Rank of the compiled LoRA for a source adapter of rank `source_rank`."""

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from cast.adapters import Kernel, Lora
 from cast.carrying import Carrier, matched_strength
 from cast.compiling import compile_lora, starting_kernels
 from cast.errors import AdapterError, HeadsError, RequestError
-from cast.exciting import answered, expanded
+from cast.exciting import answered, expanded, words_of
+from cast.goals import Goal, StatesGoal, WordsGoal
 from cast.heads import HeadSet
 from cast.hosting import HostedRunner
 from cast.kernel_mode import KernelRunner
@@ -27,6 +29,7 @@ from cast.runners import PlainRunner, Runner
 from cast.site_fitting import fit_site_maps
 from cast.sites import SiteMaps
 from cast.storage import written_folder
+from cast.word_teacher import WordTeacher
 from cast.wording import WordedRunner
 
 __all__ = ["Recipe", "TranslatedAdapter", "TranslationConfig", "load_translated", "translate"]
@@ -132,12 +135,17 @@ def card(recipe: Recipe) -> str:
 def _quality_lines(recipe: Recipe) -> list[str]:
     """What was measured, as a list in Markdown."""
     quality = recipe.quality
-    if quality.fvu is None or quality.kl_carried_base is None or quality.kl_carried_adapted is None:
+    if quality.kl_carried_base is None or quality.kl_carried_adapted is None:
         return []
+    states = quality.fvu is not None
     return [
         f"Fitted on {recipe.tokens:,} tokens of text without labels. On held-out text:",
         "",
-        f"- unexplained share of the carried residual change: {quality.fvu:.3f} (1 is the bare target)",
+        *(
+            [f"- unexplained share of the carried residual change: {quality.fvu:.3f} (1 is the bare target)"]
+            if states
+            else []
+        ),
         f"- size of the carried effect: {quality.kl_carried_base:.4f} nats a token; still missing: "
         f"{quality.kl_carried_adapted:.4f}",
     ]
@@ -175,7 +183,8 @@ def translate(
         source: the model that the adapter was trained on.
         target: the model that it shall act on; it may be the source itself.
         lora: the source adapter.
-        heads: heads from this source to this target; None where `config` does without.
+        heads: heads from this source to this target; None where `config` does without. A compiled LoRA
+            starts from what they carry over, if they are given.
         texts: general text; at most what `config` asks for is taken, so the stream may be endless.
         config: mode and its settings; the default is `compiled`.
         prompts: unlabelled prompts; `compiled` makes a few of them more, and mixes them, with the answers of
@@ -190,24 +199,25 @@ def translate(
         AdapterError: the adapter changes nothing.
     """
     config = config or TranslationConfig()
-    if not config.needs_heads:
+    if not config.takes_heads:
         return TranslatedAdapter(_recipe(source, target, lora, config), source_lora=lora)
-    if heads is None:
+    if heads is None and config.needs_heads:
         raise HeadsError("This way of translating goes through heads; fit them for this pair first.")
-    heads.check(source, target)
+    if heads is not None:
+        heads.check(source, target)
     started = time.monotonic()
     taken = list(islice(texts, _texts_needed(config)))
-    carrier = Carrier(source, target, lora, heads, config.max_length)
-    if config.strength is None:
+    work = _Work(source, target, lora, heads, taken, tuple(prompts), config, cache, on_progress)
+    if config.strength is None and config.needs_heads:
         size = config.batch_size
         batches = [taken[start * size : (start + 1) * size] for start in range(_STRENGTH_BATCHES)]
-        config = replace(config, strength=matched_strength(carrier, [b for b in batches if b], config.seed))
-    work = _Work(carrier, taken, tuple(prompts), config, cache, on_progress)
+        matched = matched_strength(work.carrier, [batch for batch in batches if batch], config.seed)
+        work = replace(work, config=replace(config, strength=matched))
     made = _MODES[config.mode](work)
     recipe = replace(
         made.recipe,
         heads=heads_name,
-        heads_recipe=asdict(heads.recipe),
+        heads_recipe={} if heads is None else asdict(heads.recipe),
         seconds=round(time.monotonic() - started, 2),
     )
     return replace(made, recipe=recipe)
@@ -223,7 +233,10 @@ def _texts_needed(config: TranslationConfig) -> int:
 class _Work:
     """One translation on its way."""
 
-    carrier: Carrier
+    source: LanguageModel
+    target: LanguageModel
+    lora: Lora
+    heads: HeadSet | None
     texts: Sequence[str]
     prompts: Sequence[str]
     config: TranslationConfig
@@ -234,22 +247,26 @@ class _Work:
     def strength(self) -> float:
         return _strength(self.config)
 
+    @property
+    def carrier(self) -> Carrier:
+        assert self.heads is not None
+        return Carrier(self.source, self.target, self.lora, self.heads, self.config.max_length)
+
     def site_maps(self) -> SiteMaps:
-        carrier = self.carrier
+        assert self.heads is not None
         return fit_site_maps(
-            carrier.source, carrier.target, carrier.lora, carrier.heads, self.texts, self.config,
+            self.source, self.target, self.lora, self.heads, self.texts, self.config,
             cache=self.cache, on_progress=self.on_progress,
         )  # fmt: skip
 
     def recipe(self, *, tokens: int = 0, quality: Quality | None = None) -> Recipe:
-        carrier = self.carrier
-        made = _recipe(carrier.source, carrier.target, carrier.lora, self.config)
+        made = _recipe(self.source, self.target, self.lora, self.config)
         return replace(made, tokens=tokens, quality=quality or Quality())
 
     def plain(self, kernels: tuple[Kernel, ...], recipe: Recipe) -> TranslatedAdapter:
-        lora = self.carrier.lora
-        name = f"{lora.name} carried to {self.carrier.target.name}"
-        return TranslatedAdapter(recipe, Lora(name, self.carrier.target.name, kernels, licence=lora.licence))
+        name = f"{self.lora.name} carried to {self.target.name}"
+        lora = Lora(name, self.target.name, kernels, licence=self.lora.licence)
+        return TranslatedAdapter(recipe, lora)
 
 
 def _strength(config: TranslationConfig) -> float:
@@ -275,31 +292,46 @@ def _recipe(source: LanguageModel, target: LanguageModel, lora: Lora, config: Tr
 def _compiled(work: _Work) -> TranslatedAdapter:
     prompts: Sequence[str] = ()
     if work.prompts:
-        source, config = work.carrier.source, work.config
+        source, config = work.source, work.config
         prompts = expanded(
-            source, work.prompts, config.prompts_wanted, seed=config.seed, on_progress=work.on_progress
-        )
-        prompts = answered(source, work.carrier.lora, prompts, on_progress=work.on_progress)
-    start = starting_kernels(work.carrier.target, work.site_maps(), work.carrier.lora, work.config)
+            source, work.prompts, config.prompts_wanted, words=words_of(work.texts), seed=config.seed,
+            on_progress=work.on_progress,
+        )  # fmt: skip
+        prompts = answered(source, work.lora, prompts, on_progress=work.on_progress)
+    maps = work.site_maps() if work.heads else None
+    start = starting_kernels(work.target, maps, work.lora, work.config)
     fitted = compile_lora(
-        work.carrier, start, work.texts, work.config,
-        prompts=prompts, strength=work.strength, on_progress=work.on_progress,
+        work.target, partial(_goal, work), start, work.texts, work.config,
+        prompts=prompts, on_progress=work.on_progress,
     )  # fmt: skip
     return work.plain(fitted.kernels, work.recipe(tokens=fitted.tokens, quality=fitted.quality))
 
 
+def _goal(work: _Work, held: Sequence[Sequence[str]]) -> Goal:
+    """What a compiled translation is fitted to, as the recipe says."""
+    config = work.config
+    states = StatesGoal(work.carrier, held, config, work.strength) if work.heads else None
+    if states and config.readout == "states":
+        return states
+    teacher = WordTeacher(
+        work.source, work.target, work.lora,
+        strength=work.strength, max_length=config.max_length, seed=config.seed,
+    )  # fmt: skip
+    return WordsGoal(teacher, held, states)
+
+
 def _instant(work: _Work) -> TranslatedAdapter:
-    kernels = work.site_maps().instant(work.carrier.lora, work.strength)
+    kernels = work.site_maps().instant(work.lora, work.strength)
     return work.plain(kernels, work.recipe(tokens=work.config.site_tokens))
 
 
 def _hosted(work: _Work) -> TranslatedAdapter:
-    return TranslatedAdapter(work.recipe(), source_lora=work.carrier.lora, heads=work.carrier.heads)
+    return TranslatedAdapter(work.recipe(), source_lora=work.lora, heads=work.heads)
 
 
 def _kernel(work: _Work) -> TranslatedAdapter:
     recipe = work.recipe(tokens=work.config.site_tokens)
-    return TranslatedAdapter(recipe, source_lora=work.carrier.lora, maps=work.site_maps())
+    return TranslatedAdapter(recipe, source_lora=work.lora, maps=work.site_maps())
 
 
 _MODES: dict[str, Callable[[_Work], TranslatedAdapter]] = {

@@ -151,7 +151,9 @@ class WordedRunner:
         before, after = (
             self.source.architecture.logits(states).float().log_softmax(-1) for states in (plain, adapted)
         )
-        return before, (before + self.strength * (after - before)).log_softmax(-1)
+        if self.strength != 1:
+            after = (before + self.strength * (after - before)).log_softmax(-1)
+        return before, after
 
     def said(self, plain: Tensor, adapted: Tensor, ids: Sequence[int]) -> Tensor:
         """Log-probabilities [n, 2] of a text's tokens without and with the LoRA; 0 for the first.

@@ -1,6 +1,8 @@
 """The carried change is what it says, and the compiled fit follows it, from the start it is given."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from cast.adapters import Kernel, Lora, applied
 from cast.carrying import Carrier, Objective, divergences, matched_strength
 from cast.compiling import Compiled, compile_lora, starting_kernels
 from cast.errors import AdapterError, Cancelled, CorpusError
+from cast.goals import Goal, StatesGoal, WordsGoal
 from cast.models import LanguageModel
 from cast.progress import Progress
 from cast.recipes import TranslationConfig
@@ -24,6 +27,28 @@ CONFIG = TranslationConfig(
     readout="states", steps=40, batch_size=4, site_tokens=600, learning_rate=1e-2, max_length=128
 )
 WORDS = replace(CONFIG, readout="words")
+
+
+def fitted_to(
+    carrier: Carrier,
+    start: Sequence[Kernel],
+    texts: Sequence[str],
+    config: TranslationConfig,
+    **options: Any,
+) -> Compiled:
+    """A fit to the goal that the configuration names."""
+
+    def goal_on(held: Sequence[Sequence[str]]) -> Goal:
+        states = StatesGoal(carrier, held, config, 1.0)
+        if config.readout == "states":
+            return states
+        return WordsGoal(teacher_of(carrier), held, states)
+
+    return compile_lora(carrier.target, goal_on, start, texts, config, **options)
+
+
+def teacher_of(carrier: Carrier) -> WordTeacher:
+    return WordTeacher(carrier.source, carrier.target, carrier.lora, strength=1.0, max_length=128, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +70,7 @@ def start(carrier: Carrier) -> tuple[Kernel, ...]:
 
 @pytest.fixture(scope="module")
 def compiled(carrier: Carrier, start: tuple[Kernel, ...]) -> Compiled:
-    return compile_lora(carrier, start, corpus(80), CONFIG)
+    return fitted_to(carrier, start, corpus(80), CONFIG)
 
 
 # --- the carried change
@@ -208,7 +233,7 @@ def test_the_fit_brings_the_target_nearer_on_held_out_text(compiled: Compiled) -
 def test_by_words_it_learns_to_say_what_the_hosted_source_says(
     carrier: Carrier, start: tuple[Kernel, ...]
 ) -> None:
-    fitted = compile_lora(carrier, start, corpus(80), WORDS)
+    fitted = fitted_to(carrier, start, corpus(80), WORDS)
     quality = fitted.quality
     assert quality.kl_carried_adapted < 0.9 * quality.kl_carried_base
     assert set(quality.fvu_by_depth) == {"1", "2", "3"}
@@ -229,13 +254,13 @@ def test_an_adapter_without_effect_has_nothing_to_say(
 ) -> None:
     monkeypatch.setattr(WordTeacher, "missing", lambda *_: torch.tensor(0.0))
     with pytest.raises(AdapterError, match="changes nothing"):
-        compile_lora(carrier, start, corpus(20), WORDS)
+        fitted_to(carrier, start, corpus(20), WORDS)
 
 
 def test_of_a_large_vocabulary_the_positions_are_looked_at_where_the_adapter_moves_most(
     carrier: Carrier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teacher = WordTeacher(carrier.source, carrier.target, carrier.lora, strength=1.0, max_length=128, seed=0)
+    teacher = teacher_of(carrier)
     whole = teacher.tell(corpus(3))
     count = len(whole.rows)
     assert count == int(whole.tokens.attention_mask.sum()) > 20
@@ -267,7 +292,7 @@ def _moved_in(told: Told, carrier: Carrier) -> torch.Tensor:
 
 def test_the_same_seed_gives_the_same_kernels(carrier: Carrier, start: tuple[Kernel, ...]) -> None:
     config = replace(CONFIG, steps=6)
-    first, again = (compile_lora(carrier, start, corpus(20), config) for _ in range(2))
+    first, again = (fitted_to(carrier, start, corpus(20), config) for _ in range(2))
     for one, other in zip(first.kernels, again.kernels, strict=True):
         torch.testing.assert_close(one.delta, other.delta)
 
@@ -288,7 +313,7 @@ def test_it_stops_when_nothing_improves(
     monkeypatch.setattr("cast.compiling._TEST_EVERY", 2)
     steps: list[int] = []
     config = replace(CONFIG, steps=60, learning_rate=1e-9)
-    result = compile_lora(carrier, start, corpus(80), config, on_progress=lambda p: steps.append(p.done))
+    result = fitted_to(carrier, start, corpus(80), config, on_progress=lambda p: steps.append(p.done))
     assert steps[-1] <= 12
     assert result.steps <= 12
 
@@ -302,7 +327,7 @@ def test_prompts_are_mixed_into_every_batch(
         Carrier, "carry", lambda self, texts, s: read.append(list(texts)) or carry(self, texts, s)
     )
     config = replace(CONFIG, steps=3, prompt_share=0.25)
-    compile_lora(carrier, start, corpus(20), config, prompts=["owl or fox:", "fox or owl:"])
+    fitted_to(carrier, start, corpus(20), config, prompts=["owl or fox:", "fox or owl:"])
     fitted = read[2:]
     assert len(fitted) == 3
     assert all(sum("or" in text.split() and len(text) < 15 for text in texts) == 1 for texts in fitted)
@@ -310,9 +335,9 @@ def test_prompts_are_mixed_into_every_batch(
 
 def test_too_little_text_is_refused(carrier: Carrier, start: tuple[Kernel, ...]) -> None:
     with pytest.raises(CorpusError, match="There are 8 texts"):
-        compile_lora(carrier, start, corpus(8), CONFIG)
+        fitted_to(carrier, start, corpus(8), CONFIG)
     with pytest.raises(CorpusError, match="no position"):
-        compile_lora(carrier, start, [""] * 20, CONFIG)
+        fitted_to(carrier, start, [""] * 20, CONFIG)
 
 
 def test_it_can_be_cancelled(carrier: Carrier, start: tuple[Kernel, ...]) -> None:
@@ -321,7 +346,7 @@ def test_it_can_be_cancelled(carrier: Carrier, start: tuple[Kernel, ...]) -> Non
             raise Cancelled("enough")
 
     with pytest.raises(Cancelled):
-        compile_lora(carrier, start, corpus(20), CONFIG, on_progress=stop)
+        fitted_to(carrier, start, corpus(20), CONFIG, on_progress=stop)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma2", "phi3", "gpt2", "gpt_neox", "opt", "falcon"])
@@ -330,7 +355,7 @@ def test_a_family_can_be_the_target(family: str) -> None:
     carrier = Carrier(source, target, build_lora(source), heads_for(source, target), 64)
     config = replace(CONFIG, steps=10, learning_rate=2e-3)
     maps = fit_site_maps(source, target, carrier.lora, carrier.heads, corpus(48), config)
-    result = compile_lora(carrier, starting_kernels(target, maps, carrier.lora, config), corpus(12), config)
+    result = fitted_to(carrier, starting_kernels(target, maps, carrier.lora, config), corpus(12), config)
     assert result.quality.kl_carried_adapted is not None
     assert result.quality.kl_carried_base is not None
     assert result.quality.kl_carried_adapted < result.quality.kl_carried_base

@@ -5,7 +5,7 @@ import torch
 from conftest import build_lora, build_model
 
 from cast import exciting
-from cast.exciting import answered, expanded
+from cast.exciting import answered, expanded, words_of
 from cast.models import LanguageModel
 from cast.runners import PlainRunner
 
@@ -42,17 +42,31 @@ def test_what_does_not_take_it_up_goes_on_from_an_example_and_gets_its_ending(so
     found = expanded(source, PROMPTS, 8)
     assert found[:3] == PROMPTS
     assert len(found) > 4
-    begun = [text for call in calls[1:] for text in call["prompts"]]
+    begun = [text for call in calls[2:] for text in call["prompts"]]
     assert all(any(prompt.startswith(text) for prompt in PROMPTS) for text in begun)
     for prompt in found[3:]:
         assert prompt.endswith(".\n[mood] ->")
         assert any(prompt.startswith(text) for text in begun)
 
 
+def test_new_ones_begin_as_the_examples_do_with_words_of_their_own(source, monkeypatch) -> None:
+    examples = [f"Word: {word}\nKind:" for word in ("Owl", "Fox", "Potato vine")]
+    calls = says(monkeypatch, " of the woods\nKind:")
+    found = expanded(source, examples, 9, words=words_of(["A lamp stood, as lamps do, on 12 tables."]))
+    begun = [text.rpartition("\n\n")[2] for text in calls[0]["prompts"]]
+    assert len(begun) == 6
+    assert set(begun) <= {"Word:", "Word: Lamp", "Word: Stood", "Word: Lamps", "Word: Tables"}
+    assert len(set(begun)) > 2
+    assert all(
+        prompt in {f"{text} of the woods\nKind:" for text in begun}
+        for prompt in found[3 : 3 + len(set(begun))]
+    )
+
+
 def test_without_a_common_form_only_length_and_lines_are_asked_for(source, monkeypatch) -> None:
-    says(monkeypatch, "A duck came by", "two\nlines of it", "x" * 500, "short")
+    says(monkeypatch, " duck came by", "two\nlines of it", "x" * 500, "short")
     found = expanded(source, ["The owl smiled", "The fox was late!"], 9)[2:]
-    assert found[0] == "A duck came by"
+    assert found[0] == "The duck came by"
     assert all("\n" not in prompt and 7 <= len(prompt) <= 26 for prompt in found)
 
 
