@@ -105,7 +105,9 @@ def _fit(parser: argparse.ArgumentParser) -> None:
 
 def _translation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--heads", metavar="DIR", help="heads to use; else shipped or cached ones, else they are fitted"
+        "--heads",
+        metavar="DIR",
+        help="heads to use; else shipped or cached ones; else they are fitted, where the mode needs some",
     )
     parser.add_argument(
         "--segment",

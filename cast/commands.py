@@ -75,9 +75,8 @@ def translate(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> An
     for name in args.target:
         target = _load(name, args, on_progress)
         folder = out if len(args.target) == 1 else out / _folder_name(name)
-        heads = pipeline.heads_for(
-            source, target, _folder(args.heads), text=args.corpus, on_progress=on_progress
-        )
+        # Without a folder, heads are found, or fitted where the mode cannot do without.
+        heads = pipeline.find_heads(source, target, _folder(args.heads)) if args.heads else None
         translated = pipeline.translate_adapter(
             source, target, lora, config,
             heads=heads, text=args.corpus, prompts=prompts, on_progress=on_progress,
@@ -127,7 +126,7 @@ def compare(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Answ
     source, target = _load_pair(args, args.target, on_progress)
     lora = adapters.read(args.adapter, source)
     retrained = _retrained(args, target, on_progress)
-    heads = pipeline.heads_for(source, target, _folder(args.heads), text=args.corpus, on_progress=on_progress)
+    heads = pipeline.find_heads(source, target, _folder(args.heads)) if args.heads else None
     ends = comparison.ends_of_the_scale(
         source, target, lora, task, retrained=retrained, on_progress=on_progress
     )

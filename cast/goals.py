@@ -13,7 +13,7 @@ from cast.carrying import NO_EFFECT, Carrier, Objective
 from cast.errors import AdapterError, CorpusError
 from cast.models import TokenBatch
 from cast.recipes import Quality, TranslationConfig
-from cast.word_teacher import WordTeacher
+from cast.word_teacher import Told, WordTeacher
 
 Run = Callable[[TokenBatch, Sequence[int]], dict[int, Tensor]]
 """Runs the adapted target on a batch: depths → states [B, n, d_t]."""
@@ -145,9 +145,8 @@ class WordsGoal:
 
     def loss(self, texts: Sequence[str], run: Run) -> tuple[Tensor, int]:
         """What a step lowers, and the target's tokens that it read."""
-        told = self._teacher.tell(texts)
-        last = run(told.tokens, self.depths)[self.depths[0]]
-        return self._teacher.missing(told, last) / self._effect, _count(told.tokens)
+        told = [self._teacher.tell(group) for group in _by_length(texts)]
+        return self._mean(told, run) / self._effect, sum(_count(each.tokens) for each in told)
 
     def measure(self, run: Run) -> Outcome:
         """What is missing of the words."""
@@ -161,13 +160,25 @@ class WordsGoal:
 
     @torch.no_grad()
     def _missing(self, run: Run) -> float:
-        total = count = 0.0
-        for told in self._held_out:
-            positions = float(told.weights.sum())
-            last = run(told.tokens, self.depths)[self.depths[0]]
-            total += positions * float(self._teacher.missing(told, last))
-            count += positions
-        return total / count
+        return float(self._mean(self._held_out, run))
+
+    def _mean(self, told: Sequence[Told], run: Run) -> Tensor:
+        """Nats a position over several batches."""
+        losses = [self._teacher.missing(each, run(each.tokens, self.depths)[self.depths[0]]) for each in told]
+        positions = torch.stack([each.weights.sum() for each in told])
+        return torch.stack(losses) @ positions / positions.sum()
+
+
+def _by_length(texts: Sequence[str]) -> list[Sequence[str]]:
+    """One group, or a short and a long one where padding all to the longest would cost half as much again."""
+    ordered = sorted(texts, key=len)
+    lengths = [len(text) for text in ordered]
+
+    def cost(place: int) -> int:
+        return place * lengths[place - 1] + (len(ordered) - place) * lengths[-1]
+
+    best = min(range(1, len(ordered) + 1), key=cost)
+    return [ordered[:best], ordered[best:]] if 1.5 * cost(best) < cost(len(ordered)) else [texts]
 
 
 def _count(tokens: TokenBatch) -> int:

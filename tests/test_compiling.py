@@ -15,7 +15,7 @@ from cast.carrying import Carrier, Objective, divergences, matched_strength
 from cast.compiling import Compiled, compile_lora, starting_kernels
 from cast.errors import AdapterError, Cancelled, CorpusError
 from cast.goals import Goal, StatesGoal, WordsGoal
-from cast.models import LanguageModel
+from cast.models import LanguageModel, TokenBatch
 from cast.progress import Progress
 from cast.recipes import TranslationConfig
 from cast.runners import PlainRunner
@@ -271,6 +271,27 @@ def test_of_a_large_vocabulary_the_positions_are_looked_at_where_the_adapter_mov
     assert some.weights.tolist() == pytest.approx([1.0] * 15 + [(count - 15) / 5] * 5)
     least = min(moved[place] for place in _places(some)[:15])
     assert all(value <= least + 1e-6 for place, value in moved.items() if place not in _places(some)[:15])
+
+
+def test_short_and_long_texts_are_read_apart_and_count_by_their_positions(
+    carrier: Carrier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goal = WordsGoal(teacher_of(carrier), [corpus(2)])
+    texts = ["An owl.", *corpus(1), "A fox.", " ".join(corpus(4))]
+    sizes: list[int] = []
+
+    def run(tokens: TokenBatch, depths: Sequence[int]) -> dict[int, torch.Tensor]:
+        sizes.append(len(tokens.texts))
+        return residuals(carrier.target, tokens, depths)
+
+    with torch.no_grad():
+        apart, tokens = goal.loss(texts, run)
+        monkeypatch.setattr("cast.goals._by_length", lambda texts: [texts])
+        together, same = goal.loss(texts, run)
+    assert len(sizes) == 3
+    assert sizes[2] == sizes[0] + sizes[1] == len(texts)
+    assert tokens == same
+    torch.testing.assert_close(apart, together, rtol=1e-4, atol=1e-5)
 
 
 def _places(told: Told) -> list[tuple[int, int]]:
