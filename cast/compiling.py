@@ -14,6 +14,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from cast.activations import residuals
 from cast.adapters import Kernel, Lora, applied
+from cast.corpus import Passage
 from cast.errors import CorpusError
 from cast.goals import Goal, GoalOn, Outcome
 from cast.models import LanguageModel, TokenBatch
@@ -81,30 +82,33 @@ class Compiled:
 
 
 class _TextPool:
-    """Batches of text without end: general text in shuffled passes, with a share of prompts mixed in.
+    """Batches without end: general text in shuffled passes, with a share of answered prompts mixed in.
 
     Texts of like length stand together, which saves a third of the padding.
     """
 
-    def __init__(self, texts: Sequence[str], prompts: Sequence[str], config: TranslationConfig) -> None:
+    def __init__(
+        self, texts: Sequence[Passage], answers: Sequence[Passage], config: TranslationConfig
+    ) -> None:
         self._random = torch.Generator().manual_seed(config.seed)
-        self._mixed_in = round(config.prompt_share * config.batch_size) if prompts else 0
+        self._mixed_in = round(config.prompt_share * config.batch_size) if answers else 0
         self._size = config.batch_size - self._mixed_in
-        self._texts, self._prompts = self._passes(texts), self._passes(prompts)
-        self._due: list[list[str]] = []
+        self._texts, self._answers = self._passes(texts), self._passes(answers)
+        self._due: list[list[Passage]] = []
 
-    def _passes(self, texts: Sequence[str]) -> Iterator[str]:
+    def _passes(self, texts: Sequence[Passage]) -> Iterator[Passage]:
         while True:
             for index in torch.randperm(len(texts), generator=self._random).tolist():
                 yield texts[index]
 
-    def batch(self) -> list[str]:
+    def batch(self) -> list[Passage]:
         """The next batch."""
         if not self._due:
-            drawn = sorted(islice(self._texts, _SORTED_BATCHES * self._size), key=len)
+            drawn = islice(self._texts, _SORTED_BATCHES * self._size)
+            ordered = sorted(drawn, key=lambda passage: len(passage.text))
             order = torch.randperm(_SORTED_BATCHES, generator=self._random).tolist()
-            self._due = [drawn[place * self._size : (place + 1) * self._size] for place in order]
-        return [*islice(self._prompts, self._mixed_in), *self._due.pop()]
+            self._due = [ordered[place * self._size : (place + 1) * self._size] for place in order]
+        return [*islice(self._answers, self._mixed_in), *self._due.pop()]
 
 
 def compile_lora(
@@ -114,7 +118,7 @@ def compile_lora(
     texts: Sequence[str],
     config: TranslationConfig,
     *,
-    prompts: Sequence[str] = (),
+    answers: Sequence[Passage] = (),
     on_progress: OnProgress = ignore,
 ) -> Compiled:
     """Fit the kernels of a plain LoRA so that the target changes as the source does.
@@ -128,17 +132,18 @@ def compile_lora(
         start: the kernels to start from; they are not changed.
         texts: general text. The first two batches are held out.
         config: steps, batch, weights of the terms.
-        prompts: unlabelled prompts to mix in; a batch of them is held out as well, where there are enough.
+        answers: prompts with the adapted source's answers, to mix in; a batch of them is held out as well,
+            where there are enough.
         on_progress: gets stage `compile` with `missing` (1 for the bare target) and `kl` of held-out text.
 
     Raises:
         CorpusError: there are fewer than three batches of text.
         AdapterError: the adapter has no effect on the text.
     """
-    held, texts, prompts = _split(texts, prompts, config)
+    held, passages, answers = _split([Passage(text) for text in texts], answers, config)
     goal = goal_on(held)
     fit = _Fit(target, goal, start, config)
-    pool = _TextPool(texts, prompts, config)
+    pool = _TextPool(passages, answers, config)
     best, best_step, tokens = fit.measure(), 0, 0
     kept = fit.kernels()
     for step in range(1, config.steps + 1):
@@ -155,9 +160,9 @@ def compile_lora(
 
 
 def _split(
-    texts: Sequence[str], prompts: Sequence[str], config: TranslationConfig
-) -> tuple[list[Sequence[str]], Sequence[str], Sequence[str]]:
-    """Held-out batches, and the texts and prompts that are left."""
+    texts: Sequence[Passage], answers: Sequence[Passage], config: TranslationConfig
+) -> tuple[list[Sequence[Passage]], Sequence[Passage], Sequence[Passage]]:
+    """Held-out batches, and the texts and answers that are left."""
     size = config.batch_size
     if len(texts) <= _HELD_OUT_BATCHES * size:
         raise CorpusError(
@@ -165,10 +170,10 @@ def _split(
             f"{_HELD_OUT_BATCHES * size}; give more general text, or a smaller batch size."
         )
     held = [texts[start * size : (start + 1) * size] for start in range(_HELD_OUT_BATCHES)]
-    if config.prompt_share and len(prompts) >= 4 * size:
-        held.append(prompts[:size])
-        prompts = prompts[size:]
-    return held, texts[_HELD_OUT_BATCHES * size :], prompts
+    if config.prompt_share and len(answers) >= 4 * size:
+        held.append(answers[:size])
+        answers = answers[size:]
+    return held, texts[_HELD_OUT_BATCHES * size :], answers
 
 
 class _Fit:
@@ -215,9 +220,9 @@ class _Fit:
         with applied(self._target, Lora("compiled", self._target.name, tuple(kernels))):
             return residuals(self._target, tokens, depths)
 
-    def step(self, texts: Sequence[str]) -> int:
+    def step(self, passages: Sequence[Passage]) -> int:
         """One step of the optimiser; gives the tokens that it read."""
-        loss, tokens = self._goal.loss(texts, self.run)
+        loss, tokens = self._goal.loss(passages, self.run)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._parameters, _CLIP)
         self._optimizer.step()

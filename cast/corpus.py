@@ -10,6 +10,7 @@ import json
 import random
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,15 @@ _SENTENCE_END = re.compile(r"(?<=[.!?…])\s+|(?<=[.!?…][\"'”’)\]])\s+|(?<
 _SHUFFLE_WINDOW = 20_000
 _LONGEST_LINE = 1 << 16
 _TEXTS_PER_COUNT = 32
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A piece of text that is read for a fit."""
+
+    text: str
+    answer: int | None = None
+    """The character at which an answer to what stands before begins; None where there is none."""
 
 
 def general_text(spec: str | None = None, *, seed: int = 0, held_out: bool = False) -> Iterator[str]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cast.adapters import Lora
+from cast.corpus import Passage
 from cast.generation import generate_many
 from cast.models import LanguageModel
 from cast.progress import OnProgress, ignore
@@ -166,7 +167,7 @@ def _common_ending(prompts: Sequence[str]) -> str:
 
 def answered(
     source: LanguageModel, lora: Lora, prompts: Sequence[str], *, on_progress: OnProgress = ignore
-) -> list[str]:
+) -> list[Passage]:
     """Each prompt with what the source and its adapter write behind it (greedy, a few dozen tokens)."""
     answers = generate_many(
         PlainRunner(source, lora),
@@ -175,4 +176,4 @@ def answered(
         batch_size=_BATCH,
         on_progress=on_progress,
     )
-    return [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    return [Passage(prompt + answer, len(prompt)) for prompt, answer in zip(prompts, answers, strict=True)]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cast.activations import residuals
 from cast.carrying import NO_EFFECT, Carrier, Objective
+from cast.corpus import Passage
 from cast.errors import AdapterError, CorpusError
 from cast.models import TokenBatch
 from cast.recipes import Quality, TranslationConfig
@@ -32,8 +33,8 @@ class Outcome:
 class Goal(Protocol):
     """What a fit lowers; 1 or more for the bare target."""
 
-    def loss(self, texts: Sequence[str], run: Run) -> tuple[Tensor, int]:
-        """The goal on texts, and the target's tokens that were read for it."""
+    def loss(self, passages: Sequence[Passage], run: Run) -> tuple[Tensor, int]:
+        """The goal on passages, and the target's tokens that were read for it."""
 
     def measure(self, run: Run) -> Outcome:
         """The goal on held-out text."""
@@ -50,7 +51,7 @@ class GoalOn(Protocol):
         AdapterError: the adapter has no effect on it.
     """
 
-    def __call__(self, held: Sequence[Sequence[str]], /) -> Goal:
+    def __call__(self, held: Sequence[Sequence[Passage]], /) -> Goal:
         """The goal."""
 
 
@@ -69,19 +70,19 @@ class StatesGoal:
     """
 
     def __init__(
-        self, carrier: Carrier, held: Sequence[Sequence[str]], config: TranslationConfig, strength: float
+        self, carrier: Carrier, held: Sequence[Sequence[Passage]], config: TranslationConfig, strength: float
     ) -> None:
         self.depths = carrier.depths
         self._carrier, self._config, self._strength = carrier, config, strength
-        carried = (carrier.carry(chunk, strength) for chunk in held)
+        carried = (carrier.carry([passage.text for passage in chunk], strength) for chunk in held)
         self._held_out = [batch for batch in carried if len(batch.pairs)]
         if not self._held_out:
             raise CorpusError("The text has no position where both tokenizers end a token; give longer text.")
         self._objective = Objective(carrier.target, self._held_out, config.seed)
 
-    def loss(self, texts: Sequence[str], run: Run) -> tuple[Tensor, int]:
+    def loss(self, passages: Sequence[Passage], run: Run) -> tuple[Tensor, int]:
         """What a step lowers, and the target's tokens that it read."""
-        batch = self._carrier.carry(texts, self._strength)
+        batch = self._carrier.carry([passage.text for passage in passages], self._strength)
         loss = self._objective(batch, run(batch.tokens, self.depths))
         return self._objective.total(loss, self._config), _count(batch.tokens)
 
@@ -134,7 +135,7 @@ class WordsGoal:
     """
 
     def __init__(
-        self, teacher: WordTeacher, held: Sequence[Sequence[str]], watched: StatesGoal | None = None
+        self, teacher: WordTeacher, held: Sequence[Sequence[Passage]], watched: StatesGoal | None = None
     ) -> None:
         self.depths = (teacher.target.depth,)
         self._teacher, self._watched = teacher, watched
@@ -143,9 +144,9 @@ class WordsGoal:
         if self._effect <= 0:
             raise AdapterError(NO_EFFECT)
 
-    def loss(self, texts: Sequence[str], run: Run) -> tuple[Tensor, int]:
+    def loss(self, passages: Sequence[Passage], run: Run) -> tuple[Tensor, int]:
         """What a step lowers, and the target's tokens that it read."""
-        told = [self._teacher.tell(group) for group in _by_length(texts)]
+        told = [self._teacher.tell(group) for group in _by_length(passages)]
         return self._mean(told, run) / self._effect, sum(_count(each.tokens) for each in told)
 
     def measure(self, run: Run) -> Outcome:
@@ -169,16 +170,16 @@ class WordsGoal:
         return torch.stack(losses) @ positions / positions.sum()
 
 
-def _by_length(texts: Sequence[str]) -> list[Sequence[str]]:
+def _by_length(passages: Sequence[Passage]) -> list[Sequence[Passage]]:
     """One group, or a short and a long one where padding all to the longest would cost half as much again."""
-    ordered = sorted(texts, key=len)
-    lengths = [len(text) for text in ordered]
+    ordered = sorted(passages, key=lambda passage: len(passage.text))
+    lengths = [len(passage.text) for passage in ordered]
 
     def cost(place: int) -> int:
         return place * lengths[place - 1] + (len(ordered) - place) * lengths[-1]
 
     best = min(range(1, len(ordered) + 1), key=cost)
-    return [ordered[:best], ordered[best:]] if 1.5 * cost(best) < cost(len(ordered)) else [texts]
+    return [ordered[:best], ordered[best:]] if 1.5 * cost(best) < cost(len(ordered)) else [passages]
 
 
 def _count(tokens: TokenBatch) -> int:

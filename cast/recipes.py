@@ -60,6 +60,8 @@ class TranslationConfig:
     """Compiled: weight of keeping the base's distribution where the tokenizers share no character end."""
     prompt_share: float = 0.5
     """Compiled: share of the rows of a batch that are drawn from `prompts`, where some are given."""
+    answer_share: float = 0.75
+    """Compiled: share of a batch's weight that falls on the adapted source's answers to `prompts`."""
     prompts_wanted: int = 200
     """Compiled: to how many prompts a smaller number of given ones is expanded by the source's base model."""
     site_tokens: int = 10_000
@@ -85,8 +87,10 @@ class TranslationConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise RequestError(f"{name} is {value}; it must not be negative.")
-        if not 0 <= self.prompt_share <= 1:
-            raise RequestError(f"prompt_share is {self.prompt_share}; it must be between 0 and 1.")
+        for name in ("prompt_share", "answer_share"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise RequestError(f"{name} is {value}; it must be between 0 and 1.")
 
     @property
     def needs_heads(self) -> bool:

@@ -16,6 +16,7 @@ from cast import adapters
 from cast.adapters import Kernel, Lora
 from cast.carrying import Carrier, matched_strength
 from cast.compiling import compile_lora, starting_kernels
+from cast.corpus import Passage
 from cast.errors import AdapterError, HeadsError, RequestError
 from cast.exciting import answered, expanded, words_of
 from cast.goals import Goal, StatesGoal, WordsGoal
@@ -290,24 +291,24 @@ def _recipe(source: LanguageModel, target: LanguageModel, lora: Lora, config: Tr
 
 
 def _compiled(work: _Work) -> TranslatedAdapter:
-    prompts: Sequence[str] = ()
+    answers: Sequence[Passage] = ()
     if work.prompts:
         source, config = work.source, work.config
         prompts = expanded(
             source, work.prompts, config.prompts_wanted, words=words_of(work.texts), seed=config.seed,
             on_progress=work.on_progress,
         )  # fmt: skip
-        prompts = answered(source, work.lora, prompts, on_progress=work.on_progress)
+        answers = answered(source, work.lora, prompts, on_progress=work.on_progress)
     maps = work.site_maps() if work.heads else None
     start = starting_kernels(work.target, maps, work.lora, work.config)
     fitted = compile_lora(
         work.target, partial(_goal, work), start, work.texts, work.config,
-        prompts=prompts, on_progress=work.on_progress,
+        answers=answers, on_progress=work.on_progress,
     )  # fmt: skip
     return work.plain(fitted.kernels, work.recipe(tokens=fitted.tokens, quality=fitted.quality))
 
 
-def _goal(work: _Work, held: Sequence[Sequence[str]]) -> Goal:
+def _goal(work: _Work, held: Sequence[Sequence[Passage]]) -> Goal:
     """What a compiled translation is fitted to, as the recipe says."""
     config = work.config
     states = StatesGoal(work.carrier, held, config, work.strength) if work.heads else None
@@ -315,7 +316,8 @@ def _goal(work: _Work, held: Sequence[Sequence[str]]) -> Goal:
         return states
     teacher = WordTeacher(
         work.source, work.target, work.lora,
-        strength=work.strength, max_length=config.max_length, seed=config.seed,
+        strength=work.strength, max_length=config.max_length, answer_share=config.answer_share,
+        seed=config.seed,
     )  # fmt: skip
     return WordsGoal(teacher, held, states)
 

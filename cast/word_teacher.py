@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cast.adapters import Lora
+from cast.corpus import Passage
 from cast.models import LanguageModel, TokenBatch
 from cast.wording import Places, Reading, WordedRunner
 
@@ -23,7 +24,7 @@ class Told:
     positions: Tensor
     """int64 [K] each."""
     weights: Tensor
-    """float32 [K], for how many of the batch's positions each stands; their sum is that of all."""
+    """float32 [K], how much each counts; their sum is the number of the batch's positions."""
     wanted: Tensor
     """float32 [K, V_t] log-probabilities."""
 
@@ -37,6 +38,8 @@ class WordTeacher:
         lora: the adapter.
         strength: factor on what it changes.
         max_length: tokens of the target at which a text is cut.
+        answer_share: of a batch's weight, what falls on answers, where it holds some. A label is one token
+            behind a whole prompt, and what an adapter does to a prompt is hardly ever what it is for.
         seed: of the positions that are looked at where there are too many.
     """
 
@@ -48,19 +51,24 @@ class WordTeacher:
         *,
         strength: float,
         max_length: int,
+        answer_share: float,
         seed: int,
     ) -> None:
         self.target = target
         self._runner = WordedRunner(source, lora, target, strength)
-        self._max_length = max_length
+        self._max_length, self._answer_share = max_length, answer_share
         self._random = torch.Generator().manual_seed(seed)
 
-    def tell(self, texts: Sequence[str]) -> Told:
+    def tell(self, passages: Sequence[Passage]) -> Told:
         """What shall be said behind every token of the texts, or behind those that tell most of it."""
-        tokens = self.target.encode(texts, max_length=self._max_length)
+        tokens = self.target.encode([passage.text for passage in passages], max_length=self._max_length)
         reading = self._runner.reading(tokens.texts)
         rows, positions = tokens.attention_mask.bool().cpu().nonzero(as_tuple=True)
-        chosen, weights = self._chosen(_moved(reading, tokens, rows, positions))
+        starts = [len(passage.text) + 1 if passage.answer is None else passage.answer for passage in passages]
+        answering = tokens.ends[rows, positions] >= torch.tensor(starts)[rows]
+        moved = _moved(reading, tokens, rows, positions)
+        chosen, weights = self._chosen(torch.where(answering, 2.0, moved))
+        weights *= self._importance(answering)[chosen]
         rows, positions = rows[chosen], positions[chosen]
         wanted = self._runner.logits_beside(reading, tokens, rows, positions).log_softmax(-1)
         return Told(tokens, rows, positions, weights.to(wanted.device), wanted)
@@ -71,10 +79,17 @@ class WordTeacher:
         kl = torch.nn.functional.kl_div(said, told.wanted, log_target=True, reduction="none").sum(-1)
         return kl @ told.weights / told.weights.sum()
 
+    def _importance(self, answering: Tensor) -> Tensor:
+        """How much each of N positions counts, from whether it speaks an answer; the mean is 1."""
+        share = float(answering.float().mean())
+        if share in (0.0, 1.0):
+            return torch.ones(len(answering))
+        return torch.where(answering, self._answer_share / share, (1 - self._answer_share) / (1 - share))
+
     def _chosen(self, moved: Tensor) -> tuple[Tensor, Tensor]:
         """Of N positions those whose logits are held, and for how many each stands.
 
-        Where the LoRA moves most every position is taken; of the others a random few stand for all. So the
+        Where most mass is moved every position is taken; of the others a random few stand for all. So the
         mean over the chosen ones is that over all, with little of the noise of an even draw: a label is one
         token of a whole prompt.
         """

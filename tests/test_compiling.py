@@ -13,6 +13,7 @@ from cast.activations import residuals
 from cast.adapters import Kernel, Lora, applied
 from cast.carrying import Carrier, Objective, divergences, matched_strength
 from cast.compiling import Compiled, compile_lora, starting_kernels
+from cast.corpus import Passage
 from cast.errors import AdapterError, Cancelled, CorpusError
 from cast.goals import Goal, StatesGoal, WordsGoal
 from cast.models import LanguageModel, TokenBatch
@@ -38,7 +39,7 @@ def fitted_to(
 ) -> Compiled:
     """A fit to the goal that the configuration names."""
 
-    def goal_on(held: Sequence[Sequence[str]]) -> Goal:
+    def goal_on(held: Sequence[Sequence[Passage]]) -> Goal:
         states = StatesGoal(carrier, held, config, 1.0)
         if config.readout == "states":
             return states
@@ -47,8 +48,14 @@ def fitted_to(
     return compile_lora(carrier.target, goal_on, start, texts, config, **options)
 
 
+def passages(count: int) -> list[Passage]:
+    return [Passage(text) for text in corpus(count)]
+
+
 def teacher_of(carrier: Carrier) -> WordTeacher:
-    return WordTeacher(carrier.source, carrier.target, carrier.lora, strength=1.0, max_length=128, seed=0)
+    return WordTeacher(
+        carrier.source, carrier.target, carrier.lora, strength=1.0, max_length=128, answer_share=0.75, seed=0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -261,12 +268,12 @@ def test_of_a_large_vocabulary_the_positions_are_looked_at_where_the_adapter_mov
     carrier: Carrier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = teacher_of(carrier)
-    whole = teacher.tell(corpus(3))
+    whole = teacher.tell(passages(3))
     count = len(whole.rows)
     assert count == int(whole.tokens.attention_mask.sum()) > 20
     moved = dict(zip(_places(whole), _moved_in(whole, carrier).tolist(), strict=True))
     monkeypatch.setattr("cast.language_model._LOGITS_AT_ONCE", 20 * carrier.target.vocabulary)
-    some = teacher.tell(corpus(3))
+    some = teacher.tell(passages(3))
     assert len(set(_places(some))) == len(some.wanted) == 20
     assert some.weights.tolist() == pytest.approx([1.0] * 15 + [(count - 15) / 5] * 5)
     least = min(moved[place] for place in _places(some)[:15])
@@ -276,8 +283,8 @@ def test_of_a_large_vocabulary_the_positions_are_looked_at_where_the_adapter_mov
 def test_short_and_long_texts_are_read_apart_and_count_by_their_positions(
     carrier: Carrier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    goal = WordsGoal(teacher_of(carrier), [corpus(2)])
-    texts = ["An owl.", *corpus(1), "A fox.", " ".join(corpus(4))]
+    goal = WordsGoal(teacher_of(carrier), [passages(2)])
+    texts = [Passage(text) for text in ("An owl.", *corpus(1), "A fox.", " ".join(corpus(4)))]
     sizes: list[int] = []
 
     def run(tokens: TokenBatch, depths: Sequence[int]) -> dict[int, torch.Tensor]:
@@ -292,6 +299,22 @@ def test_short_and_long_texts_are_read_apart_and_count_by_their_positions(
     assert sizes[2] == sizes[0] + sizes[1] == len(texts)
     assert tokens == same
     torch.testing.assert_close(apart, together, rtol=1e-4, atol=1e-5)
+
+
+def test_answers_get_their_share_of_the_weight_and_are_all_looked_at(
+    carrier: Carrier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, prompt = " ".join(corpus(2)), "The old owl said:"
+    batch = [Passage(f"{prompt} late again", len(prompt)), Passage(text)]
+    for budget in (1000, 20):
+        monkeypatch.setattr("cast.language_model._LOGITS_AT_ONCE", budget * carrier.target.vocabulary)
+        told = teacher_of(carrier).tell(batch)
+        ends = told.tokens.ends[told.rows, told.positions]
+        answering = (told.rows == 0) & (ends >= len(prompt))
+        expected = (told.tokens.ends[0] >= len(prompt)).sum()
+        assert answering.sum() == expected > 2
+        assert float(told.weights[answering].sum() / told.weights.sum()) == pytest.approx(0.75)
+        assert float(told.weights.sum()) == pytest.approx(float(told.tokens.attention_mask.sum()))
 
 
 def _places(told: Told) -> list[tuple[int, int]]:
@@ -348,10 +371,16 @@ def test_prompts_are_mixed_into_every_batch(
         Carrier, "carry", lambda self, texts, s: read.append(list(texts)) or carry(self, texts, s)
     )
     config = replace(CONFIG, steps=3, prompt_share=0.25)
-    fitted_to(carrier, start, corpus(20), config, prompts=["owl or fox:", "fox or owl:"])
+    fitted_to(
+        carrier,
+        start,
+        corpus(20),
+        config,
+        answers=[Passage("owl or fox: owl", 11), Passage("fox or owl: fox", 11)],
+    )
     fitted = read[2:]
     assert len(fitted) == 3
-    assert all(sum("or" in text.split() and len(text) < 15 for text in texts) == 1 for texts in fitted)
+    assert all(sum("or" in text.split() and len(text) < 16 for text in texts) == 1 for texts in fitted)
 
 
 def test_too_little_text_is_refused(carrier: Carrier, start: tuple[Kernel, ...]) -> None:

@@ -86,6 +86,8 @@ def test_a_real_model_gives_the_same_prompts_for_a_seed(source) -> None:
 
 def test_answers_stand_behind_their_prompts_and_are_the_adapters_own(source) -> None:
     lora = build_lora(source)
-    texts = answered(source, lora, PROMPTS)
+    passages = answered(source, lora, PROMPTS)
+    assert [passage.answer for passage in passages] == list(map(len, PROMPTS))
+    texts = [passage.text for passage in passages]
     assert [text[: len(prompt)] for text, prompt in zip(texts, PROMPTS, strict=True)] == PROMPTS
     assert all(len(text) > len(prompt) for text, prompt in zip(texts, PROMPTS, strict=True))
