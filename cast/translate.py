@@ -18,7 +18,7 @@ from cast.carrying import Carrier, matched_strength
 from cast.compiling import compile_lora, starting_kernels
 from cast.corpus import Passage
 from cast.errors import AdapterError, HeadsError, RequestError
-from cast.exciting import answered, expanded, words_of
+from cast.exciting import excited, words_of
 from cast.goals import Goal, StatesGoal, WordsGoal
 from cast.heads import HeadSet
 from cast.hosting import HostedRunner
@@ -294,11 +294,10 @@ def _compiled(work: _Work) -> TranslatedAdapter:
     answers: Sequence[Passage] = ()
     if work.prompts:
         source, config = work.source, work.config
-        prompts = expanded(
-            source, work.prompts, config.prompts_wanted, words=words_of(work.texts), seed=config.seed,
-            on_progress=work.on_progress,
+        answers = excited(
+            source, work.lora, work.prompts, config.prompts_wanted,
+            words=words_of(work.texts), seed=config.seed, on_progress=work.on_progress,
         )  # fmt: skip
-        answers = answered(source, work.lora, prompts, on_progress=work.on_progress)
     maps = work.site_maps() if work.heads else None
     start = starting_kernels(work.target, maps, work.lora, work.config)
     fitted = compile_lora(
