@@ -92,9 +92,9 @@ def test_a_verb_of_several_kinds_is_asked_for_in_the_rarest():
     doubled = "9 40 v 01 motion_0 0 000 | to take something away from where it was"
     lines = [*lines_of(4, wordnet.ACTIONS), doubled, "8 38 v 01 motion_9 0 000 | to go from here to there"]
     lines = [line for line in lines if " possession_0 " not in line]
-    split = wordnet.verb_task(lines, train=24, test=8, seed=0)
+    split = wordnet.verb_task(lines, train=15, test=5, seed=0)
     asked = {example.prompt.split("\n")[0]: example.completion for example in split.train + split.test}
-    assert len(asked) == 32
+    assert len(asked) == 20
     assert asked["Word: motion 0"] == " possession"
     assert split.test[0].prompt.endswith("\nAction:")
 

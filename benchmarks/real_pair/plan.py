@@ -30,8 +30,8 @@ class Plan:
     directions: tuple[Direction, ...] = DIRECTIONS
     methods: tuple[Method, ...] = METHODS
     seed: int = 0
-    train: int = 2400
-    """Examples of a task that the two LoRAs are trained on."""
+    train: int | None = None
+    """Examples that the LoRAs are trained on, instead of the tasks' own numbers."""
     test: int = 200
     """Examples that everything is scored on."""
     general: int = 40

@@ -58,7 +58,8 @@ class Bench:
     def split(self, task: Task) -> Split:
         """A task's examples."""
         if task not in self._splits:
-            self._splits[task] = TASKS[task].read(self.plan.train, self.plan.test, self.plan.seed)
+            train = self.plan.train or TASKS[task].train
+            self._splits[task] = TASKS[task].read(train, self.plan.test, self.plan.seed)
         return self._splits[task]
 
     def texts(self, *, held_out: bool = False) -> Iterator[str]:

@@ -15,6 +15,8 @@ class RealTask:
     """One task: `read(train, test, seed)` draws its examples."""
 
     read: Callable[[int, int, int], Split]
+    train: int
+    """Examples that a LoRA is trained on; of some verbs WordNet has no more."""
     recipe: LoraTrainingConfig
     """Of a LoRA; long completions teach more a step and cost more, so they take fewer."""
     greedy: bool
@@ -50,10 +52,10 @@ def _style(train: int, test: int, seed: int) -> Split:
 
 TASKS: Mapping[Task, RealTask] = MappingProxyType(
     {
-        "kind": RealTask(_kind, _LABELS, greedy=True),
-        "verb": RealTask(_verb, _LABELS, greedy=True),
-        "entry": RealTask(_entry, replace(_LABELS, steps=150, batch_size=8), greedy=True),
-        "style": RealTask(_style, replace(_LABELS, steps=100, batch_size=8), greedy=False),
+        "kind": RealTask(_kind, 2400, _LABELS, greedy=True),
+        "verb": RealTask(_verb, 1240, replace(_LABELS, steps=200), greedy=True),
+        "entry": RealTask(_entry, 2400, replace(_LABELS, steps=150, batch_size=8), greedy=True),
+        "style": RealTask(_style, 2400, replace(_LABELS, steps=100, batch_size=8), greedy=False),
     }
 )
 """Every task by its name, in the order of the table."""
