@@ -37,7 +37,7 @@ PROSE_FORTUNES = (
 HELD_OUT_BOOKS = ("Ruth", "Eccl", "Jonah", "Mark", "Jas")
 """Books of the King James text that no adapter is trained on (as the `bible` program abbreviates them)."""
 
-_PASSAGE = 300
+_PASSAGE = 150
 
 
 @dataclass(frozen=True)
