@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.real_pair.record import DIRECTIONS, Direction, Measurement, ModelName, Task, read_measurements
 from benchmarks.real_pair.tasks import TASKS
-from cast.evaluate import bootstrap_interval, recovered_lift
+from cast.evaluate import MINIMUM_LIFT, bootstrap_interval, recovered_lift
 from cast.storage import write_atomically
 
 MODELS: dict[ModelName, str] = {"smollm2": "SmolLM2", "gemma3": "Gemma 3"}
@@ -23,6 +23,9 @@ CARRIED = {
     "hosted-states": "`hosted`, through the heads",
 }
 """Ways to carry the other model's LoRA in the order of the table, with their row's name."""
+
+LEAST_BITS = 0.03
+"""What retraining must save of bits per byte, of which models need about 1, for a lift to be spoken of."""
 
 _BEGIN, _END = "<!-- table: begin -->", "<!-- table: end -->"
 _LABEL, _TEXT, _PASSAGE = "choice (%) | exact (%)", "exact (%) | bits per byte", "bits per byte"
@@ -136,8 +139,9 @@ def _lift(row: Measurement, found: Found) -> tuple[float, float, float] | None:
     if row.source is None or base is None or retrained is None:
         return None
     arrays = [_scores(measurement) for measurement in (base, row, retrained)]
-    lift = recovered_lift(*(float(scores.mean()) for scores in arrays))
-    interval = bootstrap_interval(*arrays)
+    minimum = MINIMUM_LIFT if TASKS[row.task].greedy else LEAST_BITS
+    lift = recovered_lift(*(float(scores.mean()) for scores in arrays), minimum=minimum)
+    interval = bootstrap_interval(*arrays, minimum=minimum)
     return None if lift is None or interval is None else (lift, *interval)
 
 

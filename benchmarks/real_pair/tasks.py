@@ -53,8 +53,8 @@ def _style(train: int, test: int, seed: int) -> Split:
 TASKS: Mapping[Task, RealTask] = MappingProxyType(
     {
         "kind": RealTask(_kind, 2400, _LABELS, greedy=True),
-        "verb": RealTask(_verb, 1240, replace(_LABELS, steps=200), greedy=True),
-        "entry": RealTask(_entry, 2400, replace(_LABELS, steps=150, batch_size=8), greedy=True),
+        "verb": RealTask(_verb, 1240, replace(_LABELS, steps=150), greedy=True),
+        "entry": RealTask(_entry, 2400, replace(_LABELS, steps=100, batch_size=8), greedy=True),
         "style": RealTask(_style, 2400, replace(_LABELS, steps=100, batch_size=8), greedy=False),
     }
 )
