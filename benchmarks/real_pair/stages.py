@@ -105,7 +105,8 @@ class Bench:
         target = self.model(direction.target)
         if not folder.exists():
             shown = self.split(task).train[: self.plan.prompts] if prompted else ()
-            lora, heads = self.lora(task, direction.source), self.heads(direction)
+            lora = self.lora(task, direction.source)
+            heads = self.heads(direction) if config.needs_heads else None
             with self._making(folder, settings=asdict(config)):
                 translated = translate(
                     self.model(direction.source),
