@@ -263,13 +263,15 @@ def _styles(style: StyleRule, examples: Sequence[Example], outputs: Sequence[str
     return np.array([score or 0.0 for score in scores])
 
 
-def recovered_lift(base: float, translated: float, retrained: float) -> float | None:
+def recovered_lift(
+    base: float, translated: float, retrained: float, *, minimum: float = MINIMUM_LIFT
+) -> float | None:
     """(translated - base) / (retrained - base): the share of the skill that arrived.
 
-    None where retraining itself gains less than `MINIMUM_LIFT`: such a task cannot show a transfer.
+    None where retraining itself gains less than `minimum`: such a task cannot show a transfer.
     """
     gained = retrained - base
-    return (translated - base) / gained if gained >= MINIMUM_LIFT else None
+    return (translated - base) / gained if gained >= minimum else None
 
 
 def ratio(translated: float, retrained: float) -> float | None:
@@ -282,6 +284,7 @@ def bootstrap_interval(
     translated: np.ndarray,
     retrained: np.ndarray,
     *,
+    minimum: float = MINIMUM_LIFT,
     level: float = 0.95,
     draws: int = 2000,
     seed: int = 0,
@@ -294,6 +297,7 @@ def bootstrap_interval(
         base: scores of the target, [n].
         translated: scores of the translated adapter, [n] or [seeds, n].
         retrained: scores of the retrained adapter, [n] or [seeds, n].
+        minimum: see `recovered_lift`.
         level: mass between the two ends.
         draws: resamples.
         seed: of the resampling.
@@ -302,7 +306,7 @@ def bootstrap_interval(
         Lower and upper end; None where `recovered_lift` is None.
     """
     arrays = [np.atleast_2d(np.asarray(scores, dtype=float)) for scores in (base, translated, retrained)]
-    if recovered_lift(*(float(scores.mean()) for scores in arrays)) is None:
+    if recovered_lift(*(float(scores.mean()) for scores in arrays), minimum=minimum) is None:
         return None
     rng = np.random.default_rng(seed)
     count = arrays[0].shape[1]
