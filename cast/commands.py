@@ -123,6 +123,7 @@ def compare(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Answ
         args.methods.split(","), seed=args.seed, steps=args.steps, rank=args.rank, strength=args.strength
     )
     task = scores.read_task(args.data, limit=args.limit)
+    prompts = _read_prompts(args.prompts)
     source, target = _load_pair(args, args.target, on_progress)
     lora = adapters.read(args.adapter, source)
     retrained = comparison.reference(
@@ -142,8 +143,9 @@ def compare(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Answ
             say("  Retraining gains less than 10 points here, so recovered lift is left out.")
     results, failures = [], []
     for outcome in comparison.compared(
-        source, target, lora, ends, methods, heads=heads, text=args.corpus, on_progress=on_progress
-    ):
+        source, target, lora, ends, methods,
+        heads=heads, text=args.corpus, prompts=prompts, on_progress=on_progress,
+    ):  # fmt: skip
         if isinstance(outcome, comparison.Failure):
             failures.append(outcome)
             say(f"  {outcome.method:<28} {outcome.error}")
