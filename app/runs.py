@@ -127,6 +127,25 @@ class Run:
         return replace(self, results=(*self.results, told))
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What a browser keeps of its evaluations: the id that names its folder, and the newest run's."""
+
+    visitor: str = ""
+    run: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """A flat JSON object that `from_json` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: object) -> "Kept":
+        """Read what a browser kept; what is no id is left out."""
+        if not isinstance(value, dict):
+            return cls()
+        return cls(**{f.name: value[f.name] for f in fields(cls) if is_id(value.get(f.name))})
+
+
 class RunStore:
     """The files of all visitors' runs; the newest `_KEPT` of each visitor are kept."""
 
