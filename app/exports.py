@@ -63,8 +63,17 @@ class Exports:
             written = (folder / RECIPE_FILE).stat().st_mtime_ns
         except OSError as error:
             raise AdapterError(f"{folder} holds no {RECIPE_FILE} any more; translate once more.") from error
-        name = _name(selection)
+        name = self.name(selection)
         return self._made.get((folder, written, name), lambda: self._copied(folder, name))
+
+    def name(self, selection: Selection) -> str:
+        """A folder name for a translation: the adapter, and the model that it is for."""
+        adapter, target = (
+            name.removeprefix("pocket:").rstrip("/").rsplit("/", 1)[-1]
+            for name in (selection.adapter, selection.target)
+        )
+        name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{adapter} for {target}").strip("-.")
+        return name[:80] or "translated"
 
     def _copied(self, folder: Path, name: str) -> Export:
         place = self._folder / "exports" / uuid.uuid4().hex
@@ -101,14 +110,6 @@ class Exports:
         except HubError as error:
             # What was said may go to a log: it must not hold the token, whatever the client put into it.
             raise HubError(str(error).replace(token, "…")) from None
-
-
-def _name(selection: Selection) -> str:
-    """A folder name for a translation: the adapter, and the model that it is for."""
-    parts = [selection.adapter.rstrip("/").rsplit("/", 1)[-1], "for", selection.target.rstrip("/")]
-    parts[2] = parts[2].removeprefix("pocket:").rsplit("/", 1)[-1]
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(parts)).strip("-.")
-    return name[:80] or "translated"
 
 
 def _text(path: Path) -> str:

@@ -12,19 +12,14 @@ _POCKET = "pocket:"
 _VLLM_RANKS = (16, 32, 64, 128, 256, 320, 512)
 
 
-def translate(
-    selection: Selection, strength: float = 1.0, steps: int | None = None, prompts: bool = False
-) -> str:
+def translate(selection: Selection, steps: int, prompts: bool) -> str:
     """`cast translate` for a choice; `steps` and `prompts` are of a compiled fit only."""
     words = ["cast", "translate", *_pair(selection.pair), "--adapter", selection.adapter]
     words += ["--mode", selection.mode]
     if selection.segment is not None:
         words += ["--segment", str(selection.segment)]
-    if strength != 1.0:
-        words += ["--strength", f"{strength:g}"]
     if selection.mode == "compiled":
-        words += ["--steps", str(steps)] if steps is not None else []
-        words += ["--prompts", PROMPTS_FILE] if prompts else []
+        words += ["--steps", str(steps), *(["--prompts", PROMPTS_FILE] if prompts else [])]
     return shlex.join([*words, "--out", "out/"])
 
 

@@ -12,6 +12,7 @@ from app import plots, snippets, tables, theme, views
 from app.evaluations import Evaluations
 from app.runs import BASELINES, MAX_EXAMPLES, METHODS, EvaluateRequest, Kept, Run
 from app.saying import said
+from app.tabs.command import create_command, follow
 from app.tabs.generate import prompts_of
 from app.tabs.pick import PickTab
 from app.workspace import Attached, Selection, Workspace
@@ -121,10 +122,7 @@ def create_evaluate_tab(evaluations: Evaluations, start: Workspace) -> EvaluateT
                 info="Your earlier runs are kept: add some to see them beside the new one.",
             )  # fmt: skip
             forget = gr.Button("Forget the runs shown", size="sm", visible=False, min_width=160)
-            command = gr.Code(
-                "", language="shell", label="The same on the command line", interactive=False, lines=1,
-                wrap_lines=True, show_line_numbers=False, buttons=["copy"],
-            )  # fmt: skip
+            command = create_command()
     return EvaluateTab(
         tasks, upload, upload_message, methods, baselines, limit, retrained, train, corpus, steps,
         with_prompts, run, cancel, job, timer, shown, forget, table, plot, as_csv, as_json, command,
@@ -173,10 +171,7 @@ def _wire_choice(tab: EvaluateTab, pick: PickTab, evaluations: Evaluations, requ
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     tab.upload.upload(upload, tab.upload, [tab.task, tab.upload_message], **quiet)
     pick.adapter.change(task_of, pick.adapter, tab.task, **quiet)
-    gr.on(
-        [widget.change for widget in request], command, request, tab.command,
-        trigger_mode="always_last", **quiet,
-    )  # fmt: skip
+    follow(tab.command, command, request)
 
 
 def _wire_run(
