@@ -201,7 +201,7 @@ def _read(path: Path) -> Run | None:
             return None
         record = json.loads(path.read_text(encoding="utf-8"))
         return _run_of(record, path.stem)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -1,5 +1,6 @@
 """What a visitor may copy: the equivalent `cast` command of a choice, and what loads a translated folder."""
 
+import json
 import shlex
 from collections.abc import Sequence
 
@@ -74,7 +75,7 @@ def load_with_peft(target: str, folder: str) -> str:
             *_base(target),
             "tokenizer = AutoTokenizer.from_pretrained(base)",
             "model = AutoModelForCausalLM.from_pretrained(base)",
-            f"model = PeftModel.from_pretrained(model, {folder!r})",
+            f"model = PeftModel.from_pretrained(model, {_quoted(folder)})",
             'inputs = tokenizer("Once upon a time", return_tensors="pt")',
             "output = model.generate(**inputs, max_new_tokens=40, do_sample=False)",
             "print(tokenizer.decode(output[0], skip_special_tokens=True))",
@@ -100,8 +101,8 @@ def run_folder(target: str, folder: str) -> str:
         [
             "from cast import generation, models, pipeline",
             "",
-            f"target = models.load({target!r})",
-            f"runner = pipeline.open_adapter({folder!r}, target)",
+            f"target = models.load({_quoted(target)})",
+            f"runner = pipeline.open_adapter({_quoted(folder)}, target)",
             'for piece in generation.generate(runner, "Once upon a time"):',
             '    print(piece, end="", flush=True)',
         ]
@@ -115,8 +116,9 @@ def run_hosted(selection: Selection) -> str:
             "from cast import adapters, generation, models, pipeline",
             "from cast.recipes import TranslationConfig",
             "",
-            f"source, target = models.load({selection.source!r}), models.load({selection.target!r})",
-            f"lora = adapters.read({selection.adapter!r}, source)",
+            f"source = models.load({_quoted(selection.source)})",
+            f"target = models.load({_quoted(selection.target)})",
+            f"lora = adapters.read({_quoted(selection.adapter)}, source)",
             f'config = TranslationConfig("hosted", segment={selection.segment})',
             "runner = pipeline.translate_adapter(source, target, lora, config).runner(source, target)",
             'for piece in generation.generate(runner, "Once upon a time"):',
@@ -129,11 +131,16 @@ def _pair(pair: Pair) -> Sequence[str]:
     return "--source", pair.source, "--target", pair.target
 
 
+def _quoted(name: str) -> str:
+    """A name as Python writes it in double quotes, which a shell's single quotes can hold."""
+    return json.dumps(name, ensure_ascii=False)
+
+
 def _base(target: str) -> list[str]:
     """Python that sets `base` to what transformers loads: an id, or the folder of what only CAST knows."""
     if target.startswith(_POCKET):
-        return ["from cast.pocket import registry", "", f"base = str(registry.resolve({target!r}))"]
+        return ["from cast.pocket import registry", "", f"base = str(registry.resolve({_quoted(target)}))"]
     if target.endswith(".gguf"):
-        code = f"base = str(gguf.convert(Path({target!r})))"
+        code = f"base = str(gguf.convert(Path({_quoted(target)})))"
         return ["from pathlib import Path", "from cast import gguf", "", code]
-    return ["", f"base = {target!r}"]
+    return ["", f"base = {_quoted(target)}"]

@@ -30,19 +30,17 @@ def running(job: Job | None, run: Run | None) -> str:
     if job is not None and not job.is_over:
         due = run.methods[run.measured] if run.ends and run.measured < len(run.methods) else ""
         now = f"now {method_label(due)}" if due else "now the models by themselves, for comparison"
-        words = f"{run.measured} of {len(run.methods)} methods measured; {now}."
+        words = f"{run.measured} of {len(run.methods)} methods done; {now}."
         return views.job(job) + views.sentence(words)
-    words = (
-        f"{_STATES[run.state]}: {run.measured} of {len(run.methods)} methods measured. {run.message}".strip()
-    )
+    words = f"{_STATES[run.state]}: {len(run.results)} of {len(run.methods)} methods measured. {run.message}"
     kind = {"done": "good", "failed": "error"}.get(run.state, "info")
-    return f'<div class="cast-job" data-state="{run.state}">{views.sentence(words, kind)}</div>'
+    return f'<div class="cast-job" data-state="{run.state}">{views.sentence(words.strip(), kind)}</div>'
 
 
 def table(runs: Sequence[Run]) -> str:
     """The measured methods of the runs, sortable, above the ends of each scale and what was not measured."""
     if not any(run.ends for run in runs):
-        return ""
+        return views.sentence("Each method appears here as soon as it is measured.")
     many = len(runs) > 1
     names = ("Method", *(("Run",) if many else ()), *_COLUMNS)
     head = "".join(

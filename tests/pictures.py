@@ -12,7 +12,13 @@ from app.library import CastBackend
 from tests.pages import CastPage, chromium, served
 
 SIZES = {1440: 900, 390: 844}
-TABS = {"Generate": "translate", "Heads": "heads", "Explore": "explore"}
+TABS = {
+    "Generate": "translate",
+    "Heads": "heads",
+    "Explore": "explore",
+    "Evaluate": "evaluate",
+    "Export": "export",
+}
 
 
 def take(folder: Path) -> None:

@@ -15,13 +15,13 @@ from app.workspace import Pair, Selection
 
 def create_command() -> gr.Code:
     """A line to copy, at the end of the tab that is being built."""
-    return code_block("The same on the command line", "shell")
+    return code_block("The same on the command line")
 
 
-def code_block(label: str, language: Any, visible: bool = True) -> gr.Code:
-    """A text to read and to copy."""
+def code_block(label: str, visible: bool = True) -> gr.Code:
+    """A text to read and to copy, in plain ink: the colours of a syntax are too pale to read."""
     return gr.Code(
-        "", language=language, label=label, interactive=False, lines=1, max_lines=24, wrap_lines=True,
+        "", language=None, label=label, interactive=False, lines=1, max_lines=24, wrap_lines=True,
         show_line_numbers=False, buttons=["copy"], visible=visible,
     )  # fmt: skip
 

@@ -113,7 +113,7 @@ def create_evaluate_tab(evaluations: Evaluations, start: Workspace) -> EvaluateT
             timer = gr.Timer(1.0, active=False)
         with gr.Column(scale=3, min_width=320):
             plot = gr.Plot(None, show_label=False, visible=False)
-            table = gr.HTML("", js_on_load=theme.script("sortable"))
+            table = gr.HTML(tables.table(()), js_on_load=theme.script("sortable"))
             with gr.Row():
                 as_csv = gr.DownloadButton("Download CSV", size="sm", visible=False, min_width=120)
                 as_json = gr.DownloadButton("Download JSON", size="sm", visible=False, min_width=120)

@@ -51,9 +51,9 @@ def create_export_tab(tab: gr.Tab) -> ExportTab:
         with gr.Column(scale=1, min_width=320, elem_classes="cast-section"):
             status = gr.HTML(views.sentence("Looking for a translation of this choice."))
             download = gr.DownloadButton("Download as .zip", variant="primary", visible=False)
-            python = code_block("Python", "python", visible=False)
-            serve = code_block("Serve it with vLLM", "shell", visible=False)
-            command = code_block("On the command line", "shell")
+            python = code_block("Python", visible=False)
+            serve = code_block("Serve it with vLLM", visible=False)
+            command = code_block("On the command line")
         with gr.Column(scale=1, min_width=320, elem_classes="cast-section"):
             repo = gr.Textbox(
                 "", label="Repository on the Hub", placeholder="owner/name",
@@ -67,11 +67,11 @@ def create_export_tab(tab: gr.Tab) -> ExportTab:
             private = gr.Checkbox(False, label="Private")
             publish = gr.Button("Publish to the Hub", interactive=False, min_width=160)
             message = gr.HTML()
-            push = code_block("The same on the command line, with the token in HF_TOKEN", "shell")
+            push = code_block("The same on the command line, with the token in HF_TOKEN")
             with gr.Accordion("Model card", open=False):
-                card = code_block("README.md", "markdown")
+                card = code_block("README.md")
             with gr.Accordion("Recipe", open=False):
-                recipe = code_block("cast.json", "json")
+                recipe = code_block("cast.json")
     return ExportTab(
         tab, status, download, python, serve, command, card, recipe, repo, token, private, publish,
         message, push,
