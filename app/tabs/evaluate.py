@@ -194,7 +194,7 @@ def _wire_run(
         return {
             kept: now.to_json(),
             **_choosing(tab, evaluations.runs(visitor), [run_id]),
-            **_standing(tab, evaluations, now, [run_id], ()),
+            **_standing(tab, evaluations, now, [run_id], None),
         }
 
     def tick(kept_runs: object, shown: list[str], drawn: tuple[Any, ...]) -> Updates:
@@ -215,14 +215,15 @@ def _wire_run(
 
 def _wire_shown(tab: EvaluateTab, evaluations: Evaluations, kept: gr.BrowserState) -> None:
     def show(kept_runs: object, shown: list[str]) -> Updates:
-        return _standing(tab, evaluations, Kept.from_json(kept_runs), shown, ())
+        return _standing(tab, evaluations, Kept.from_json(kept_runs), shown, None)
 
     def forget(kept_runs: object, shown: list[str]) -> Updates:
         now = Kept.from_json(kept_runs)
-        evaluations.cancel(now.visitor, now.run)
+        if now.run in shown:
+            evaluations.cancel(now.visitor, now.run)
         evaluations.forget(now.visitor, shown)
         left = evaluations.runs(now.visitor)
-        return {**_choosing(tab, left, []), **_standing(tab, evaluations, now, [], ())}
+        return {**_choosing(tab, left, []), **_standing(tab, evaluations, now, [], None)}
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     tab.shown.input(show, [kept, tab.shown], tab.standing, **quiet)
@@ -234,7 +235,7 @@ def restore(tab: EvaluateTab, evaluations: Evaluations, kept_runs: object) -> Up
     now = Kept.from_json(kept_runs)
     runs = evaluations.runs(now.visitor)
     chosen = [run.id for run in runs if run.id == now.run]
-    return {**_choosing(tab, runs, chosen), **_standing(tab, evaluations, now, chosen, ())}
+    return {**_choosing(tab, runs, chosen), **_standing(tab, evaluations, now, chosen, None)}
 
 
 def wire_restore(
@@ -256,9 +257,9 @@ def _choosing(tab: EvaluateTab, runs: Sequence[Run], chosen: list[str]) -> Updat
 
 
 def _standing(
-    tab: EvaluateTab, evaluations: Evaluations, kept: Kept, shown: list[str], drawn: tuple[Any, ...]
+    tab: EvaluateTab, evaluations: Evaluations, kept: Kept, shown: list[str], drawn: tuple[Any, ...] | None
 ) -> Updates:
-    """The newest run's bar, and the runs shown; what stands there already is not drawn again."""
+    """The newest run's bar, and the runs shown; what stands there already, by `drawn`, is not drawn again."""
     newest, job = evaluations.run(kept.visitor, kept.run), evaluations.job(kept.run)
     under_way = job is not None and not job.is_over and newest is not None
     updates: Updates = {
@@ -269,7 +270,7 @@ def _standing(
         updates[tab.job] = tables.running(job, newest)
     runs = [run for name in shown or () if (run := evaluations.run(kept.visitor, name))]
     now = tuple((run.id, run.measured, run.ends is not None, run.state) for run in runs)
-    if now == tuple(tuple(entry) for entry in drawn):
+    if drawn is not None and now == tuple(tuple(entry) for entry in drawn):
         return updates
     figure, measured = plots.recovered_lift(runs), any(run.results for run in runs)
     table, record = evaluations.written(kept.visitor, runs) if measured else (None, None)

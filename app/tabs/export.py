@@ -27,7 +27,9 @@ class ExportTab:
     python: gr.Code
     serve: gr.Code
     command: gr.Code
+    about: gr.Accordion
     card: gr.Code
+    made_of: gr.Accordion
     recipe: gr.Code
     repo: gr.Textbox
     token: gr.Textbox
@@ -40,8 +42,8 @@ class ExportTab:
     def shown(self) -> list[Any]:
         """What `_shown` sets."""
         return [
-            self.status, self.download, self.python, self.serve, self.command, self.card, self.recipe,
-            self.publish, self.message,
+            self.status, self.download, self.python, self.serve, self.command, self.about, self.card,
+            self.made_of, self.recipe, self.publish, self.message,
         ]  # fmt: skip
 
 
@@ -68,13 +70,13 @@ def create_export_tab(tab: gr.Tab) -> ExportTab:
             publish = gr.Button("Publish to the Hub", interactive=False, min_width=160)
             message = gr.HTML()
             push = code_block("The same on the command line, with the token in HF_TOKEN")
-            with gr.Accordion("Model card", open=False):
+            with gr.Accordion("Model card", open=False, visible=False) as about:
                 card = code_block("README.md")
-            with gr.Accordion("Recipe", open=False):
+            with gr.Accordion("Recipe", open=False, visible=False) as made_of:
                 recipe = code_block("cast.json")
     return ExportTab(
-        tab, status, download, python, serve, command, card, recipe, repo, token, private, publish,
-        message, push,
+        tab, status, download, python, serve, command, about, card, made_of, recipe, repo, token, private,
+        publish, message, push,
     )  # fmt: skip
 
 
@@ -154,7 +156,9 @@ def _shown(tab: ExportTab, exports: Exports, selection: Selection, made: Attache
         tab.python: gr.update(value=python, label=label, visible=True),
         tab.serve: gr.update(value=served, visible=plain),
         tab.command: snippets.generate(selection.target, found.name),
+        tab.about: gr.update(visible=True),
         tab.card: found.card,
+        tab.made_of: gr.update(visible=True),
         tab.recipe: found.recipe,
         tab.publish: gr.update(interactive=True),
         tab.message: "",
@@ -169,8 +173,8 @@ def _without(tab: ExportTab, status: str, python: str, command: str) -> Updates:
         tab.python: gr.update(value=python, label="Python, with CAST", visible=bool(python)),
         tab.serve: gr.update(visible=False),
         tab.command: command,
-        tab.card: "",
-        tab.recipe: "",
+        tab.about: gr.update(visible=False),
+        tab.made_of: gr.update(visible=False),
         tab.publish: gr.update(interactive=False),
         tab.message: "",
     }
