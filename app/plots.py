@@ -10,7 +10,7 @@ from html import escape
 from itertools import cycle
 from typing import TYPE_CHECKING
 
-from app.runs import BASELINES, Run, method_label
+from app.runs import BASELINES, Run, lettered, method_label
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,7 +77,7 @@ def recovered_lift(runs: Sequence[Run]) -> go.Figure | None:
 
     known = any(result.lift is not None for run in runs for result in run.results)
     figure, rows = go.Figure(), 0
-    for run, symbol in zip(runs, cycle(_RUN_SYMBOLS), strict=False):
+    for (letter, run), symbol in zip(lettered(runs), cycle(_RUN_SYMBOLS), strict=False):
         dots = [dot for result in run.results if (dot := _dot(result, known))]
         if not dots:
             continue
@@ -85,7 +85,8 @@ def recovered_lift(runs: Sequence[Run]) -> go.Figure | None:
         methods, values, lows, highs = zip(*dots, strict=True)
         colours = [_INK if method in BASELINES else ADAPTER for method in methods]
         figure.add_scatter(
-            y=[method_label(method) for method in methods], x=values, name=run.label, mode="markers",
+            y=[method_label(method) for method in methods], x=values,
+            name=f"{letter}: {escape(run.title)},<br>{run.time}", mode="markers",
             orientation="h", marker={"symbol": symbol, "size": 12, "color": colours},
             error_x={
                 "array": [high - value for value, high in zip(values, highs, strict=True)],
@@ -99,7 +100,7 @@ def recovered_lift(runs: Sequence[Run]) -> go.Figure | None:
         return None
     _quiet(figure, height=150 + 40 * rows)
     figure.update_layout(scattermode="group", showlegend=len(runs) > 1, margin={"l": 16})
-    figure.update_xaxes(title="Recovered lift: 0 is the bare target, 1 is retraining" if known else "Score")
+    figure.update_xaxes(title="Recovered lift (1 is retraining)" if known else "Score")
     figure.update_yaxes(autorange="reversed", automargin=True)
     for place in (0, 1):
         figure.add_vline(place, line={"color": _INK, "width": 1, "dash": "dot"})

@@ -8,7 +8,9 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from app.workspace import Selection
@@ -106,12 +108,22 @@ class Run:
     missed: tuple[Missed, ...] = ()
 
     @property
-    def label(self) -> str:
-        """What tells this run from a visitor's other ones."""
+    def title(self) -> str:
+        """The task and the pair, in short."""
         task, source, target = (
             name.removeprefix("pocket:") for name in (self.task, self.source, self.target)
         )
-        return f"{task}, {source} → {target}, {self.started[:16].replace('T', ' ')} UTC"
+        return f"{task}, {source} → {target}"
+
+    @property
+    def time(self) -> str:
+        """When it was started, to the second: that alone tells a run from the same one asked again."""
+        return f"{datetime.fromisoformat(self.started):%d %b %H:%M:%S} UTC"
+
+    @property
+    def label(self) -> str:
+        """What tells this run from a visitor's other ones."""
+        return f"{self.title}, {self.time}"
 
     @property
     def measured(self) -> int:
@@ -184,6 +196,12 @@ class RunStore:
         return self._folder / visitor if is_id(visitor) else None
 
 
+def lettered(runs: Sequence[Run]) -> list[tuple[str, Run]]:
+    """Runs that are shown together, each with the letter that stands for it; one alone needs none."""
+    letters = ascii_uppercase if len(runs) > 1 else ("",)
+    return list(zip(letters, runs, strict=False))
+
+
 def method_label(method: str) -> str:
     """A method's name in words."""
     return _NAMES.get(method, method)
@@ -209,6 +227,7 @@ def _run_of(record: dict[str, Any], run_id: str) -> Run:
     names = {entry.name for entry in fields(Run)}
     kept = {name: value for name, value in record.items() if name in names}
     ends = kept["ends"]
+    datetime.fromisoformat(kept["started"])
     return Run(
         **kept
         | {

@@ -5,15 +5,15 @@ from html import escape
 
 from app import views
 from app.jobs import Job
-from app.runs import BASELINES, Ends, Run, method_label
+from app.runs import BASELINES, Ends, Run, lettered, method_label
 from cast.results import Result
 
-_COLUMNS = ("Recovered lift", "Ratio", "Score", "Off-task", "Seconds", "Peak memory")
+_COLUMNS = ("Recovered lift", "Ratio", "Score", "Off-task", "Seconds", "Memory")
 _CAPTION = (
     "Recovered lift: the share that arrives of what retraining on the target gains; in brackets its "
     "bootstrap 95 % interval. Ratio: the score over that of retraining. Off-task: how many more bits per "
     "byte held-out general text costs than on the bare target. Seconds: to make the translation, heads not "
-    "counted. Peak memory: the most that the server's process had held by the end of the method."
+    "counted. Memory: the most that the server's process had held by the end of the method."
 )
 _STATES = {
     "running": "Running",
@@ -41,14 +41,14 @@ def table(runs: Sequence[Run]) -> str:
     """The measured methods of the runs, sortable, above the ends of each scale and what was not measured."""
     if not any(run.ends for run in runs):
         return views.sentence("Each method appears here as soon as it is measured.")
-    many = len(runs) > 1
-    names = ("Method", *(("Run",) if many else ()), *_COLUMNS)
+    names = ("Method", *(("Run",) if len(runs) > 1 else ()), *_COLUMNS)
     head = "".join(
         f'<th scope="col" aria-sort="none"><button type="button">{name}</button></th>' for name in names
     )
-    body = "".join(_row(run, result, many) for run in runs for result in run.results)
-    ends = "".join(_end_rows(run, run.ends, many) for run in runs if run.ends)
-    notes = "".join(f"<li>{escape(note)}</li>" for run in runs for note in _notes(run, many))
+    shown = lettered(runs)
+    body = "".join(_row(letter, result) for letter, run in shown for result in run.results)
+    ends = "".join(_end_rows(letter, run, run.ends) for letter, run in shown if run.ends)
+    notes = "".join(f"<li>{escape(note)}</li>" for letter, run in shown for note in _notes(letter, run))
     return (
         '<div class="cast-facts cast-wide cast-results" role="region" tabindex="0" '
         f'aria-label="Measured methods"><table><thead><tr>{head}</tr></thead>'
@@ -58,13 +58,13 @@ def table(runs: Sequence[Run]) -> str:
     )
 
 
-def _row(run: Run, result: Result, many: bool) -> str:
+def _row(letter: str, result: Result) -> str:
     kind = "baseline" if result.method in BASELINES else "cast"
     mark = '<i class="mark mark-adapter"></i>' if kind == "cast" else '<i class="mark mark-baseline"></i>'
     label = escape(method_label(result.method))
     cells = [f'<th scope="row" data-value="{label}">{mark}{label}</th>']
-    if many:
-        cells.append(f'<td data-value="{escape(run.started)}">{escape(run.label)}</td>')
+    if letter:
+        cells.append(f'<td data-value="{letter}">{letter}</td>')
     cells += [
         _cell(result.lift, _lift(result)),
         _cell(result.ratio, _figure(result.ratio)),
@@ -82,14 +82,14 @@ def _cell(value: float | None, shown: str) -> str:
     return f"<td{known}>{shown}</td>"
 
 
-def _end_rows(run: Run, ends: Ends, many: bool) -> str:
+def _end_rows(letter: str, run: Run, ends: Ends) -> str:
     scores = (
         ("target", f"{run.target} alone", ends.base),
         ("target", "Retrained on the target", ends.retrained),
         ("source", f"{run.source} alone", ends.source_base),
         ("source", f"{run.source} with the adapter", ends.source_adapted),
     )
-    blank, of_run = "<td></td>", f"<td>{escape(run.label)}</td>" if many else ""
+    blank, of_run = "<td></td>", f"<td>{letter}</td>" if letter else ""
     return "".join(
         f'<tr><th scope="row"><i class="mark mark-{mark}"></i>{escape(name)}</th>'
         f"{of_run}{blank * 2}<td>{_figure(score)}</td>{blank * 3}</tr>"
@@ -98,13 +98,12 @@ def _end_rows(run: Run, ends: Ends, many: bool) -> str:
     )
 
 
-def _notes(run: Run, many: bool) -> list[str]:
+def _notes(letter: str, run: Run) -> list[str]:
     """What a reader of the figures has to know of one run."""
-    start = f"{run.label}: " if many else ""
     if run.ends is None:
         return []
-    of = f"{start}{run.task}, {run.ends.examples} examples, scored by {run.ends.metric}."
-    notes = [of]
+    start = f"{letter}: " if letter else ""
+    notes = [f"{start}{run.label}, {run.ends.examples} examples, scored by {run.ends.metric}."]
     if run.ends.retrained is None:
         notes.append(
             f"{start}There is no LoRA retrained on {run.target} to compare with, so recovered lift is not "

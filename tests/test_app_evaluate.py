@@ -6,7 +6,7 @@ import json
 import shlex
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from conftest import TRAINING_TEXT
@@ -178,7 +178,8 @@ def test_the_store_keeps_the_newest_and_reads_only_what_it_wrote(tmp_path):
         )
     kept = store.runs(VISITOR)
     assert (len(kept), kept[0].id, kept[-1].id) == (50, f"{54:032x}", f"{5:032x}")
-    for number, text in enumerate(("{", "[]", '{"ends": 3}', "x" * (2 << 20))):
+    timeless = json.dumps(asdict(replace(run_of(), started="today")))
+    for number, text in enumerate(("{", "[]", '{"ends": 3}', timeless, "x" * (2 << 20))):
         (tmp_path / VISITOR / f"{number:032x}.json").write_text(text)
     assert store.runs(VISITOR) == kept
     with pytest.raises(CastError, match="reload"):
