@@ -1,11 +1,11 @@
 """Export without the page: what a translated folder holds, as a zip, as text, and on the Hub.
 
-Only the files that a translation consists of ever leave, in a copy of the visitor's own.
+Only the files that a translation consists of ever leave.
 """
 
 import json
 import re
-import shutil
+import tempfile
 import uuid
 import zipfile
 from dataclasses import dataclass
@@ -28,10 +28,9 @@ _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class Export:
-    """A translated folder that is ready to leave: its copy under its own name, and the zip of it."""
+    """A translated folder that is ready to leave: a zip with one folder of its own name in it."""
 
     name: str
-    folder: Path
     archive: Path
     size: int
     card: str
@@ -64,7 +63,7 @@ class Exports:
         except OSError as error:
             raise AdapterError(f"{folder} holds no {RECIPE_FILE} any more; translate once more.") from error
         name = self.name(selection)
-        return self._made.get((folder, written, name), lambda: self._copied(folder, name))
+        return self._made.get((folder, written, name), lambda: self._packed(folder, name))
 
     def name(self, selection: Selection) -> str:
         """A folder name for a translation: the adapter, and the model that it is for."""
@@ -75,23 +74,21 @@ class Exports:
         name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{adapter} for {target}").strip("-.")
         return name[:80] or "translated"
 
-    def _copied(self, folder: Path, name: str) -> Export:
-        place = self._folder / "exports" / uuid.uuid4().hex
-        copy, archive = place / name, place / f"{name}.zip"
-        with readable_write_errors(copy):
-            copy.mkdir(parents=True)
-            for file in _FILES:
-                # A link may lead anywhere on the server.
-                if (folder / file).is_file() and not (folder / file).is_symlink():
-                    shutil.copyfile(folder / file, copy / file)
+    def _packed(self, folder: Path, name: str) -> Export:
+        archive = self._folder / "exports" / uuid.uuid4().hex / f"{name}.zip"
+        # A link may lead anywhere on the server.
+        files = [path for file in _FILES if (path := folder / file).is_file() and not path.is_symlink()]
+        with readable_write_errors(archive):
+            archive.parent.mkdir(parents=True)
             # Weights do not get smaller by being compressed, only later.
             with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
-                for path in sorted(copy.iterdir()):
+                for path in files:
                     packed.write(path, f"{name}/{path.name}")
+        texts = {path.name: _text(path) for path in files if path.suffix != ".safetensors"}
+        rank = _rank(texts[CONFIG]) if CONFIG in texts else None
         return Export(
-            name, copy, archive, archive.stat().st_size,
-            _text(copy / CARD), _text(copy / RECIPE_FILE), _rank(copy / CONFIG),
-        )  # fmt: skip
+            name, archive, archive.stat().st_size, texts.get(CARD, ""), texts.get(RECIPE_FILE, ""), rank
+        )
 
     def publish(self, export: Export, repo: str, token: str, private: bool) -> str:
         """Publish an export with the visitor's own token, which is neither kept nor logged.
@@ -105,25 +102,25 @@ class Exports:
         if not token or any(character.isspace() for character in token):
             # Without one the Hub's client would take the token of whoever runs the server.
             raise RequestError("Give your own Hub token, with the right to write; it is not kept.")
-        try:
-            return self._backend.publish(export.folder, repo, token, private)
-        except HubError as error:
-            # What was said may go to a log: it must not hold the token, whatever the client put into it.
-            raise HubError(str(error).replace(token, "…")) from None
+        with tempfile.TemporaryDirectory(dir=export.archive.parent) as place:
+            with zipfile.ZipFile(export.archive) as packed:
+                packed.extractall(place)
+            try:
+                return self._backend.publish(Path(place) / export.name, repo, token, private)
+            except HubError as error:
+                # What was said may go to a log: it must not hold the token, whatever the client put into it.
+                raise HubError(str(error).replace(token, "…")) from None
 
 
 def _text(path: Path) -> str:
-    """A small text file; empty where there is none."""
-    if not path.is_file() or path.stat().st_size > _LARGEST_TEXT:
-        return ""
-    return path.read_text(encoding="utf-8", errors="replace")
+    """A small text file; empty where it is none."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.stat().st_size <= _LARGEST_TEXT else ""
 
 
-def _rank(config: Path) -> int | None:
-    if not config.is_file():
-        return None
+def _rank(config: str) -> int:
+    """Largest rank that the text of an `adapter_config.json` tells of."""
     try:
-        record = json.loads(_text(config))
+        record = json.loads(config)
         return max([record["r"], *record.get("rank_pattern", {}).values()])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise AdapterError(f"{CONFIG} of this translation cannot be read; translate once more.") from error

@@ -58,13 +58,19 @@ def translated(engine, selection=CHOICE):
     return Attached(translate_job=job_id)
 
 
+def packed(found):
+    """The files in the one folder of a zip."""
+    with zipfile.ZipFile(found.archive) as archive:
+        paths = [Path(name) for name in archive.namelist()]
+    assert {path.parent for path in paths} == {Path(found.name)}
+    return {path.name for path in paths}
+
+
 def test_a_translation_leaves_as_a_folder_of_its_own_name(exports, engine):
     made = translated(engine)
     found = exports.current(CHOICE, made)
     assert (found.name, found.rank, found.card) == ("mood-for-mistral", 24, "# instant mood")
-    names = {"README.md", "adapter_config.json", "adapter_model.safetensors", "cast.json"}
-    with zipfile.ZipFile(found.archive) as packed:
-        assert {f"mood-for-mistral/{name}" for name in names} == set(packed.namelist())
+    assert packed(found) == {"README.md", "adapter_config.json", "adapter_model.safetensors", "cast.json"}
     assert exports.current(CHOICE, made) is found
     assert exports.current(CHOICE, Attached()) is None  # of another visitor
     assert exports.current(replace(CHOICE, target="pocket:qwen"), made) is None
@@ -86,9 +92,9 @@ def test_only_the_files_of_a_translation_leave_an_opened_folder(exports, backend
     (opened / "README.md").symlink_to(secret)
     backend.folders = {str(opened): Opened(str(opened), CHOICE, 1.0, 1)}
     found = exports.current(CHOICE, Attached(folder=str(opened)))
-    assert {path.name for path in found.folder.iterdir()} == {"cast.json", "adapter_config.json"}
+    assert packed(found) == {"cast.json", "adapter_config.json"}
     assert (found.card, found.rank) == ("", 4)
-    assert tmp_path / "work" in found.folder.parents
+    assert tmp_path / "work" in found.archive.parents
 
     (opened / "cast.json").unlink()
     with pytest.raises(AdapterError, match="translate once more"):
@@ -137,7 +143,7 @@ def test_the_hub_gets_the_files_and_nobody_keeps_the_token(
     real = Exports(CastBackend(), engine, tmp_path / "work")
     with reachable_hub(monkeypatch, tmp_path / "hub") as hub, caplog.at_level(logging.DEBUG):
         assert real.publish(found, "me/mood", TOKEN, True).endswith("/me/mood")
-        assert set(hub.repos["me/mood"].files) == {path.name for path in found.folder.iterdir()}
+        assert set(hub.repos["me/mood"].files) == packed(found)
         hub.status = 403
         with pytest.raises(HubError, match="refuses this token for me/mood; use one with the right to write"):
             real.publish(found, "me/mood", TOKEN, True)

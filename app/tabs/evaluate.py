@@ -161,16 +161,17 @@ def _wire_choice(tab: EvaluateTab, pick: PickTab, evaluations: Evaluations, requ
             tab.upload_message: views.sentence(words, "good"),
         }
 
-    def task_of(adapter: str) -> Any:
+    def task_of(adapter: str, task: str | None) -> Any:
         """The task of a shipped adapter; a task file that was chosen stays."""
-        return evaluations.task_of(adapter or "") or gr.skip()
+        shipped = any(task == option.name for option in evaluations.tasks())
+        return (evaluations.task_of(adapter or "") if shipped or not task else "") or gr.skip()
 
     def command(*values: Any) -> str:
         return snippets.compare(_request(*values))
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     tab.upload.upload(upload, tab.upload, [tab.task, tab.upload_message], **quiet)
-    pick.adapter.change(task_of, pick.adapter, tab.task, **quiet)
+    pick.adapter.change(task_of, [pick.adapter, tab.task], tab.task, **quiet)
     follow(tab.command, command, request)
 
 
