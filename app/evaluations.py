@@ -56,9 +56,7 @@ class Evaluations:
             TaskError: it is too large, or malformed; the sentence calls it by its own name.
         """
         try:
-            size = path.stat().st_size
-            if size > _LARGEST_TASK:
-                raise TaskError(f"{path.name} is larger than {_LARGEST_TASK >> 20} MiB; give a part of it.")
+            _check_size(path)
             return self._backend.task(str(path), MAX_EXAMPLES)
         except CastError as error:
             raise TaskError(str(error).replace(str(path), path.name)) from error
@@ -163,6 +161,12 @@ def as_csv(runs: Sequence[Run]) -> str:
     return out.getvalue()
 
 
+def _check_size(path: Path) -> None:
+    """Refuse a task file that should not be read into memory."""
+    if path.stat().st_size > _LARGEST_TASK:
+        raise TaskError(f"{path.name} is larger than {_LARGEST_TASK >> 20} MiB; give a part of it.")
+
+
 def _check(request: EvaluateRequest) -> None:
     chosen = request.selection
     if not (chosen.source and chosen.target and chosen.adapter):
@@ -175,3 +179,6 @@ def _check(request: EvaluateRequest) -> None:
         raise RequestError(f"Between 1 and {MAX_EXAMPLES} examples are measured.")
     if request.retrained and request.train:
         raise RequestError("A retrained LoRA and a file to train one on are both given; choose one.")
+    for named in (request.task, request.train):
+        if named and Path(named).is_file():
+            _check_size(Path(named))

@@ -107,6 +107,10 @@ def test_a_failure_is_a_sentence_and_loses_nothing(made, tmp_path):
     assert made.run(VISITOR, run_id).message == job.message
     with pytest.raises(CastError, match=r"^mine\.jsonl, line 1"):
         made.task_file(task)
+    with (tmp_path / "huge.jsonl").open("wb") as huge:
+        huge.truncate(65 << 20)
+    with pytest.raises(CastError, match=r"^huge\.jsonl is larger than 64 MiB"):
+        made.start(VISITOR, replace(ASKED, train=huge.name))
     with pytest.raises(CastError, match=r"^gone\.jsonl cannot be read"):
         made.task_file(tmp_path / "gone.jsonl")
 
