@@ -16,9 +16,9 @@ from app.runs import Kept, RunStore
 from app.showcase import Showcase
 from app.tabs import command
 from app.tabs.choice import Stores, Tabs, wire_choice
-from app.tabs.evaluate import create_evaluate_tab, wire_evaluate_tab, wire_restore
+from app.tabs.evaluate import compare_command, create_evaluate_tab, wire_evaluate_tab, wire_restore
 from app.tabs.explore import create_explore_tab, wire_explore_tab
-from app.tabs.export import create_export_tab, wire_export_tab
+from app.tabs.export import create_export_tab, push_command, wire_export_tab
 from app.tabs.generate import create_generate_tab, wire_generate_tab
 from app.tabs.heads import create_heads_tab, wire_heads_tab
 from app.tabs.pick import create_pick_tab, wire_pick_tab
@@ -82,13 +82,16 @@ def build(backend: Backend, folder: Path, recording: Path | None = None, runs: P
         wire_heads_tab(heads, pick, engine, stores.attached)
         wire_explore_tab(explore, pick, engine, stores.attached)
         measured = _store(Kept().to_json(), "cast-runs")
-        wire_evaluate_tab(evaluate, pick, generate.hints, evaluations, stores.attached, measured)
+        wire_evaluate_tab(evaluate, generate.hints, evaluations, stores, measured)
         wire_restore(blocks, evaluate, evaluations, measured)
         exports = Exports(backend, engine, folder)
-        wire_export_tab(export, pick, generate.options, exports, stores.attached)
-        command.wire_generate_command(translate_line, pick, generate)
-        command.wire_heads_command(heads_line, pick, heads)
-        command.wire_explore_command(map_line, pick, explore)
+        wire_export_tab(export, generate.options, exports, stores)
+        lines = [
+            command.of_translate(translate_line, generate), command.of_fit(heads_line, heads),
+            command.of_map(map_line, explore), compare_command(evaluate, generate.hints),
+            push_command(export, exports),
+        ]  # fmt: skip
+        command.wire_commands(lines, stores.choice, start.selection)
         wire_choice(blocks, Tabs(pick, generate, heads, explore), engine, stores)
     return Page(blocks, engine, jobs)
 

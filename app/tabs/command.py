@@ -1,6 +1,8 @@
 """The equivalent command line of what is chosen, in each tab that makes something."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import gradio as gr
@@ -9,8 +11,16 @@ from app import snippets
 from app.tabs.explore import ExploreTab
 from app.tabs.generate import GenerateTab, prompts_of
 from app.tabs.heads import TOKENS, HeadsTab
-from app.tabs.pick import PickTab
-from app.workspace import Pair, Selection
+from app.workspace import Selection, Workspace
+
+
+@dataclass(frozen=True)
+class Command:
+    """A line, the widgets that it tells of, and what makes it: (models and adapter, values) → line."""
+
+    line: gr.Code
+    widgets: Sequence[Any]
+    make: Callable[..., str]
 
 
 def create_command() -> gr.Code:
@@ -26,41 +36,60 @@ def code_block(label: str, visible: bool = True) -> gr.Code:
     )  # fmt: skip
 
 
-def wire_generate_command(line: gr.Code, pick: PickTab, tab: GenerateTab) -> None:
-    """Follow what *Translate* and *Write a recipe* would do."""
+def of_translate(line: gr.Code, tab: GenerateTab) -> Command:
+    """What *Translate* and *Write a recipe* would do; the example prompts are in a file."""
 
-    def command(
-        source: str, target: str, adapter: str, mode: str, segment: int, steps: int, hints: str
-    ) -> str:
-        """The line, with the example prompts in a file."""
-        selection = Selection.of(source, target, adapter, mode, segment)
+    def make(chosen: Selection, mode: str, segment: int, steps: int, hints: str) -> str:
+        selection = Selection.of(chosen.source, chosen.target, chosen.adapter, mode, segment)
         return snippets.translate(selection, int(steps), bool(prompts_of(hints)))
 
-    follow(line, command, [*pick.chosen, *tab.options.way, tab.steps, tab.hints])
+    return Command(line, [*tab.options.way, tab.steps, tab.hints], make)
 
 
-def wire_heads_command(line: gr.Code, pick: PickTab, tab: HeadsTab) -> None:
-    """Follow what *Train heads* would do."""
+def of_fit(line: gr.Code, tab: HeadsTab) -> Command:
+    """What *Train heads* would do."""
 
-    def command(source: str, target: str, effort: str, kind: str, corpus: str) -> str:
-        return snippets.fit(Pair(source or "", target or ""), TOKENS[effort], kind, corpus or "")
+    def make(chosen: Selection, effort: str, kind: str, corpus: str) -> str:
+        return snippets.fit(chosen.pair, TOKENS[effort], kind, corpus or "")
 
-    follow(line, command, [pick.source, pick.target, tab.effort, tab.kind, tab.corpus])
-
-
-def wire_explore_command(line: gr.Code, pick: PickTab, tab: ExploreTab) -> None:
-    """Follow what *Draw the map* would do."""
-
-    def command(source: str, target: str, adapter: str, depth: int, points: int) -> str:
-        return snippets.manifold(Selection.of(source, target, adapter), int(depth), int(points))
-
-    follow(line, command, [*pick.chosen, tab.depth, tab.points])
+    return Command(line, [tab.effort, tab.kind, tab.corpus], make)
 
 
-def follow(line: gr.Code, command: Callable[..., str], widgets: list[Any]) -> None:
-    """Write the line now, and whenever one of the widgets changes, be it by a handler: nothing follows it."""
-    line.value = command(*(widget.value for widget in widgets))
+def of_map(line: gr.Code, tab: ExploreTab) -> Command:
+    """What *Draw the map* would do."""
+
+    def make(chosen: Selection, depth: int, points: int) -> str:
+        return snippets.manifold(chosen, int(depth), int(points))
+
+    return Command(line, [tab.depth, tab.points], make)
+
+
+def wire_commands(commands: Sequence[Command], choice: gr.BrowserState, start: Selection) -> None:
+    """Write the lines now, and whenever the choice or a widget changes, be it by a handler.
+
+    Nothing follows a line. All are written by one handler, which is one question to the server for a change
+    of models, where `change` of three pickers would be many; and not with `always_last`, which goes round
+    without end where a handler sets several of its widgets at once.
+    """
+
+    def write(chosen: object, *values: Any) -> list[str]:
+        """All lines for the choice that the browser keeps, and the values of all widgets."""
+        return lines(Workspace.from_json(chosen).selection, values)
+
+    def lines(chosen: Selection, values: Sequence[Any]) -> list[str]:
+        left = iter(values)
+        return [each.make(chosen, *islice(left, len(each.widgets))) for each in commands]
+
+    widgets = [widget for each in commands for widget in each.widgets]
+    for each, line in zip(commands, lines(start, [widget.value for widget in widgets]), strict=True):
+        each.line.value = line
     gr.on(
-        [widget.change for widget in widgets], command, widgets, line,
-        show_progress="hidden", trigger_mode="always_last", api_visibility="private",
+        [choice.change, *(_told(widget) for widget in widgets)],
+        write, [choice, *widgets], [each.line for each in commands],
+        show_progress="hidden", trigger_mode="multiple", api_visibility="private",
     )  # fmt: skip
+
+
+def _told(widget: Any) -> Any:
+    """The event that tells of a new value; of a text, once it is written."""
+    return widget.blur if isinstance(widget, gr.Textbox) else widget.change

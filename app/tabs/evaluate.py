@@ -12,9 +12,9 @@ from app import plots, snippets, tables, theme, views
 from app.evaluations import Evaluations
 from app.runs import BASELINES, MAX_EXAMPLES, METHODS, EvaluateRequest, Kept, Run
 from app.saying import said
-from app.tabs.command import create_command, follow
+from app.tabs.choice import Stores
+from app.tabs.command import Command, create_command
 from app.tabs.generate import prompts_of
-from app.tabs.pick import PickTab
 from app.workspace import Attached, Selection, Workspace
 
 _MOST_SHOWN = 6
@@ -54,7 +54,7 @@ class EvaluateTab:
 
     @property
     def asked(self) -> list[Any]:
-        """What a request is made of, in the order in which `_request` takes it after the three pickers."""
+        """What a request is made of, in the order in which `_request` takes it after the choice."""
         return [
             self.task, self.methods, self.baselines, self.limit, self.retrained, self.train, self.corpus,
             self.steps, self.with_prompts,
@@ -131,21 +131,24 @@ def create_evaluate_tab(evaluations: Evaluations, start: Workspace) -> EvaluateT
 
 
 def wire_evaluate_tab(
-    tab: EvaluateTab,
-    pick: PickTab,
-    hints: gr.Textbox,
-    evaluations: Evaluations,
-    attached: gr.BrowserState,
-    kept: gr.BrowserState,
+    tab: EvaluateTab, hints: gr.Textbox, evaluations: Evaluations, stores: Stores, kept: gr.BrowserState
 ) -> None:
     """Connect the tab's events; `hints` are the example prompts of the Generate tab."""
-    request = [*pick.chosen, *tab.asked, hints]
-    _wire_choice(tab, pick, evaluations, request)
-    _wire_run(tab, evaluations, request, attached, kept)
+    _wire_choice(tab, evaluations, stores.choice)
+    _wire_run(tab, evaluations, [stores.choice, *tab.asked, hints], stores.attached, kept)
     _wire_shown(tab, evaluations, kept)
 
 
-def _wire_choice(tab: EvaluateTab, pick: PickTab, evaluations: Evaluations, request: list[Any]) -> None:
+def compare_command(tab: EvaluateTab, hints: gr.Textbox) -> Command:
+    """What *Run* would do."""
+
+    def make(chosen: Selection, *values: Any) -> str:
+        return snippets.compare(_request(chosen, *values))
+
+    return Command(tab.command, [*tab.asked, hints], make)
+
+
+def _wire_choice(tab: EvaluateTab, evaluations: Evaluations, choice: gr.BrowserState) -> None:
     def upload(file: str | None) -> Updates:
         """Check an uploaded task and choose it."""
         if not file:
@@ -161,34 +164,32 @@ def _wire_choice(tab: EvaluateTab, pick: PickTab, evaluations: Evaluations, requ
             tab.upload_message: views.sentence(words, "good"),
         }
 
-    def task_of(adapter: str, task: str | None) -> Any:
+    def task_of(chosen: object, task: str | None) -> Any:
         """The task of a shipped adapter; a task file that was chosen stays."""
+        adapter = Workspace.from_json(chosen).adapter
         shipped = any(task == option.name for option in evaluations.tasks())
-        return (evaluations.task_of(adapter or "") if shipped or not task else "") or gr.skip()
-
-    def command(*values: Any) -> str:
-        return snippets.compare(_request(*values))
+        return (evaluations.task_of(adapter) if shipped or not task else "") or gr.skip()
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     tab.upload.upload(upload, tab.upload, [tab.task, tab.upload_message], **quiet)
-    pick.adapter.change(task_of, [pick.adapter, tab.task], tab.task, **quiet)
-    follow(tab.command, command, request)
+    choice.change(task_of, [choice, tab.task], tab.task, trigger_mode="multiple", **quiet)
 
 
 def _wire_run(
     tab: EvaluateTab,
     evaluations: Evaluations,
-    request: list[Any],
+    asked: list[Any],
     attached: gr.BrowserState,
     kept: gr.BrowserState,
 ) -> None:
     def run(*values: Any) -> Updates:
         """Start a run in the background and show it alone."""
-        *asked, kept_jobs, kept_runs = values
+        chosen, *asked, kept_jobs, kept_runs = values
+        request = _request(Workspace.from_json(chosen).selection, *asked)
         had = Kept.from_json(kept_runs)
         visitor = had.visitor or uuid.uuid4().hex
         try:
-            run_id = evaluations.start(visitor, _request(*asked), Attached.from_json(kept_jobs).heads_job)
+            run_id = evaluations.start(visitor, request, Attached.from_json(kept_jobs).heads_job)
         except Exception as error:
             return {tab.job: said(error)}
         now = Kept(visitor, run_id)
@@ -208,7 +209,7 @@ def _wire_run(
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     tab.run.click(
-        run, [*request, attached, kept], [kept, tab.shown, tab.forget, *tab.standing], **quiet
+        run, [*asked, attached, kept], [kept, tab.shown, tab.forget, *tab.standing], **quiet
     )  # fmt: skip
     tab.timer.tick(tick, [kept, tab.shown, tab.drawn], tab.standing, **quiet)
     tab.cancel.click(cancel, [kept, tab.shown, tab.drawn], tab.standing, **quiet)
@@ -285,12 +286,12 @@ def _standing(
 
 
 def _request(
-    source: str, target: str, adapter: str, task: str, methods: list[str], baselines: list[str], limit: int,
+    chosen: Selection, task: str, methods: list[str], baselines: list[str], limit: int,
     retrained: str, train: str | None, corpus: str, steps: int, with_prompts: bool, hints: str,
 ) -> EvaluateRequest:  # fmt: skip
     """What the widgets ask for."""
     return EvaluateRequest(
-        Selection.of(source, target, adapter),
+        chosen,
         (task or "").strip(),
         (*methods, *baselines),
         int(limit),

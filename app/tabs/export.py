@@ -9,10 +9,10 @@ import gradio as gr
 from app import snippets, views
 from app.exports import Export, Exports
 from app.saying import said
-from app.tabs.command import code_block
+from app.tabs.choice import Stores
+from app.tabs.command import Command, code_block
 from app.tabs.mode import ModeOptions
-from app.tabs.pick import PickTab
-from app.workspace import Attached, Selection
+from app.workspace import Attached, Selection, Workspace
 
 Updates = dict[Any, Any]
 
@@ -80,27 +80,24 @@ def create_export_tab(tab: gr.Tab) -> ExportTab:
     )  # fmt: skip
 
 
-def wire_export_tab(
-    tab: ExportTab, pick: PickTab, options: ModeOptions, exports: Exports, attached: gr.BrowserState
-) -> None:
+def wire_export_tab(tab: ExportTab, options: ModeOptions, exports: Exports, stores: Stores) -> None:
     """Connect the tab's events."""
-    choice = [*pick.chosen, *options.way, attached]
+    choice = [stores.choice, *options.way, stores.attached]
 
-    def look(source: str, target: str, adapter: str, mode: str, segment: int, kept: object) -> Updates:
-        selection = Selection.of(source, target, adapter, mode, segment)
+    def look(chosen: object, mode: str, segment: int, kept: object) -> Updates:
+        selection = _selection(chosen, mode, segment)
         return _shown(tab, exports, selection, Attached.from_json(kept))
 
     def publish(
-        source: str, target: str, adapter: str, mode: str, segment: int, kept: object,
-        repo: str, token: str, private: bool,
-    ) -> Iterator[Updates]:  # fmt: skip
+        chosen: object, mode: str, segment: int, kept: object, repo: str, token: str, private: bool
+    ) -> Iterator[Updates]:
         """Publish, and forget the token whatever comes of it."""
         yield {
             tab.token: "",
             tab.publish: gr.update(interactive=False),
             tab.message: views.sentence("Publishing."),
         }
-        selection = Selection.of(source, target, adapter, mode, segment)
+        selection = _selection(chosen, mode, segment)
         try:
             found = exports.current(selection, Attached.from_json(kept))
             if found is None:
@@ -112,24 +109,30 @@ def wire_export_tab(
             told = said(error)
         yield {tab.publish: gr.update(interactive=True), tab.message: told}
 
-    def push(adapter: str, target: str, repo: str, private: bool) -> str:
-        name = exports.name(Selection.of("", target, adapter))
-        return snippets.push(name, (repo or "").strip() or "owner/name", bool(private))
-
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    # Not `always_last`: see `wire_commands`.
     gr.on(
-        [tab.tab.select, *(widget.change for widget in choice)], look, choice, tab.shown,
-        trigger_mode="always_last", **quiet,
+        [tab.tab.select, stores.choice.change, stores.attached.change, *(way.change for way in options.way)],
+        look, choice, tab.shown, trigger_mode="multiple", **quiet,
     )  # fmt: skip
     tab.publish.click(
         publish, [*choice, tab.repo, tab.token, tab.private], [tab.token, tab.publish, tab.message],
         trigger_mode="once", **quiet,
     )  # fmt: skip
-    named = [pick.adapter, pick.target, tab.repo, tab.private]
-    gr.on(
-        [tab.tab.select, *(widget.change for widget in named)], push, named, tab.push,
-        trigger_mode="always_last", **quiet,
-    )  # fmt: skip
+
+
+def push_command(tab: ExportTab, exports: Exports) -> Command:
+    """What *Publish* would do."""
+
+    def make(chosen: Selection, repo: str, private: bool) -> str:
+        return snippets.push(exports.name(chosen), (repo or "").strip() or "owner/name", bool(private))
+
+    return Command(tab.push, [tab.repo, tab.private], make)
+
+
+def _selection(chosen: object, mode: str, segment: int) -> Selection:
+    models = Workspace.from_json(chosen).selection
+    return Selection.of(models.source, models.target, models.adapter, mode, segment)
 
 
 def _shown(tab: ExportTab, exports: Exports, selection: Selection, made: Attached) -> Updates:
