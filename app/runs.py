@@ -16,7 +16,7 @@ from typing import Any
 from app.workspace import Selection
 from cast.errors import RequestError
 from cast.results import Result, result_of
-from cast.storage import write_atomically
+from cast.storage import cache_folder, write_atomically
 
 METHODS = {
     "hosted": "Hosted by words",
@@ -159,9 +159,12 @@ class Kept:
 
 
 class RunStore:
-    """The files of all visitors' runs; the newest `_KEPT` of each visitor are kept."""
+    """The files of all visitors' runs; the newest `_KEPT` of each visitor are kept.
 
-    def __init__(self, folder: Path) -> None:
+    Without a folder they lie in the cache, which is made when the first of them is written or looked for.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
 
     def write(self, visitor: str, run: Run) -> None:
@@ -193,7 +196,9 @@ class RunStore:
 
     def _place(self, visitor: str) -> Path | None:
         """A visitor's folder; None for what is no id, which must not become part of a path."""
-        return self._folder / visitor if is_id(visitor) else None
+        if not is_id(visitor):
+            return None
+        return (self._folder or cache_folder() / "runs") / visitor
 
 
 def lettered(runs: Sequence[Run]) -> list[tuple[str, Run]]:

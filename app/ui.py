@@ -24,7 +24,6 @@ from app.tabs.heads import create_heads_tab, wire_heads_tab
 from app.tabs.pick import create_pick_tab, wire_pick_tab
 from app.workspace import Attached, Workspace
 from cast.errors import CastError
-from cast.storage import cache_folder
 
 _TAGLINE = "Carry a LoRA from the model it was trained on to another model."
 # Keeps other programs on the same origin from misreading the entry; nothing secret is stored.
@@ -52,7 +51,7 @@ def build(backend: Backend, folder: Path, recording: Path | None = None, runs: P
     jobs = Jobs()
     showcase = _showcase(recording or theme.assets_folder() / "showcase.json")
     engine = Engine(backend, jobs, folder, showcase)
-    store = RunStore(runs or cache_folder() / "runs")
+    store = RunStore(runs)
     evaluations = Evaluations(backend, engine, jobs, store, folder)
     start = _start(engine)
     with gr.Blocks(title="CAST", analytics_enabled=False) as blocks:
