@@ -27,6 +27,9 @@ _STAGES = {
     "quality": "Measuring on held-out text",
     "sites": "Mapping the adapted sites",
     "compile": "Fitting the LoRA",
+    "score": "Scoring",
+    "choose": "Choosing among the answers",
+    "generate": "Generating",
 }
 _NEXT = {
     "translate": "Press Generate: the fourth pane now runs this adapter.",

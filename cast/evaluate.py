@@ -274,11 +274,6 @@ def recovered_lift(
     return (translated - base) / gained if gained >= minimum else None
 
 
-def ratio(translated: float, retrained: float) -> float | None:
-    """Translated / retrained, the figure of arXiv 2510.17902; it flatters where the base scores already."""
-    return translated / retrained if retrained else None
-
-
 def bootstrap_interval(
     base: np.ndarray,
     translated: np.ndarray,
@@ -323,14 +318,21 @@ def bootstrap_interval(
     return float(lower), float(upper)
 
 
-def off_task(runner: Runner, base: Runner, texts: Sequence[str], *, batch_size: int = 8) -> float:
+def off_task(
+    runner: Runner,
+    before: float,
+    texts: Sequence[str],
+    *,
+    batch_size: int = 8,
+    on_progress: OnProgress = ignore,
+) -> float:
     """Relative change of bits per byte on held-out general text: 0.02 is 2 % more than the base needs.
 
     Args:
         runner: the target with the translated adapter.
-        base: the target without.
+        before: bits per byte of the target without, from `scoring.bits_per_byte`.
         texts: general text that no adapter was fitted on.
         batch_size: texts at once.
+        on_progress: gets stage `score`.
     """
-    before = bits_per_byte(base, texts, batch_size=batch_size)
-    return bits_per_byte(runner, texts, batch_size=batch_size) / before - 1
+    return bits_per_byte(runner, texts, batch_size=batch_size, on_progress=on_progress) / before - 1
