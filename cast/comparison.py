@@ -4,22 +4,23 @@ import resource
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 from cast import adapters, corpus, evaluate
 from cast.adapters import Lora
-from cast.baselines import BASELINES, Baseline
+from cast.baselines import BASELINES, Baseline, Given
 from cast.errors import RequestError
 from cast.evaluate import EvalReport, TaskData
 from cast.models import LanguageModel
-from cast.pipeline import FoundHeads, default_corpus, heads_for, translate_adapter
+from cast.pipeline import FoundHeads, default_corpus, fitting_text, heads_for, translate_adapter
 from cast.pocket import registry
 from cast.progress import OnProgress, ignore
 from cast.recipes import TranslationConfig
 from cast.results import Result
 from cast.runners import PlainRunner, Runner
+from cast.storage import cache_folder
 
 _OFF_TASK_TEXTS = 200
 
@@ -86,9 +87,7 @@ def compare(
         on_progress: gets every stage.
     """
     found = heads
-    if found is None and any(
-        isinstance(method, TranslationConfig) and method.needs_heads for method in methods
-    ):
+    if found is None and any(method.needs_heads for method in methods):
         found = heads_for(source, target, text=text, on_progress=on_progress)
     held_out = held_out_texts(text or default_corpus(source, target))
     results = []
@@ -128,8 +127,12 @@ def made_by(
     """
     started = time.monotonic()
     if isinstance(method, Baseline):
-        runner = method.make(source, target, lora)
-        facts: dict[str, Any] = {"method": method.name, "strength": 1.0, "text": "general"}
+        given = _given(method, source, target, lora, heads, text)
+        runner = method.make(given)
+        facts: dict[str, Any] = {
+            "method": method.name, "seed": method.config.seed, "strength": 1.0, "text": "general",
+            "tokens": _tokens(target, given.texts),
+        }  # fmt: skip
     else:
         made = translate_adapter(
             source, target, lora, method, heads=heads, text=text, prompts=prompts, on_progress=on_progress
@@ -143,6 +146,33 @@ def made_by(
             "tokens": made.recipe.tokens,
         }
     return runner, facts | {"seconds": round(time.monotonic() - started, 2)}
+
+
+def _given(
+    method: Baseline,
+    source: LanguageModel,
+    target: LanguageModel,
+    lora: Lora,
+    heads: FoundHeads | None,
+    text: str | None,
+) -> Given:
+    """What a baseline may look at: of general text the very passages that a compiled translation reads."""
+    passages: list[str] = []
+    if method.needs_text:
+        passages = fitting_text(source, target, method.config, text)
+    return Given(
+        source,
+        target,
+        lora,
+        passages,
+        heads.heads if heads else None,
+        method.config,
+        cache_folder() / "sites",
+    )
+
+
+def _tokens(target: LanguageModel, texts: Sequence[str]) -> int:
+    return int(target.encode(texts).attention_mask.sum()) if texts else 0
 
 
 def _scored(runner: Runner, ends: Comparison, on_progress: OnProgress) -> dict[str, Any]:
@@ -199,10 +229,11 @@ def methods_named(names: Iterable[str], **settings: Any) -> list[TranslationConf
     Raises:
         RequestError: there is no such method.
     """
+    given: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
     methods: list[TranslationConfig | Baseline] = []
     for name in names:
         if name in BASELINES:
-            methods.append(BASELINES[name])
+            methods.append(replace(BASELINES[name], config=TranslationConfig(**given)))
             continue
         mode, dash, size = name.partition("-")
         numbered = size.isdigit() and int(size) > 0
@@ -211,12 +242,12 @@ def methods_named(names: Iterable[str], **settings: Any) -> list[TranslationConf
                 f"There is no method {name!r}; hosted-2 and hosted-states are some, and the baselines are "
                 f"{', '.join(BASELINES)}."
             )
-        given: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
+        form: dict[str, Any] = {}
         if numbered:
-            given["segment"] = int(size)
+            form["segment"] = int(size)
         elif dash:
-            given["readout"] = size
-        methods.append(TranslationConfig(**{"mode": mode, **given}))
+            form["readout"] = size
+        methods.append(TranslationConfig(**{"mode": mode, **given, **form}))
     return methods
 
 

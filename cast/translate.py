@@ -207,7 +207,7 @@ def translate(
     if heads is not None:
         heads.check(source, target)
     started = time.monotonic()
-    taken = list(islice(texts, _texts_needed(config)))
+    taken = list(islice(texts, texts_needed(config)))
     work = _Work(source, target, lora, heads, taken, tuple(prompts), config, cache, on_progress)
     if config.strength is None and config.needs_heads:
         size = config.batch_size
@@ -224,7 +224,7 @@ def translate(
     return replace(made, recipe=recipe)
 
 
-def _texts_needed(config: TranslationConfig) -> int:
+def texts_needed(config: TranslationConfig) -> int:
     """Most texts that a translation reads; general text is a few dozen tokens long at least."""
     compiled = (config.steps + 2) * config.batch_size if config.mode == "compiled" else 0
     return max(compiled, config.site_tokens // 16, _STRENGTH_BATCHES * config.batch_size)
