@@ -156,7 +156,7 @@ def _given(
     heads: FoundHeads | None,
     text: str | None,
 ) -> Given:
-    """What a baseline may look at: of general text the very passages that a compiled translation reads."""
+    """What a baseline may look at: of general text the passages that `instant` draws from."""
     passages: list[str] = []
     if method.needs_text:
         passages = fitting_text(source, target, method.config, text)
@@ -233,7 +233,7 @@ def methods_named(names: Iterable[str], **settings: Any) -> list[TranslationConf
     methods: list[TranslationConfig | Baseline] = []
     for name in names:
         if name in BASELINES:
-            methods.append(replace(BASELINES[name], config=TranslationConfig(**given)))
+            methods.append(replace(BASELINES[name], config=replace(BASELINES[name].config, **given)))
             continue
         mode, dash, size = name.partition("-")
         numbered = size.isdigit() and int(size) > 0

@@ -47,7 +47,7 @@ def same_width() -> Given:
 def given() -> Given:
     """Widths, depths and tokenizers differ, roles do not; few texts in small batches."""
     source, target = build_model("llama", depth=2), build_model("qwen2", "unigram", width=40, depth=3)
-    config = TranslationConfig(batch_size=4, site_tokens=400)
+    config = TranslationConfig(mode="instant", batch_size=4, site_tokens=400)
     return Given(source, target, build_lora(source), corpus(30), heads_for(source, target), config)
 
 
@@ -252,9 +252,8 @@ def test_random_maps_are_as_large_as_the_fitted_ones(given: Given) -> None:
     from cast.site_fitting import fit_site_maps
 
     maps = fit_site_maps(
-        given.source, given.target, given.lora, given.fitted_heads(), given.texts,
-        replace(given.config, mode="instant"),
-    )  # fmt: skip
+        given.source, given.target, given.lora, given.fitted_heads(), given.texts, given.config
+    )
     fitted, drawn = maps.instant(given.lora), kernels_of(random_maps(given))
     for kernel in fitted:
         other = drawn[kernel.site.layer, kernel.site.role]
@@ -266,9 +265,8 @@ def test_shuffled_layers_move_every_kernel_to_another_block(given: Given) -> Non
     from cast.site_fitting import fit_site_maps
 
     maps = fit_site_maps(
-        given.source, given.target, given.lora, given.fitted_heads(), given.texts,
-        replace(given.config, mode="instant"),
-    )  # fmt: skip
+        given.source, given.target, given.lora, given.fitted_heads(), given.texts, given.config
+    )
     own = {(kernel.site.layer, kernel.site.role): kernel.delta for kernel in maps.instant(given.lora)}
     moved = kernels_of(shuffled_layers(given))
     assert own.keys() == moved.keys()

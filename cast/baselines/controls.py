@@ -88,9 +88,14 @@ def shuffled_layers(given: Given) -> Runner:
 
 def _site_maps(given: Given) -> SiteMaps:
     """The maps of mode `instant`."""
-    config = replace(given.config, mode="instant")
     return fit_site_maps(
-        given.source, given.target, given.lora, given.fitted_heads(), given.texts, config, cache=given.cache
+        given.source,
+        given.target,
+        given.lora,
+        given.fitted_heads(),
+        given.texts,
+        given.config,
+        cache=given.cache,
     )
 
 

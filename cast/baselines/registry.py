@@ -1,7 +1,7 @@
 """What a baseline is given, and the table of them by name."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,6 +14,9 @@ from cast.recipes import TranslationConfig
 from cast.runners import Runner
 from cast.sites import SitePair, pair_sites
 
+# They are measured beside the closed form among the modes, on the same text.
+_CLOSED = TranslationConfig(mode="instant")
+
 
 @dataclass(frozen=True)
 class Given:
@@ -23,9 +26,9 @@ class Given:
     target: LanguageModel
     lora: Lora
     texts: Sequence[str] = ()
-    """General text, the passages that a compiled translation reads; empty for those that need none."""
+    """General text, the passages that `instant` draws from; empty for those that need none."""
     heads: HeadSet | None = None
-    config: TranslationConfig = field(default_factory=TranslationConfig)
+    config: TranslationConfig = _CLOSED
     """Seed, rank and the lengths of texts and batches."""
     cache: Path | None = None
     """Folder of fitted site maps; None keeps none."""
@@ -73,7 +76,7 @@ class Baseline:
     make: Make
     needs_text: bool = False
     needs_heads: bool = False
-    config: TranslationConfig = field(default_factory=TranslationConfig)
+    config: TranslationConfig = _CLOSED
 
 
 _KNOWN: dict[str, Baseline] = {}
