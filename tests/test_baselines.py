@@ -186,6 +186,19 @@ def test_rotations_transport_the_kernel_by_procrustes_maps(make, by_gradient: bo
         torch.testing.assert_close(made[place(given, kernel)], wanted.float(), atol=1e-4, rtol=1e-3)
 
 
+def test_adapters_of_a_model_share_what_the_text_says(given: Given, tmp_path) -> None:
+    first = replace(given, cache=tmp_path)
+    fresh = kernels_of(bico(first))
+    assert len(list(tmp_path.iterdir())) == 1
+    other = replace(first, lora=build_lora(given.source, seed=5))
+    made, kept = kernels_of(bico(replace(other, cache=None))), kernels_of(bico(other))
+    for at, delta in made.items():
+        torch.testing.assert_close(kept[at], delta)
+        assert not torch.allclose(fresh[at], delta)
+    (next(tmp_path.iterdir())).write_bytes(b"damaged")
+    torch.testing.assert_close(kernels_of(bico(other))[at], delta)
+
+
 def test_a_procrustes_map_finds_the_rotation_that_was_there() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(200, 6, generator=generator, dtype=torch.float64)

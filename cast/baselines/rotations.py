@@ -7,10 +7,15 @@ Widths may differ (T is then rectangular); where depths do, sites of one role at
 paired, and a rectangular T pairs fused and separate projections too.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from cast.activations import residuals
@@ -24,7 +29,8 @@ from cast.models import LanguageModel, TokenBatch
 from cast.recipes import TranslationConfig
 from cast.runners import PlainRunner, Runner
 from cast.site_values import gradient_at, watched
-from cast.sites import SiteMap, SiteMaps
+from cast.sites import SiteMap, SiteMaps, SitePair
+from cast.storage import write_atomically
 
 
 @baseline(
@@ -60,6 +66,24 @@ def procrustes(cross: Tensor) -> Tensor:
 def _rotated(given: Given, name: str, *, by_gradient: bool) -> Lora:
     """The adapter rotated into the target, its rank kept."""
     pairs = given.site_pairs()
+    crossed = _crossed(given, pairs, by_gradient)
+    maps = tuple(
+        SiteMap(pair, _linear(procrustes(inputs)), procrustes(outputs).T.float())
+        for pair, (inputs, outputs) in zip(pairs, crossed, strict=True)
+    )
+    return Lora(name, given.target.name, SiteMaps(maps).instant(given.lora))
+
+
+def _crossed(given: Given, pairs: Sequence[SitePair], by_gradient: bool) -> list[tuple[Tensor, Tensor]]:
+    """XᵀY of inputs and of what outputs are aligned by, for each site pair: from the cache, or from the text.
+
+    They depend on the sites and not on the kernels, so the adapters of a model share them.
+    """
+    path = given.cache and given.cache / f"{_key(given, pairs, by_gradient)}.safetensors"
+    if path is not None and path.is_file():
+        with suppress(OSError, SafetensorError, KeyError):
+            kept = load_file(path)
+            return [(kept[f"{index}.in"], kept[f"{index}.out"]) for index in range(len(pairs))]
     sums = [
         (
             torch.zeros(pair.source.in_features, pair.target.in_features, dtype=torch.float64),
@@ -72,19 +96,36 @@ def _rotated(given: Given, name: str, *, by_gradient: bool) -> Lora:
         at_source = _read(given.source, {pair.source for pair in pairs}, texts, given.config, by_gradient)
         at_target = _read(given.target, {pair.target for pair in pairs}, texts, given.config, by_gradient)
         aligned = align(at_source.tokens, at_target.tokens)
-        for pair, crossed in zip(pairs, sums, strict=True):
-            for side, total in enumerate(crossed):
+        for pair, totals in zip(pairs, sums, strict=True):
+            for side, total in enumerate(totals):
                 x = at_source.sides[side][pair.source.name][aligned.row, aligned.source_position]
                 y = at_target.sides[side][pair.target.name][aligned.row, aligned.target_position]
                 # In float32 within a batch, which is several times faster and loses nothing that counts.
                 total += (x.float().T @ y.float()).double().cpu()
     if not all(inputs.any() for inputs, _ in sums):
         raise CorpusError("The text has no position where both tokenizers end a token; give longer text.")
-    maps = tuple(
-        SiteMap(pair, _linear(procrustes(inputs)), procrustes(outputs).T.float())
-        for pair, (inputs, outputs) in zip(pairs, sums, strict=True)
-    )
-    return Lora(name, given.target.name, SiteMaps(maps).instant(given.lora))
+    if path is not None:
+        named = (
+            (f"{index}.{way}", total)
+            for index, both in enumerate(sums)
+            for way, total in zip(("in", "out"), both, strict=True)
+        )
+        write_atomically(path, save(dict(named)))
+    return sums
+
+
+def _key(given: Given, pairs: Sequence[SitePair], by_gradient: bool) -> str:
+    """A name for exactly these moments: models, sites, text and the settings that count."""
+    digest = hashlib.sha256()
+    settings = [
+        "rotations", given.source.fingerprint, given.target.fingerprint, by_gradient, given.config.max_length,
+        [[pair.source.name, pair.target.name] for pair in pairs],
+        str(given.source.dtype), str(given.target.dtype),
+    ]  # fmt: skip
+    digest.update(json.dumps(settings).encode())
+    for text in given.texts:
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()[:32]
 
 
 @dataclass(frozen=True)
