@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from cast import adapters, corpus, evaluate
+from cast import adapters, corpus, evaluate, prediction
 from cast.adapters import Lora
+from cast.arriving import held_out_quality
 from cast.baselines import BASELINES, Baseline, Given
 from cast.errors import RequestError
 from cast.evaluate import EvalReport, TaskData
@@ -17,7 +18,7 @@ from cast.models import LanguageModel
 from cast.pipeline import FoundHeads, default_corpus, fitting_text, heads_for, translate_adapter
 from cast.pocket import registry
 from cast.progress import OnProgress, ignore
-from cast.recipes import TranslationConfig
+from cast.recipes import Quality, TranslationConfig
 from cast.results import Result
 from cast.runners import PlainRunner, Runner
 from cast.storage import cache_folder
@@ -34,6 +35,10 @@ class Comparison:
     retrained: EvalReport | None
     source_base: EvalReport
     source_adapted: EvalReport
+    source_off_task: float | None = None
+    """What the adapter costs its own model on held-out general text."""
+    retrained_off_task: float | None = None
+    """What the retrained adapter costs the target there."""
 
 
 def ends_of_the_scale(
@@ -43,9 +48,21 @@ def ends_of_the_scale(
     task: TaskData,
     *,
     retrained: Lora | None,
+    text: str | None = None,
     on_progress: OnProgress = ignore,
 ) -> Comparison:
-    """Score the target, the target with a retrained LoRA, the source, and the source with the adapter."""
+    """Score the target, the target with a retrained LoRA, the source, and the source with the adapter.
+
+    Args:
+        source: the model that the adapter was trained on.
+        target: the model that shall have the skill.
+        lora: the source adapter.
+        task: what is scored.
+        retrained: a LoRA that was trained on the target.
+        text: corpus of general text, on whose held-out side the two adapters' own cost is measured.
+        on_progress: gets the stages of scoring.
+    """
+    held_out = held_out_texts(text or default_corpus(source, target))
 
     def score(runner: Runner) -> EvalReport:
         return evaluate.evaluate(runner, task, on_progress=on_progress)
@@ -56,7 +73,14 @@ def ends_of_the_scale(
         retrained=score(PlainRunner(target, retrained)) if retrained else None,
         source_base=score(PlainRunner(source)),
         source_adapted=score(PlainRunner(source, lora)),
+        source_off_task=own_off_task(source, lora, held_out),
+        retrained_off_task=own_off_task(target, retrained, held_out) if retrained else None,
     )
+
+
+def own_off_task(lm: LanguageModel, lora: Lora, held_out: Sequence[str]) -> float:
+    """What an adapter costs the model that it was trained on, on held-out general text."""
+    return evaluate.off_task(PlainRunner(lm, lora), PlainRunner(lm), held_out)
 
 
 def compare(
@@ -102,6 +126,8 @@ def compare(
                 target=target.name,
                 task=ends.task.name,
                 off_task=evaluate.off_task(runner, PlainRunner(target), held_out),
+                source_off_task=ends.source_off_task,
+                retrained_off_task=ends.retrained_off_task,
                 peak_memory_bytes=peak_memory_bytes(),
                 revision=revision,
                 **{"seed": 0, "tokens": 0} | facts,
@@ -123,8 +149,10 @@ def made_by(
 ) -> tuple[Runner, dict[str, Any]]:
     """The target with the adapter acting by one method, and what a result tells of how it was made.
 
-    The arguments are those of `compare`.
+    What held-out text says of it is measured here too, where the translation has not told it already; the
+    seconds do not count that. The arguments are those of `compare`.
     """
+    quality = Quality()
     started = time.monotonic()
     if isinstance(method, Baseline):
         given = _given(method, source, target, lora, heads, text)
@@ -137,7 +165,7 @@ def made_by(
         made = translate_adapter(
             source, target, lora, method, heads=heads, text=text, prompts=prompts, on_progress=on_progress
         )
-        runner = made.runner(source, target)
+        runner, quality = made.runner(source, target), made.recipe.quality
         facts = {
             "method": method_name(method, prompts),
             "seed": method.seed,
@@ -145,7 +173,19 @@ def made_by(
             "text": "prompts" if prompts else "general",
             "tokens": made.recipe.tokens,
         }
-    return runner, facts | {"seconds": round(time.monotonic() - started, 2)}
+    facts["seconds"] = round(time.monotonic() - started, 2)
+    config = method.config if isinstance(method, Baseline) else method
+    if isinstance(method, TranslationConfig) and not method.needs_heads:
+        return runner, facts | {"missing": 0.0, "predicted": prediction.predicted(None)}
+    if quality.missing is None:
+        texts = fitting_text(source, target, config, text)[: config.batch_size]
+        quality = held_out_quality(source, lora, runner, texts, config)
+    return runner, facts | {
+        "missing": quality.missing,
+        "coverage": quality.coverage,
+        "reach": quality.reach,
+        "predicted": prediction.predicted(quality),
+    }
 
 
 def _given(

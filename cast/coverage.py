@@ -2,9 +2,11 @@
 
 A kernel's change of a site's output is ΔW·x, ΔW = s·B·A. With the singular directions ΔW = Σ σ_k u_k v_kᵀ its
 size is ‖ΔW·x‖² = Σ σ_k² (v_k·x)²: the energy of the site's input along the directions that the kernel reads,
-each weighted by what the kernel makes of it. *Coverage* is the mean of that energy over a text, as a share of
-what it is on the adapter's own strongest tokens: those of the vocabulary, read behind beginnings of the
-text, on which the energy is largest. It is the mean over the adapted sites.
+each weighted by what the kernel makes of it. *Energy* is its mean over a text, as a share of what it is on
+the adapter's own strongest tokens: those of the vocabulary, read behind beginnings of the text, on which it
+is largest; a mean over the adapted sites. *Reach* is the same of what comes out in the end, the divergence of
+the next-token distribution. Kernels act a little on every input, so energy differs little between a text that
+shows the skill and one that does not; reach tells them apart (docs/experiments.md).
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,6 +19,7 @@ from cast.activations import residuals
 from cast.adapters import Lora, applied
 from cast.errors import CorpusError
 from cast.models import LanguageModel, TokenBatch
+from cast.recipes import TranslationConfig
 from cast.site_values import watched
 
 _BATCH = 16
@@ -34,6 +37,8 @@ class Coverage:
 
     energy: float
     """Mean input energy of the kernels on the text over that on the adapter's strongest tokens."""
+    reach: float
+    """Mean effect on the text over that on the tokens where it is largest."""
     effect: float
     """KL(base ‖ adapted) of the source's next-token distribution, nats a position of the text."""
     carriers: float
@@ -66,23 +71,41 @@ def measured_coverage(
         real[:, 0] = False
         energy, plain, adapted = _read(source, lora, tokens)
         energies.append(energy[real])
-        effects.append(_effect(source, plain[real], adapted[real], random))
+        chosen = torch.randperm(int(real.sum()), generator=random)[: source.positions_at_once].to(real.device)
+        effects.append(_effect(source, plain[real][chosen], adapted[real][chosen]))
     if not sum(map(len, energies)):
         raise CorpusError("The text holds no token that the source model could read; give longer text.")
     tried = _tried(source, random)
-    tops = [_read(source, lora, tokens)[0][:, -1] for tokens in _behind_beginnings(source, texts, tried)]
-    by_token = torch.stack([torch.cat(tops[part::_BEGINNINGS]) for part in range(_BEGINNINGS)]).mean(0)
+    energy_of, effect_of = _by_token(source, lora, texts, tried)
+    energy, effect = torch.cat(energies), torch.cat(effects)
     count = max(1, round(_STRONGEST * len(tried)))
-    most = by_token.topk(count, dim=0).values.mean(0)
-    share = (torch.cat(energies).mean(0) / most.clamp_min(torch.finfo(most.dtype).tiny)).mean()
-    order = (by_token / most).mean(1).argsort(descending=True)[:_NAMED]
-    effect = torch.cat(effects)
+    most = energy_of.topk(count, dim=0).values.mean(0).clamp_min(torch.finfo(energy.dtype).tiny)
+    order = (energy_of / most).mean(1).argsort(descending=True)[:_NAMED]
+    peak = float(effect_of.topk(count).values.mean())
     return Coverage(
-        energy=min(1.0, float(share)),
+        energy=min(1.0, float((energy.mean(0) / most).mean())),
+        reach=min(1.0, float(effect.mean()) / peak) if peak > 0 else 0.0,
         effect=float(effect.mean()),
         carriers=_carriers(effect),
         strongest=tuple(source.token_texts[int(tried[place])] for place in order),
     )
+
+
+def covered(
+    source: LanguageModel, lora: Lora, texts: Sequence[str], prompts: Sequence[str], config: TranslationConfig
+) -> Coverage:
+    """The coverage of a compiled fit's text: two batches of what its steps read.
+
+    Args:
+        source: the adapter's model.
+        lora: the adapter.
+        texts: general text.
+        prompts: prompts with the adapter's answers, of which `config.prompt_share` of a batch is drawn.
+        config: see there.
+    """
+    mixed_in = round(2 * config.batch_size * config.prompt_share) if prompts else 0
+    sample = [*prompts[:mixed_in], *texts[: 2 * config.batch_size - min(mixed_in, len(prompts))]]
+    return measured_coverage(source, lora, sample, max_length=config.max_length, seed=config.seed)
 
 
 def _read(lm: LanguageModel, lora: Lora, tokens: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,13 +122,28 @@ def _read(lm: LanguageModel, lora: Lora, tokens: TokenBatch) -> tuple[Tensor, Te
     return torch.stack(energies, -1), plain, adapted
 
 
-def _effect(lm: LanguageModel, plain: Tensor, adapted: Tensor, random: torch.Generator) -> Tensor:
-    """KL(base ‖ adapted) at positions [K], of last residuals [N, d]; a sample where the head is large."""
-    chosen = torch.randperm(len(plain), generator=random)[: lm.positions_at_once].to(plain.device)
-    before, after = (
-        lm.architecture.logits(states[chosen]).float().log_softmax(-1) for states in (plain, adapted)
-    )
-    return (before.exp() * (before - after)).sum(-1)
+def _effect(lm: LanguageModel, plain: Tensor, adapted: Tensor) -> Tensor:
+    """KL(base ‖ adapted) [N] of the next-token distributions behind last residuals [N, d]."""
+    found = []
+    for states in zip(*(side.split(lm.positions_at_once) for side in (plain, adapted)), strict=True):
+        before, after = (lm.architecture.logits(some).float().log_softmax(-1) for some in states)
+        found.append((before.exp() * (before - after)).sum(-1))
+    return torch.cat(found) if found else plain.new_zeros(0)
+
+
+def _by_token(lm: LanguageModel, lora: Lora, texts: Sequence[str], tried: Tensor) -> tuple[Tensor, Tensor]:
+    """Energies [T, sites] and effects [T] of the tried tokens, in the mean over the beginnings."""
+    energies, effects = [], []
+    for tokens in _behind_beginnings(lm, texts, tried):
+        energy, plain, adapted = _read(lm, lora, tokens)
+        energies.append(energy[:, -1])
+        effects.append(_effect(lm, plain[:, -1], adapted[:, -1]))
+    by_beginning = [
+        (torch.cat(energies[part::_BEGINNINGS]), torch.cat(effects[part::_BEGINNINGS]))
+        for part in range(_BEGINNINGS)
+    ]
+    energy_of, effect_of = (torch.stack(side).mean(0) for side in zip(*by_beginning, strict=True))
+    return energy_of, effect_of
 
 
 def _carriers(effect: Tensor) -> float:
