@@ -37,10 +37,11 @@ task* is the relative change of bits per byte on held-out general text.
   task, without answers, which the source's base model makes more.
 - `instant`, `kernel`: see README. No method has read a label.
 - Baselines, each in `cast/baselines/` with its paper and equation, at the source adapter's rank:
-  `cross-lora`, `lora-x` and `truncate-and-pad` see weights alone, `theseus`, `bico` and `reduced-rank-regression` (closed
-  form, to the rank of `compiled`) the 625 passages of general text that `instant` draws from; `proxy-tuning`
-  runs both models. `random-heads`, `random-maps` and `shuffled-layers` are controls: `hosted-states` through
-  drawn heads, `instant` through drawn maps, and with each kernel in another block.
+  `cross-lora`, `lora-x` and `truncate-and-pad` see weights alone; `theseus`, `bico` and
+  `reduced-rank-regression` (closed form, to the rank of `compiled`) the 625 passages of general text that
+  `instant` draws from; `proxy-tuning` runs both models. `random-heads`, `random-maps` and `shuffled-layers`
+  are controls: `hosted-states` through drawn heads, `instant` through drawn maps, and with each kernel in
+  another block.
 
 Made by `python -m benchmarks.fidelity --table` from `benchmarks/results/fidelity/`, one file a run;
 `python -m benchmarks.fidelity --slice small` makes the runs.
