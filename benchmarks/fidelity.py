@@ -108,6 +108,11 @@ def heads_of(source: str, target: str, seed: int) -> FoundHeads:
     return FoundHeads(heads, place)
 
 
+def example_prompts(task: str) -> list[str]:
+    """Of the stream that adapters are trained on, so none is a test prompt; the answers stay unread."""
+    return [example.prompt for example in TASKS[task].train(_PROMPTS)]
+
+
 def carry_out(run: Run, revision: str) -> str:
     """Do one run, keep its result, and say in a line how it went."""
     torch.set_num_threads(1)
@@ -123,9 +128,7 @@ def carry_out(run: Run, revision: str) -> str:
     )
     lora = adapters.read(f"{registry.PREFIX}{run.source}/{run.task}", source)
     method = run.method.removesuffix(_PROMPTED)
-    task = TASKS[run.task]
-    # Of the stream that adapters are trained on, so none of them is a test prompt; the answers stay unread.
-    prompts = [e.prompt for e in task.train(_PROMPTS)] if run.method != method else []
+    prompts = example_prompts(run.task) if run.method != method else []
     configs = comparison.methods_named([method], seed=run.seed, steps=run.steps)
     heads = heads_of(run.source, run.target, run.seed)
     (result,) = comparison.compare(

@@ -1,7 +1,7 @@
 """Fills in what kept results lack and what can be measured without a compiled fit or a task score.
 
     python -m benchmarks.fidelity_fill --what own         the adapters' own off-task cost, beside the methods'
-    python -m benchmarks.fidelity_fill --what coverage    how far general text excites each source adapter
+    python -m benchmarks.fidelity_fill --what coverage    how far the fitting text excites the adapter
     python -m benchmarks.fidelity_fill --what missing     what of the effect held-out text does not show, of
                                                           every method but `compiled`
 
@@ -13,20 +13,20 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.fidelity import RESULTS, heads_of, loaded, own_cost, pairs_named
+from benchmarks.fidelity import RESULTS, example_prompts, heads_of, loaded, own_cost, pairs_named
 from cast import adapters, comparison, pipeline
-from cast.coverage import Coverage, covered
+from cast.coverage import covered
 from cast.errors import CastError
 from cast.pocket import registry
 from cast.prediction import predicted
 from cast.recipes import Quality, TranslationConfig
 from cast.results import Result, read_results
+from cast.translate import fitting_prompts
 
 
 def own(result: Result) -> dict[str, Any]:
@@ -36,19 +36,16 @@ def own(result: Result) -> dict[str, Any]:
 
 
 def coverage(result: Result) -> dict[str, Any]:
-    """Coverage and reach of the general text that a compiled translation was fitted on."""
-    if result.method != "compiled" or result.reach is not None:
+    """Coverage and reach of the text of a compiled translation, which is made again without the fit."""
+    if not result.method.startswith("compiled") or result.reach is not None:
         return {}
-    shown = coverage_of(*names(result))
-    return {"coverage": shown.energy, "reach": shown.reach}
-
-
-@cache
-def coverage_of(source: str, target: str, task: str) -> Coverage:
-    """The coverage that a compiled translation of this adapter measures before its fit."""
-    lm, config = loaded(source), TranslationConfig()
+    source, target, task = names(result)
+    lm, config = loaded(source), TranslationConfig(seed=result.seed)
     lora = adapters.read(f"{registry.PREFIX}{source}/{task}", lm)
-    return covered(lm, lora, pipeline.fitting_text(lm, loaded(target), config), (), config)
+    examples = example_prompts(task) if result.text == "prompts" else []
+    prompts = fitting_prompts(lm, lora, examples, config)
+    shown = covered(lm, lora, pipeline.fitting_text(lm, loaded(target), config), prompts, config)
+    return {"coverage": shown.energy, "reach": shown.reach}
 
 
 def missing(result: Result) -> dict[str, Any]:
