@@ -36,15 +36,18 @@ def own(result: Result) -> dict[str, Any]:
 
 
 def coverage(result: Result) -> dict[str, Any]:
-    """Coverage and reach of the text of a compiled translation, which is made again without the fit."""
+    """Coverage and reach of the text of a compiled translation, which is made again without the fit.
+
+    Example prompts are made more as the code does now, whatever it did when the result was made.
+    """
     if not result.method.startswith("compiled") or result.reach is not None:
         return {}
     source, target, task = names(result)
     lm, config = loaded(source), TranslationConfig(seed=result.seed)
     lora = adapters.read(f"{registry.PREFIX}{source}/{task}", lm)
     examples = example_prompts(task) if result.text == "prompts" else []
-    prompts = fitting_prompts(lm, lora, examples, config)
-    shown = covered(lm, lora, pipeline.fitting_text(lm, loaded(target), config), prompts, config)
+    texts = pipeline.fitting_text(lm, loaded(target), config)
+    shown = covered(lm, lora, texts, fitting_prompts(lm, lora, examples, texts, config), config)
     return {"coverage": shown.energy, "reach": shown.reach}
 
 

@@ -175,7 +175,7 @@ def made_by(
         }
     facts["seconds"] = round(time.monotonic() - started, 2)
     config = method.config if isinstance(method, Baseline) else method
-    if isinstance(method, TranslationConfig) and not method.needs_heads:
+    if isinstance(method, TranslationConfig) and not method.takes_heads:
         return runner, facts | {"missing": 0.0, "predicted": prediction.predicted(None)}
     if quality.missing is None:
         texts = fitting_text(source, target, config, text)[: config.batch_size]

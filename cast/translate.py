@@ -273,9 +273,7 @@ class _Work:
     def measured(self, made: TranslatedAdapter) -> TranslatedAdapter:
         """The same with what held-out text says of it; the first batch is fitted on by no mode."""
         runner, held = made.runner(self.source, self.target), self.texts[: self.config.batch_size]
-        quality = held_out_quality(
-            self.source, self.lora, runner, held, self.config, strength=self.strength
-        )
+        quality = held_out_quality(self.source, self.lora, runner, held, self.config, strength=self.strength)
         return replace(made, recipe=replace(made.recipe, quality=quality))
 
     def plain(self, kernels: tuple[Kernel, ...], recipe: Recipe) -> TranslatedAdapter:
