@@ -91,12 +91,15 @@ def main() -> int:
     )
     parser.add_argument("--what", choices=WAYS, required=True)
     parser.add_argument("--pairs", type=pairs_named, help="only these: llama:mistral,qwen:neox")
+    parser.add_argument("--methods", type=lambda text: text.split(","), help="only these")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the runs")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     failed = 0
     for result in read_results(arguments.results):
         if arguments.pairs and names(result)[:2] not in arguments.pairs:
+            continue
+        if arguments.methods and result.method not in arguments.methods:
             continue
         try:
             filled = replace(result, **WAYS[arguments.what](result))
