@@ -72,7 +72,7 @@ def test_a_prediction_that_orders_the_runs_has_rank_correlation_one() -> None:
     assert "| all methods | 5 | 1.00 [1.00, 1.00] |" in page
     assert "| likely | 1 | 0.90 | 100 % |" in page
     assert "| unlikely | 3 | 0.27 | 0 % |" in page
-    assert "Reach below 0.17: 2 runs, median lift 0.15." in page
+    assert "Reach below 0.12: 1 runs, median lift 0.10." in page
     assert "Too few runs hold a prediction." in render([RUN])
 
 
