@@ -9,7 +9,7 @@ skill not at all, and nothing that was measured on such text foretells which.
 from cast.recipes import Quality, Recipe
 
 REACHED = 0.12
-"""Reach below which a text hardly excites an adapter: with five example prompts every one that was measured has
+"""Reach below which a text hardly excites an adapter: with five example prompts all that were measured have
 more, and on general text few have (docs/fidelity.md, docs/experiments.md)."""
 LIKELY, PARTLY = 0.7, 0.3
 
