@@ -129,10 +129,13 @@ def _overview(runs: Sequence[Result], pairs: Sequence[tuple[str, str]], methods:
         ]
         lines.append(_row([method, *cells, _mean_percent(run.off_task for run in own), _mean_seconds(own)]))
     for title, costs in (
-        ("the source with its own adapter", [run.source_off_task for run in runs]),
-        ("the target with the retrained one", [run.retrained_off_task for run in runs]),
+        ("the source with its own adapter", {(run.source, run.task): run.source_off_task for run in runs}),
+        (
+            "the target with the retrained one",
+            {(run.target, run.task): run.retrained_off_task for run in runs},
+        ),
     ):
-        lines.append(_row([f"*{title}*", *("" for _ in groups), _mean_percent(costs), ""]))
+        lines.append(_row([f"*{title}*", *("" for _ in groups), _mean_percent(costs.values()), ""]))
     return "\n".join([*lines, ""])
 
 
