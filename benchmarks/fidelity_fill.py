@@ -26,7 +26,7 @@ from cast.pocket import registry
 from cast.prediction import predicted
 from cast.recipes import Quality, TranslationConfig
 from cast.results import Result, read_results
-from cast.translate import fitting_prompts
+from cast.translate import answered_prompts
 
 
 def own(result: Result) -> dict[str, Any]:
@@ -47,7 +47,8 @@ def coverage(result: Result) -> dict[str, Any]:
     lora = adapters.read(f"{registry.PREFIX}{source}/{task}", lm)
     examples = example_prompts(task) if result.text == "prompts" else []
     texts = pipeline.fitting_text(lm, loaded(target), config)
-    shown = covered(lm, lora, texts, fitting_prompts(lm, lora, examples, texts, config), config)
+    answers = answered_prompts(lm, lora, examples, texts, config)
+    shown = covered(lm, lora, texts, [answer.text for answer in answers], config)
     return {"coverage": shown.energy, "reach": shown.reach}
 
 
