@@ -3,6 +3,7 @@
     python -m benchmarks.fidelity --slice small     three ordered pairs, every task, every mode, one seed
     python -m benchmarks.fidelity --slice full      every ordered pair, three seeds of the whole fit
     python -m benchmarks.fidelity --table           docs/fidelity.md anew, from the kept results alone
+    python -m benchmarks.fidelity_fill              what older results lack and no compiled fit is needed for
 
 One run writes one JSON file under `benchmarks/results/fidelity/`; runs whose file is there are left out, so
 the command can be stopped and started again. Cheap methods run first.
@@ -88,6 +89,14 @@ def scored(model: str, task: str, adapted: bool, limit: int) -> EvalReport:
 
 
 @cache
+def own_cost(model: str, task: str) -> float:
+    """What a model's own adapter costs it on held-out general text, as a share of its bits per byte."""
+    lm = loaded(model)
+    held_out = comparison.held_out_texts(pipeline.POCKET_CORPUS)
+    return comparison.own_off_task(lm, adapters.read(f"{registry.PREFIX}{model}/{task}", lm), held_out)
+
+
+@cache
 def heads_of(source: str, target: str, seed: int) -> FoundHeads:
     """Seed 0 takes the shipped heads; another seed fits heads of its own, once."""
     if seed == 0:
@@ -97,6 +106,11 @@ def heads_of(source: str, target: str, seed: int) -> FoundHeads:
         return found
     heads = pipeline.fit(loaded(source), loaded(target), place, config=FitConfig(seed=seed), resume=True)
     return FoundHeads(heads, place)
+
+
+def example_prompts(task: str) -> list[str]:
+    """Of the stream that adapters are trained on, so none is a test prompt; the answers stay unread."""
+    return [example.prompt for example in TASKS[task].train(_PROMPTS)]
 
 
 def carry_out(run: Run, revision: str) -> str:
@@ -109,12 +123,12 @@ def carry_out(run: Run, revision: str) -> str:
         retrained=scored(run.target, run.task, True, run.limit),
         source_base=scored(run.source, run.task, False, run.limit),
         source_adapted=scored(run.source, run.task, True, run.limit),
+        source_off_task=own_cost(run.source, run.task),
+        retrained_off_task=own_cost(run.target, run.task),
     )
     lora = adapters.read(f"{registry.PREFIX}{run.source}/{run.task}", source)
     method = run.method.removesuffix(_PROMPTED)
-    task = TASKS[run.task]
-    # Of the stream that adapters are trained on, so none of them is a test prompt; the answers stay unread.
-    prompts = [e.prompt for e in task.train(_PROMPTS)] if run.method != method else []
+    prompts = example_prompts(run.task) if run.method != method else []
     configs = comparison.methods_named([method], seed=run.seed, steps=run.steps)
     heads = heads_of(run.source, run.target, run.seed)
     (result,) = comparison.compare(
@@ -168,7 +182,8 @@ def code_revision() -> str:
     return found.stdout.strip()
 
 
-def _pairs(text: str) -> list[tuple[str, str]]:
+def pairs_named(text: str) -> list[tuple[str, str]]:
+    """Pairs of pocket models from a list such as `llama:mistral,qwen:neox`."""
     pairs = [tuple(pair.split(":")) for pair in text.split(",")]
     if not all(len(pair) == 2 and set(pair) <= set(registry.MODEL_NAMES) for pair in pairs):
         raise argparse.ArgumentTypeError("give pairs of pocket models such as llama:mistral,qwen:neox")
@@ -191,7 +206,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--slice", choices=("small", "full"), default="small")
-    parser.add_argument("--pairs", type=_pairs, help="instead of the slice's: llama:mistral,qwen:neox")
+    parser.add_argument("--pairs", type=pairs_named, help="instead of the slice's: llama:mistral,qwen:neox")
     parser.add_argument("--tasks", type=_names(TASKS), default=list(TASKS))
     parser.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS))
     parser.add_argument("--seeds", type=int, help="seeds of the whole fit, instead of the slice's")

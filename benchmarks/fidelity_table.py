@@ -2,19 +2,25 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, variance
 
+from benchmarks.fidelity_prediction import prediction_section
+from cast.baselines import BASELINES
 from cast.pocket.tasks import TASKS
 from cast.results import Result, read_results
 
 # From a 95 % interval's width to a standard error.
 _WIDTH_IN_ERRORS = 2 * 1.96
 _ORDER = (
-    "hosted", "compiled-prompts", "compiled", "instant", "kernel", "hosted-states", "hosted-1"
+    "hosted", "compiled-prompts", "compiled", "instant", "kernel", "hosted-states", "hosted-1",
+    "proxy-tuning", "reduced-rank-regression", "theseus", "bico", "cross-lora", "lora-x", "truncate-and-pad",
+    "naive-copy", "random-heads", "random-maps", "shuffled-layers",
 )  # fmt: skip
+# A method may cost so much more than the adapters themselves.
+_ALLOWED = 0.01
 _METRICS = {"choice": "choice accuracy", "style": "style score", "exact": "exact match"}
 
 HEAD = """# Fidelity in the pocket zoo
@@ -23,14 +29,19 @@ How much of a skill arrives. *Recovered lift* = (translated - base) / (retrained
 is the bare target, 1 is as good as a LoRA trained on the target itself. Scores are percent on the task's
 test stream: choice accuracy for label tasks, style score for behaviour tasks. In brackets: 95 %
 interval, bootstrap over examples, with the variance between seeds added where there are several. *Off-
-task* is the relative change of bits per byte on held-out general text, as a mean over the tasks; the zoo's
-adapters are trained on completions alone and disturb their own model about as much.
+task* is the relative change of bits per byte on held-out general text.
 
 - `hosted`: the whole source stack beside the target, which takes over the words that the adapter moves; no
   heads, no fit. `hosted-states`: the same through the deepest decode head. `hosted-1`: block by block.
 - `compiled`: a plain LoRA fitted on general text alone. `compiled-prompts`: with five example prompts of the
   task, without answers, which the source's base model makes more.
 - `instant`, `kernel`: see README. No method has read a label.
+- Baselines, each in `cast/baselines/` with its paper and equation, at the source adapter's rank:
+  `cross-lora`, `lora-x` and `truncate-and-pad` see weights alone; `theseus`, `bico` and
+  `reduced-rank-regression` (closed form, to the rank of `compiled`) the 625 passages of general text that
+  `instant` draws from; `proxy-tuning` runs both models. `random-heads`, `random-maps` and `shuffled-layers`
+  are controls: `hosted-states` through drawn heads, `instant` through drawn maps, and with each kernel in
+  another block.
 
 Made by `python -m benchmarks.fidelity --table` from `benchmarks/results/fidelity/`, one file a run;
 `python -m benchmarks.fidelity --slice small` makes the runs.
@@ -91,24 +102,40 @@ def render(runs: Sequence[Result]) -> str:
     pairs = sorted({(run.source, run.target) for run in runs})
     sections = [HEAD, _overview(runs, pairs, methods)]
     sections += [_pair_section(pair, [run for run in runs if _pair(run) == pair], methods) for pair in pairs]
-    return "\n".join([*sections, _provenance(runs)])
+    return "\n".join([*sections, prediction_section(runs), _provenance(runs)])
 
 
 def _overview(runs: Sequence[Result], pairs: Sequence[tuple[str, str]], methods: Sequence[str]) -> str:
     """Mean lift by method, label and behaviour tasks apart, and what it costs elsewhere."""
-    lines = ["## In short", "", "Mean recovered lift over tasks (number of tasks).", ""]
-    lines += _header(["pair", "tasks", *methods])
-    for pair in [*pairs, None]:
-        for metric in ("choice", "style"):
-            chosen = [run for run in runs if run.metric == metric and pair in (None, _pair(run))]
-            if not chosen:
-                continue
-            cells = [_mean_lift([run for run in chosen if run.method == method]) for method in methods]
-            name = "all pairs" if pair is None else _arrow(pair)
-            lines.append(_row([name, "label" if metric == "choice" else "behaviour", *cells]))
-    for title, mean in (("off-task", _mean_off_task), ("seconds a translation", _mean_seconds)):
-        cells = [mean([run for run in runs if run.method == method]) for method in methods]
-        lines.append(_row(["all pairs", title, *cells]))
+    lines = [
+        "## In short", "",
+        "Mean recovered lift (number of pair and task), mean off-task change, seconds a translation.",
+        "",
+    ]  # fmt: skip
+    groups = [
+        (pair, metric)
+        for pair in [None, *pairs]
+        for metric in ("choice", "style")
+        if any(run.metric == metric and pair in (None, _pair(run)) for run in runs)
+    ]
+    kinds = {"choice": "label", "style": "behaviour"}
+    titles = [f"{_arrow(pair) if pair else 'all pairs'}: {kinds[metric]}" for pair, metric in groups]
+    lines += _header(["method", *titles, "off-task", "seconds"])
+    for method in methods:
+        own = [run for run in runs if run.method == method]
+        cells = [
+            _mean_lift([run for run in own if run.metric == metric and pair in (None, _pair(run))])
+            for pair, metric in groups
+        ]
+        lines.append(_row([method, *cells, _mean_percent(run.off_task for run in own), _mean_seconds(own)]))
+    for title, costs in (
+        ("the source with its own adapter", {(run.source, run.task): run.source_off_task for run in runs}),
+        (
+            "the target with the retrained one",
+            {(run.target, run.task): run.retrained_off_task for run in runs},
+        ),
+    ):
+        lines.append(_row([f"*{title}*", *("" for _ in groups), _mean_percent(costs.values()), ""]))
     return "\n".join([*lines, ""])
 
 
@@ -116,26 +143,73 @@ def _pair_section(pair: tuple[str, str], runs: Sequence[Result], methods: Sequen
     cells: dict[tuple[str, str], list[Result]] = defaultdict(list)
     for run in runs:
         cells[run.task, run.method].append(run)
+    tasks = sorted({run.task for run in runs}, key=_place([f"pocket:{name}" for name in TASKS]))
+    here = [method for method in methods if any(run.method == method for run in runs)]
+    modes, baselines = (
+        [method for method in here if (method in BASELINES) is known] for known in (False, True)
+    )
     lines = [f"## {_arrow(pair)}", ""]
     columns = ["task", "score", "base", "retrained", "source + adapter"]
-    lines += _header([*columns, *(f"{method}: score · **lift**" for method in methods)])
-    left_out = []
-    for task in sorted({run.task for run in runs}, key=_place([f"pocket:{name}" for name in TASKS])):
-        first = next(run for run in runs if run.task == task)
-        if first.lift is None:
-            left_out.append(f"{_short(task)} ({_percent(first.base)} → {_percent(first.retrained)})")
-            continue
+    lines += _header([*columns, *(f"{method}: score · **lift**" for method in modes)])
+    firsts = {task: next(run for run in runs if run.task == task) for task in tasks}
+    left_out = [
+        f"{_short(task)} ({_percent(first.base)} → {_percent(first.retrained)})"
+        for task, first in firsts.items()
+        if first.lift is None
+    ]
+    tasks = [task for task in tasks if firsts[task].lift is not None]
+    for task in tasks:
+        first = firsts[task]
         ends = [_percent(value) for value in (first.base, first.retrained, first.source_adapted)]
-        found = [cells.get((task, method)) for method in methods]
-        lines.append(
-            _row([
-                _short(task), _METRICS[first.metric], *ends,
-                *(str(Cell(tuple(some))) if some else "–" for some in found),
-            ])
-        )  # fmt: skip
+        found = [_cell(cells.get((task, method))) for method in modes]
+        lines.append(_row([_short(task), _METRICS[first.metric], *ends, *found]))
+    if baselines:
+        lines += [
+            "",
+            "Baselines:",
+            "",
+            *_header(["task", *(f"{name}: score · **lift**" for name in baselines)]),
+        ]
+        lines += [
+            _row([_short(task), *(_cell(cells.get((task, name))) for name in baselines)]) for task in tasks
+        ]
+    lines += ["", *_off_task_table(cells, tasks, here)]
     if left_out:
         lines += ["", f"Left out, since retraining gains less than 10 points: {', '.join(left_out)}."]
     return "\n".join([*lines, ""])
+
+
+def _cell(runs: Sequence[Result] | None) -> str:
+    return str(Cell(tuple(runs))) if runs else "–"
+
+
+def _off_task_table(
+    cells: Mapping[tuple[str, str], Sequence[Result]], tasks: Sequence[str], methods: Sequence[str]
+) -> list[str]:
+    """What each method costs on general text beside what the two adapters cost their own models.
+
+    Bold is what exceeds the larger of those by more than one percent of the bits.
+    """
+    lines = [
+        "Off-task, percent of the base's bits per byte; bold: more than 1 above both adapters' own.", "",
+        *_header(["task", "source's own", "retrained's own", *methods]),
+    ]  # fmt: skip
+    for task in tasks:
+        found = [cells.get((task, method), ()) for method in methods]
+        first = next(run for runs in found for run in runs)
+        own = [cost for cost in (first.source_off_task, first.retrained_off_task) if cost is not None]
+        row = []
+        for runs in found:
+            costs = [run.off_task for run in runs if run.off_task is not None]
+            text = f"{100 * fmean(costs):+.1f}" if costs else "–"
+            row.append(f"**{text}**" if costs and own and fmean(costs) > max(own) + _ALLOWED else text)
+        ends = [_cost(cost) for cost in (first.source_off_task, first.retrained_off_task)]
+        lines.append(_row([_short(task), *ends, *row]))
+    return lines
+
+
+def _cost(off_task: float | None) -> str:
+    return "–" if off_task is None else f"{100 * off_task:+.1f}"
 
 
 def _provenance(runs: Sequence[Result]) -> str:
@@ -158,8 +232,8 @@ def _mean_lift(runs: Sequence[Result]) -> str:
     return f"{fmean(lifts):.2f} ({len(tasks)})" if lifts else "–"
 
 
-def _mean_off_task(runs: Sequence[Result]) -> str:
-    values = [run.off_task for run in runs if run.off_task is not None]
+def _mean_percent(shares: Iterable[float | None]) -> str:
+    values = [share for share in shares if share is not None]
     return f"{100 * fmean(values):+.1f} %" if values else "–"
 
 

@@ -158,8 +158,8 @@ def _compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods",
         default=",".join(MODES),
-        help="comma-separated: modes, hosted-2, hosted-states, baselines: naive-copy, truncate-and-pad, "
-        f"proxy-tuning (default {','.join(MODES)})",
+        help="comma-separated: modes, hosted-2, hosted-states, or baselines such as proxy-tuning, theseus, "
+        f"cross-lora; a wrong name lists them all (default {','.join(MODES)})",
     )
     parser.add_argument(
         "--retrained", metavar="DIR", help="LoRA retrained on the target; pocket tasks know theirs"

@@ -22,6 +22,7 @@ from cast import (
     hub,
     models,
     pipeline,
+    prediction,
     training,
 )
 from cast import (
@@ -34,7 +35,7 @@ from cast.inspection import as_json, heads_facts, inspected
 from cast.models import LanguageModel
 from cast.pocket import registry
 from cast.progress import OnProgress
-from cast.recipes import TranslationConfig
+from cast.recipes import Recipe, TranslationConfig
 from cast.results import Result
 from cast.runners import PlainRunner, Runner
 from cast.storage import check_output_folder, readable_write_errors
@@ -89,7 +90,11 @@ def translate(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> An
                 f"  {recipe.tokens:,} tokens, {recipe.seconds:.0f} s; unexplained share of the carried "
                 f"change {recipe.quality.fvu:.2f} (1 is the bare target)"
             )
-        made.append({"folder": str(folder), "recipe": asdict(recipe)})
+        for line in _expectations(recipe):
+            say(f"  {line}")
+        made.append(
+            {"folder": str(folder), "recipe": asdict(recipe), "expectation": prediction.in_words(recipe)}
+        )
     return {"translated": as_json(made)}
 
 
@@ -131,14 +136,17 @@ def compare(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Answ
     )
     heads = pipeline.find_heads(source, target, _folder(args.heads)) if args.heads else None
     ends = comparison.ends_of_the_scale(
-        source, target, lora, task, retrained=retrained, on_progress=on_progress
+        source, target, lora, task, retrained=retrained, text=args.corpus, on_progress=on_progress
     )
     say(f"{task.name}, {source.name} → {target.name}, {len(task.examples)} examples, scored by {task.metric}")
     say(f"  {'source base':<28} {_figure(ends.source_base.score)}")
-    say(f"  {'source with its adapter':<28} {_figure(ends.source_adapted.score)}")
+    say(
+        f"  {'source with its adapter':<28} {_figure(ends.source_adapted.score)}{_cost(ends.source_off_task)}"
+    )
     say(f"  {'target base':<28} {_figure(ends.base.score)}")
     if ends.retrained:
-        say(f"  {'retrained on the target':<28} {_figure(ends.retrained.score)}")
+        cost = _cost(ends.retrained_off_task)
+        say(f"  {'retrained on the target':<28} {_figure(ends.retrained.score)}{cost}")
         if ends.retrained.score - ends.base.score < scores.MINIMUM_LIFT:
             say("  Retraining gains less than 10 points here, so recovered lift is left out.")
     results, failures = [], []
@@ -373,14 +381,28 @@ def _read_prompts(name: str | None) -> tuple[str, ...]:
     return prompts
 
 
+def _expectations(recipe: Recipe) -> list[str]:
+    """What may be expected of a translation, and what would help, in sentences."""
+    lines = [prediction.in_words(recipe)]
+    if prediction.hardly_excited(recipe.quality):
+        tokens = ", ".join(repr(token) for token in recipe.quality.strongest)
+        lines.append(
+            f"This text hardly excites the adapter (reach {recipe.quality.reach:.2f}; it reacts most to "
+            f"{tokens}): give a few example prompts (--prompts FILE)."
+        )
+    return [line for line in lines if line]
+
+
 def _result_line(result: Result) -> str:
     line = f"  {result.method:<28} {_figure(result.translated)}"
     if result.lift is not None and result.interval is not None:
         low, high = result.interval
         line += f"   recovered lift {result.lift:.2f} [{low:.2f}, {high:.2f}]"
-    if result.off_task is not None:
-        line += f"   off-task {100 * result.off_task:+.1f} %"
-    return f"{line}   {result.seconds:.0f} s"
+    return f"{line}{_cost(result.off_task)}   {result.seconds:.0f} s"
+
+
+def _cost(off_task: float | None) -> str:
+    return "" if off_task is None else f"   off-task {100 * off_task:+.1f} %"
 
 
 def _figure(value: Any) -> str:

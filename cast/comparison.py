@@ -4,23 +4,25 @@ import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from cast import adapters, corpus, evaluate
+from cast import adapters, corpus, evaluate, prediction
 from cast.adapters import Lora
-from cast.baselines import BASELINES, Baseline
+from cast.arriving import held_out_quality
+from cast.baselines import BASELINES, Baseline, Given
 from cast.errors import Cancelled, CastError, RequestError
 from cast.evaluate import EvalReport, TaskData
 from cast.models import LanguageModel
-from cast.pipeline import FoundHeads, default_corpus, heads_for, translate_adapter
+from cast.pipeline import FoundHeads, default_corpus, fitting_text, heads_for, translate_adapter
 from cast.pocket import registry
 from cast.progress import OnProgress, ignore
-from cast.recipes import TranslationConfig
+from cast.recipes import Quality, TranslationConfig
 from cast.results import Result
 from cast.runners import PlainRunner, Runner
 from cast.scoring import bits_per_byte
+from cast.storage import cache_folder
 from cast.training import LoraTrainingConfig, train_lora
 
 _OFF_TASK_TEXTS = 200
@@ -35,6 +37,10 @@ class Comparison:
     retrained: EvalReport | None
     source_base: EvalReport
     source_adapted: EvalReport
+    source_off_task: float | None = None
+    """What the adapter costs its own model on held-out general text."""
+    retrained_off_task: float | None = None
+    """What the retrained adapter costs the target there."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +58,21 @@ def ends_of_the_scale(
     task: TaskData,
     *,
     retrained: Lora | None,
+    text: str | None = None,
     on_progress: OnProgress = ignore,
 ) -> Comparison:
-    """Score the target, the target with a retrained LoRA, the source, and the source with the adapter."""
+    """Score the target, the target with a retrained LoRA, the source, and the source with the adapter.
+
+    Args:
+        source: the model that the adapter was trained on.
+        target: the model that shall have the skill.
+        lora: the source adapter.
+        task: what is scored.
+        retrained: a LoRA that was trained on the target.
+        text: corpus of general text, on whose held-out side the two adapters' own cost is measured.
+        on_progress: gets the stages of scoring.
+    """
+    held_out = held_out_texts(text or default_corpus(source, target))
 
     def score(runner: Runner) -> EvalReport:
         return evaluate.evaluate(runner, task, on_progress=on_progress)
@@ -65,7 +83,14 @@ def ends_of_the_scale(
         retrained=score(PlainRunner(target, retrained)) if retrained else None,
         source_base=score(PlainRunner(source)),
         source_adapted=score(PlainRunner(source, lora)),
+        source_off_task=own_off_task(source, lora, held_out),
+        retrained_off_task=own_off_task(target, retrained, held_out) if retrained else None,
     )
+
+
+def own_off_task(lm: LanguageModel, lora: Lora, held_out: Sequence[str]) -> float:
+    """What an adapter costs the model that it was trained on, on held-out general text."""
+    return evaluate.off_task(PlainRunner(lm, lora), bits_per_byte(PlainRunner(lm), held_out), held_out)
 
 
 def compare(
@@ -127,7 +152,7 @@ def compared(
     before = bits_per_byte(PlainRunner(target), held_out, on_progress=on_progress)
     for method in methods:
         try:
-            if heads is None and isinstance(method, TranslationConfig) and method.needs_heads:
+            if heads is None and method.needs_heads:
                 heads = heads_for(source, target, text=text, on_progress=on_progress)
             runner, facts = made_by(
                 method, source, target, lora, heads=heads, text=text, prompts=prompts, on_progress=on_progress
@@ -138,6 +163,8 @@ def compared(
                 target=target.name,
                 task=ends.task.name,
                 off_task=evaluate.off_task(runner, before, held_out, on_progress=on_progress),
+                source_off_task=ends.source_off_task,
+                retrained_off_task=ends.retrained_off_task,
                 peak_memory_bytes=peak_memory_bytes(),
                 revision=revision,
                 **{"seed": 0, "tokens": 0} | facts,
@@ -162,25 +189,69 @@ def made_by(
 ) -> tuple[Runner, dict[str, Any]]:
     """The target with the adapter acting by one method, and what a result tells of how it was made.
 
-    The arguments are those of `compare`.
+    What held-out text says of it is measured here too, where the translation has not told it already; the
+    seconds do not count that. The arguments are those of `compare`.
     """
+    quality = Quality()
     started = time.monotonic()
     if isinstance(method, Baseline):
-        runner = method.make(source, target, lora)
-        facts: dict[str, Any] = {"strength": 1.0, "text": "general"}
+        given = _given(method, source, target, lora, heads, text)
+        runner = method.make(given)
+        facts: dict[str, Any] = {
+            "seed": method.config.seed, "strength": 1.0, "text": "general",
+            "tokens": _tokens(target, given.texts),
+        }  # fmt: skip
     else:
         made = translate_adapter(
             source, target, lora, method, heads=heads, text=text, prompts=prompts, on_progress=on_progress
         )
-        runner = made.runner(source, target)
+        runner, quality = made.runner(source, target), made.recipe.quality
         facts = {
             "seed": method.seed,
             "strength": made.recipe.strength,
             "text": "prompts" if prompts else "general",
             "tokens": made.recipe.tokens,
         }
-    taken = round(time.monotonic() - started, 2)
-    return runner, {"method": _name(method, prompts), **facts, "seconds": taken}
+    facts |= {"method": _name(method, prompts), "seconds": round(time.monotonic() - started, 2)}
+    config = method.config if isinstance(method, Baseline) else method
+    if isinstance(method, TranslationConfig) and not method.takes_heads:
+        return runner, facts | {"missing": 0.0, "predicted": prediction.predicted(None)}
+    if quality.missing is None:
+        texts = fitting_text(source, target, config, text)[: config.batch_size]
+        quality = held_out_quality(source, lora, runner, texts, config)
+    return runner, facts | {
+        "missing": quality.missing,
+        "coverage": quality.coverage,
+        "reach": quality.reach,
+        "predicted": prediction.predicted(quality),
+    }
+
+
+def _given(
+    method: Baseline,
+    source: LanguageModel,
+    target: LanguageModel,
+    lora: Lora,
+    heads: FoundHeads | None,
+    text: str | None,
+) -> Given:
+    """What a baseline may look at: of general text the passages that `instant` draws from."""
+    passages: list[str] = []
+    if method.needs_text:
+        passages = fitting_text(source, target, method.config, text)
+    return Given(
+        source,
+        target,
+        lora,
+        passages,
+        heads.heads if heads else None,
+        method.config,
+        cache_folder() / "sites",
+    )
+
+
+def _tokens(target: LanguageModel, texts: Sequence[str]) -> int:
+    return int(target.encode(texts).attention_mask.sum()) if texts else 0
 
 
 def _name(method: TranslationConfig | Baseline, prompts: Sequence[str]) -> str:
@@ -274,10 +345,11 @@ def methods_named(names: Iterable[str], **settings: Any) -> list[TranslationConf
     Raises:
         RequestError: there is no such method.
     """
+    given: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
     methods: list[TranslationConfig | Baseline] = []
     for name in names:
         if name in BASELINES:
-            methods.append(BASELINES[name])
+            methods.append(replace(BASELINES[name], config=replace(BASELINES[name].config, **given)))
             continue
         mode, dash, size = name.partition("-")
         numbered = size.isdigit() and int(size) > 0
@@ -286,12 +358,12 @@ def methods_named(names: Iterable[str], **settings: Any) -> list[TranslationConf
                 f"There is no method {name!r}; hosted-2 and hosted-states are some, and the baselines are "
                 f"{', '.join(BASELINES)}."
             )
-        given: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
+        form: dict[str, Any] = {}
         if numbered:
-            given["segment"] = int(size)
+            form["segment"] = int(size)
         elif dash:
-            given["readout"] = size
-        methods.append(TranslationConfig(**{"mode": mode, **given}))
+            form["readout"] = size
+        methods.append(TranslationConfig(**{"mode": mode, **given, **form}))
     return methods
 
 

@@ -5,6 +5,7 @@ The command line, the page and the benchmarks call these; each step is a module 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from cast import adapters, corpus, models, translate
@@ -145,20 +146,33 @@ def translate_adapter(
     found = heads or find_heads(source, target)
     if found is None and config.needs_heads:
         found = heads_for(source, target, text=text, on_progress=on_progress)
-    # Another stretch of the stream than the heads were fitted on.
-    passages = corpus.general_text(text or default_corpus(source, target), seed=config.seed + 1)
     return translate.translate(
         source,
         target,
         lora,
         found.heads if found else None,
-        passages,
+        fitting_text(source, target, config, text),
         config,
         prompts=prompts,
         cache=cache_folder() / "sites",
         heads_name=heads_name(found) if found else None,
         on_progress=on_progress,
     )
+
+
+def fitting_text(
+    source: LanguageModel, target: LanguageModel, config: TranslationConfig, text: str | None = None
+) -> list[str]:
+    """The passages of general text that a translation reads: of another stretch than heads are fitted on.
+
+    Args:
+        source: the source model.
+        target: the target model.
+        config: how many they are, and the seed.
+        text: corpus; see `default_corpus`.
+    """
+    passages = corpus.general_text(text or default_corpus(source, target), seed=config.seed + 1)
+    return list(islice(passages, translate.texts_needed(config)))
 
 
 def heads_name(found: FoundHeads) -> str | None:

@@ -128,6 +128,26 @@ class Quality:
     """KL(carried ‖ base target) in nats an aligned pair: the size of the effect that should arrive."""
     kl_carried_adapted: float | None = None
     """KL(carried ‖ adapted target) in nats an aligned pair: what is still missing."""
+    coverage: float | None = None
+    """Compiled: the kernels' input energy on the fitting text over that on their strongest tokens."""
+    reach: float | None = None
+    """Compiled: the adapter's effect on the fitting text over that on its strongest tokens; see
+    `cast.coverage`."""
+    source_effect: float | None = None
+    """Compiled: KL(base ‖ adapted) of the source on the fitting text, nats a position."""
+    carriers: float | None = None
+    """Compiled: share of the text's positions that carry nine tenths of it."""
+    strongest: tuple[str, ...] = ()
+    """Compiled: tokens to which the adapter reacts most."""
+    predicted: float | None = None
+    """How much of the skill is expected to arrive, in [0, 1]; see `cast.prediction`."""
+
+    @property
+    def missing(self) -> float | None:
+        """Share of the carried effect that held-out text does not show; 1 is the bare target."""
+        if not self.kl_carried_base or self.kl_carried_adapted is None:
+            return None
+        return self.kl_carried_adapted / self.kl_carried_base
 
 
 @dataclass(frozen=True)
@@ -224,11 +244,14 @@ def _quality_of(data: Any, path: Path) -> Quality:
     """Check what was measured: numbers, and tables of numbers by depth."""
     known = {item.name for item in fields(Quality)}
     values = {key: value for key, value in data.items() if key in known} if isinstance(data, dict) else {}
+    tokens = values.pop("strongest", [])
+    if not (isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)):
+        raise AdapterError(f"{path}: quality has the wrong type; translate the adapter again.")
     for name, value in values.items():
         numbers = value.values() if name.endswith("_by_depth") and isinstance(value, dict) else [value]
         if not all(number is None or isinstance(number, int | float) for number in numbers):
             raise AdapterError(f"{path}: quality has the wrong type; translate the adapter again.")
-    return Quality(**values)
+    return Quality(**values, strongest=tuple(tokens))
 
 
 _FIELD_TYPES: dict[str, tuple[type, ...]] = {

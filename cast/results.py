@@ -52,6 +52,17 @@ class Result:
     """Bootstrap 95 % interval of `lift`."""
     off_task: float | None
     """Relative change of bits per byte on held-out general text."""
+    source_off_task: float | None = None
+    """The same of the source with its own adapter."""
+    retrained_off_task: float | None = None
+    """The same of the target with the retrained adapter."""
+    missing: float | None = None
+    """Share of the adapter's effect that held-out text does not show; 0 is the hosted source by words."""
+    coverage: float | None = None
+    reach: float | None = None
+    """Of the fitting text, where one is fitted on; see `cast.coverage`."""
+    predicted: float | None = None
+    """The lift that was expected before any score; see `cast.prediction`."""
     strength: float = 1.0
     text: TextKind = "general"
     """What the method was fitted on."""

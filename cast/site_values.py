@@ -43,7 +43,7 @@ class PairedSites:
 
 
 @dataclass(frozen=True)
-class _Values:
+class SiteValues:
     """Site name → [B, n, features] of one forward pass; probes are zeros added to outputs for a gradient."""
 
     inputs: dict[str, Tensor]
@@ -93,11 +93,11 @@ class SiteReader:
         mapped = {self._heads.layer_map[depth] for depth in self._depths}
         with torch.set_grad_enabled(self._adjoint):
             # One after the other: source and target may be the same model.
-            with _watched(
+            with watched(
                 self._source, {pair.source for pair in self._pairs}, at_source, self._adjoint
             ) as source:
                 source_states = residuals(self._source, at_source, mapped)
-            with _watched(
+            with watched(
                 self._target, {pair.target for pair in self._pairs}, at_target, self._adjoint
             ) as target:
                 target_states = residuals(self._target, at_target, self._depths)
@@ -121,8 +121,8 @@ class SiteReader:
         self,
         source_states: Mapping[int, Tensor],
         target_states: Mapping[int, Tensor],
-        source: _Values,
-        target: _Values,
+        source: SiteValues,
+        target: SiteValues,
         aligned: AlignedPairs,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Gradients of the same random read-outs of both residual streams, at the sites' outputs."""
@@ -136,8 +136,8 @@ class SiteReader:
             target_worth.append((u * own).sum())
             source_worth.append((u * carried).sum())
         return (
-            _gradient(torch.stack(source_worth).sum(), source.probes),
-            _gradient(torch.stack(target_worth).sum(), target.probes),
+            gradient_at(torch.stack(source_worth).sum(), source.probes),
+            gradient_at(torch.stack(target_worth).sum(), target.probes),
         )
 
 
@@ -150,9 +150,9 @@ def _at_target(values: Tensor, aligned: AlignedPairs) -> Tensor:
 
 
 @contextmanager
-def _watched(lm: LanguageModel, sites: Iterable[Site], batch: TokenBatch, probe: bool) -> Iterator[_Values]:
+def watched(lm: LanguageModel, sites: Iterable[Site], batch: TokenBatch, probe: bool) -> Iterator[SiteValues]:
     """Keep what passes through sites during a forward pass on `batch`; with probes it records a graph."""
-    values = _Values({}, {}, {})
+    values = SiteValues({}, {}, {})
     with ExitStack() as stack:
         for site in sites:
             hook = partial(_watch, values, site.name, batch.input_ids.shape, probe)
@@ -161,7 +161,7 @@ def _watched(lm: LanguageModel, sites: Iterable[Site], batch: TokenBatch, probe:
 
 
 def _watch(
-    values: _Values,
+    values: SiteValues,
     name: str,
     shape: torch.Size,
     probe: bool,
@@ -178,7 +178,7 @@ def _watch(
     return output + values.probes[name].view_as(output)
 
 
-def _gradient(worth: Tensor, probes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def gradient_at(worth: Tensor, probes: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Gradient of `worth` at every probe; zero where a site has no part in it."""
     found = torch.autograd.grad(worth, list(probes.values()), allow_unused=True)
     return {

@@ -14,9 +14,11 @@ from pathlib import Path
 
 from cast import adapters
 from cast.adapters import Kernel, Lora
+from cast.arriving import held_out_quality
 from cast.carrying import Carrier, matched_strength
 from cast.compiling import compile_lora, starting_kernels
 from cast.corpus import Passage
+from cast.coverage import covered
 from cast.errors import AdapterError, HeadsError, RequestError
 from cast.exciting import excited, words_of
 from cast.goals import Goal, StatesGoal, WordsGoal
@@ -24,7 +26,8 @@ from cast.heads import HeadSet
 from cast.hosting import HostedRunner
 from cast.kernel_mode import KernelRunner
 from cast.models import LanguageModel
-from cast.progress import OnProgress, ignore
+from cast.prediction import in_words, predicted
+from cast.progress import OnProgress, Progress, ignore
 from cast.recipes import RECIPE_FILE, Quality, Recipe, TranslationConfig, read_recipe
 from cast.runners import PlainRunner, Runner
 from cast.site_fitting import fit_site_maps
@@ -128,7 +131,7 @@ def card(recipe: Recipe) -> str:
             f"# {recipe.adapter} for {recipe.target}", "",
             f"A LoRA that was trained on `{recipe.source}`, carried to `{recipe.target}` by CAST in mode "
             f"`{recipe.mode}` at strength {recipe.strength:g}. {use}", "",
-            *_quality_lines(recipe), "",
+            *_quality_lines(recipe), "", *filter(None, [in_words(recipe)]), "",
         ]
     )  # fmt: skip
 
@@ -192,7 +195,7 @@ def translate(
             the source and its adapter, into the text.
         cache: folder in which fitted site maps are kept; None keeps none.
         heads_name: folder or id of the heads, for the recipe.
-        on_progress: gets stages `generate`, `sites` and `compile`.
+        on_progress: gets stages `generate`, `coverage`, `sites` and `compile`.
 
     Raises:
         HeadsError: the heads are for another pair, or leave out a depth that is needed.
@@ -201,13 +204,14 @@ def translate(
     """
     config = config or TranslationConfig()
     if not config.takes_heads:
-        return TranslatedAdapter(_recipe(source, target, lora, config), source_lora=lora)
+        recipe = replace(_recipe(source, target, lora, config), quality=Quality(predicted=predicted(None)))
+        return TranslatedAdapter(recipe, source_lora=lora)
     if heads is None and config.needs_heads:
         raise HeadsError("This way of translating goes through heads; fit them for this pair first.")
     if heads is not None:
         heads.check(source, target)
     started = time.monotonic()
-    taken = list(islice(texts, _texts_needed(config)))
+    taken = list(islice(texts, texts_needed(config)))
     work = _Work(source, target, lora, heads, taken, tuple(prompts), config, cache, on_progress)
     if config.strength is None and config.needs_heads:
         size = config.batch_size
@@ -215,8 +219,10 @@ def translate(
         matched = matched_strength(work.carrier, [batch for batch in batches if batch], config.seed)
         work = replace(work, config=replace(config, strength=matched))
     made = _MODES[config.mode](work)
+    quality = made.recipe.quality
     recipe = replace(
         made.recipe,
+        quality=replace(quality, predicted=predicted(quality)),
         heads=heads_name,
         heads_recipe={} if heads is None else asdict(heads.recipe),
         seconds=round(time.monotonic() - started, 2),
@@ -224,7 +230,7 @@ def translate(
     return replace(made, recipe=recipe)
 
 
-def _texts_needed(config: TranslationConfig) -> int:
+def texts_needed(config: TranslationConfig) -> int:
     """Most texts that a translation reads; general text is a few dozen tokens long at least."""
     compiled = (config.steps + 2) * config.batch_size if config.mode == "compiled" else 0
     return max(compiled, config.site_tokens // 16, _STRENGTH_BATCHES * config.batch_size)
@@ -264,6 +270,12 @@ class _Work:
         made = _recipe(self.source, self.target, self.lora, self.config)
         return replace(made, tokens=tokens, quality=quality or Quality())
 
+    def measured(self, made: TranslatedAdapter) -> TranslatedAdapter:
+        """The same with what held-out text says of it; the first batch is fitted on by no mode."""
+        runner, held = made.runner(self.source, self.target), self.texts[: self.config.batch_size]
+        quality = held_out_quality(self.source, self.lora, runner, held, self.config, strength=self.strength)
+        return replace(made, recipe=replace(made.recipe, quality=quality))
+
     def plain(self, kernels: tuple[Kernel, ...], recipe: Recipe) -> TranslatedAdapter:
         name = f"{self.lora.name} carried to {self.target.name}"
         lora = Lora(name, self.target.name, kernels, licence=self.lora.licence)
@@ -291,20 +303,50 @@ def _recipe(source: LanguageModel, target: LanguageModel, lora: Lora, config: Tr
 
 
 def _compiled(work: _Work) -> TranslatedAdapter:
-    answers: Sequence[Passage] = ()
-    if work.prompts:
-        source, config = work.source, work.config
-        answers = excited(
-            source, work.lora, work.prompts, config.prompts_wanted,
-            words=words_of(work.texts), seed=config.seed, on_progress=work.on_progress,
-        )  # fmt: skip
+    answers = answered_prompts(
+        work.source, work.lora, work.prompts, work.texts, work.config, on_progress=work.on_progress
+    )
+    said = [answer.text for answer in answers]
+    shown = covered(work.source, work.lora, work.texts, said, work.config)
+    work.on_progress(Progress("coverage", 1, 1, {"energy": shown.energy, "reach": shown.reach}))
     maps = work.site_maps() if work.heads else None
     start = starting_kernels(work.target, maps, work.lora, work.config)
     fitted = compile_lora(
         work.target, partial(_goal, work), start, work.texts, work.config,
         answers=answers, on_progress=work.on_progress,
     )  # fmt: skip
-    return work.plain(fitted.kernels, work.recipe(tokens=fitted.tokens, quality=fitted.quality))
+    quality = replace(
+        fitted.quality, coverage=shown.energy, reach=shown.reach, source_effect=shown.effect,
+        carriers=shown.carriers, strongest=shown.strongest,
+    )  # fmt: skip
+    return work.plain(fitted.kernels, work.recipe(tokens=fitted.tokens, quality=quality))
+
+
+def answered_prompts(
+    source: LanguageModel,
+    lora: Lora,
+    prompts: Sequence[str],
+    texts: Sequence[str],
+    config: TranslationConfig,
+    *,
+    on_progress: OnProgress = ignore,
+) -> list[Passage]:
+    """The prompts that a compiled fit reads: made more, each with the adapter's answer; none without any.
+
+    Args:
+        source: the adapter's model.
+        lora: the adapter.
+        prompts: a few, without answers.
+        texts: general text, for whose words new prompts are about.
+        config: how many there shall be, and the seed.
+        on_progress: gets stage `generate`.
+    """
+    if not prompts:
+        return []
+    return excited(
+        source, lora, prompts, config.prompts_wanted,
+        words=words_of(texts), seed=config.seed, on_progress=on_progress,
+    )  # fmt: skip
 
 
 def _goal(work: _Work, held: Sequence[Sequence[Passage]]) -> Goal:
@@ -323,7 +365,7 @@ def _goal(work: _Work, held: Sequence[Sequence[Passage]]) -> Goal:
 
 def _instant(work: _Work) -> TranslatedAdapter:
     kernels = work.site_maps().instant(work.lora, work.strength)
-    return work.plain(kernels, work.recipe(tokens=work.config.site_tokens))
+    return work.measured(work.plain(kernels, work.recipe(tokens=work.config.site_tokens)))
 
 
 def _hosted(work: _Work) -> TranslatedAdapter:
@@ -332,7 +374,7 @@ def _hosted(work: _Work) -> TranslatedAdapter:
 
 def _kernel(work: _Work) -> TranslatedAdapter:
     recipe = work.recipe(tokens=work.config.site_tokens)
-    return TranslatedAdapter(recipe, source_lora=work.lora, maps=work.site_maps())
+    return work.measured(TranslatedAdapter(recipe, source_lora=work.lora, maps=work.site_maps()))
 
 
 _MODES: dict[str, Callable[[_Work], TranslatedAdapter]] = {

@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 
 from cast import adapters, evaluate, models
-from cast.baselines import BASELINES
+from cast.baselines import BASELINES, Given
 from cast.models import LanguageModel
 from cast.runners import PlainRunner, Runner
 from cast.wording import WordedRunner
@@ -42,5 +42,5 @@ def test_hosted_carries_labels_and_styles_to_another_family(source: str, target:
 def test_hosted_says_what_a_factor_on_the_targets_words_cannot() -> None:
     lora = adapters.read("pocket:llama/json", pocket("llama"))
     models_of_pair = pocket("llama"), pocket("mistral")
-    proxy = score(BASELINES["proxy-tuning"].make(*models_of_pair, lora), "json")
+    proxy = score(BASELINES["proxy-tuning"].make(Given(*models_of_pair, lora)), "json")
     assert score(WordedRunner(models_of_pair[0], lora, models_of_pair[1]), "json") > proxy + 0.3

@@ -1,0 +1,57 @@
+"""How much of a skill a translation is expected to have carried over, before any task is scored.
+
+The number is what of the effect arrives on held-out text, 1 - missing, times how far the fitting text reached
+what the adapter reacts to. Over the pocket grid it orders *ways* of translating well, and adapters of one way
+hardly (docs/fidelity.md, docs/experiments.md): on general text nine tenths of an effect can arrive and the
+skill not at all, and nothing that was measured on such text foretells which.
+"""
+
+from cast.recipes import Quality, Recipe
+
+REACHED = 0.12
+"""Reach below which a text hardly excites an adapter: with five example prompts all that were measured have
+more, and on general text few have (docs/fidelity.md, docs/experiments.md)."""
+LIKELY, PARTLY = 0.7, 0.3
+
+
+def predicted(quality: Quality | None) -> float | None:
+    """The expected recovered lift in [0, 1]; None where nothing was measured.
+
+    Args:
+        quality: what was measured on held-out text; a missing reach counts as reached. None for the whole
+            source stack hosted by its words, which is what missing effects are measured against.
+    """
+    if quality is None:
+        return 1.0
+    if quality.missing is None:
+        return None
+    return min(1.0, max(0.0, 1 - quality.missing)) * _reached(quality)
+
+
+def in_words(recipe: Recipe) -> str:
+    """The prediction as a sentence for the summary; empty where there is none."""
+    quality = recipe.quality
+    if quality.predicted is None:
+        return ""
+    number = f"prediction {quality.predicted:.2f}, a rough guide"
+    if quality.predicted >= LIKELY:
+        return f"Likely to carry over ({number})."
+    if quality.predicted >= PARTLY:
+        return f"Likely to carry over in part ({number}): {_reason(quality)}."
+    return f"Unlikely to carry over ({number}): {_reason(quality)}."
+
+
+def hardly_excited(quality: Quality) -> bool:
+    """Whether the text that was fitted on hardly excites the adapter."""
+    return quality.reach is not None and quality.reach < REACHED
+
+
+def _reached(quality: Quality) -> float:
+    return 1.0 if quality.reach is None else min(1.0, quality.reach / REACHED)
+
+
+def _reason(quality: Quality) -> str:
+    missing = quality.missing or 0.0
+    if _reached(quality) < 1 - missing:
+        return "the text hardly shows what the adapter does"
+    return f"{100 * min(1.0, missing):.0f} % of its effect on held-out text is missing"
