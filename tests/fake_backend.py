@@ -49,6 +49,7 @@ class FakeBackend:
         self.folders: dict[str, Opened] = {}
         self.damaged: set[str] = set()
         self.own_adapters: dict[str, str] = {}
+        self.endless: set[str] = set()
         self.published: list[tuple[str, list[str], bool]] = []
         self._lock = threading.Lock()
 
@@ -196,7 +197,7 @@ class FakeBackend:
         retrained = 0.9 if request.task.startswith("pocket:") or request.retrained else None
         yield Ends(facts.metric, facts.examples, 0.2, retrained, 0.25, 0.95)
         for number, method in enumerate(request.methods):
-            self._work("generate", on_progress)
+            self._work("generate", on_progress, 100_000 if method in self.endless else self.steps)
             if method == "naive-copy":
                 yield Missed(method, "No kernel has the shape of a layer.")
                 continue
@@ -230,7 +231,8 @@ class FakeBackend:
         measures = (Measure("R²", 0.91, -0.02), Measure("k-NN overlap", 0.55, 0.01))
         return JointMap(method, depth, depth, places, measures, 0.93)
 
-    def _work(self, stage: str, on_progress: OnProgress) -> None:
-        for step in range(self.steps):
-            on_progress(Progress(stage, step, self.steps, {"loss": 1.0 / (step + 1)}))
+    def _work(self, stage: str, on_progress: OnProgress, steps: int | None = None) -> None:
+        steps = self.steps if steps is None else steps
+        for step in range(steps):
+            on_progress(Progress(stage, step, steps, {"loss": 1.0 / (step + 1)}))
             time.sleep(self.pace)

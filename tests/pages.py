@@ -1,6 +1,7 @@
 """Page objects: what a visitor can do and read, in the words that the page itself uses."""
 
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -218,8 +219,8 @@ class CastPage:
         return self.page.locator(".js-plotly-plot:visible")
 
     def command(self, *words: str) -> None:
-        """Wait for the equivalent command line of the open tab to hold some words."""
-        line = self.page.locator(".cm-content:visible").filter(has_text="cast ").last
+        """Wait for the command line in the open tab that begins with the first words to hold the others."""
+        line = self.page.locator(".cm-content:visible").filter(has_text=re.compile(f"^{words[0]} "))
         for word in words:
             expect(line).to_contain_text(word)
 
