@@ -17,6 +17,8 @@ PANE_TITLES = {
     "target_adapter": "Target + translated",
 }
 _PROMPT_SHOWN = 90
+# A table may be wider than a phone; the keyboard must reach it to scroll it.
+SCROLLS = 'tabindex="0" role="group" aria-label="Table"'
 # The stages that `cast` reports, in a visitor's words.
 _STAGES = {
     "convert": "Unpacking the model",
@@ -111,7 +113,8 @@ def compatibility(source: ModelFacts, target: ModelFacts, adapter: AdapterFacts 
         '<th scope="col"><i class="mark mark-target"></i>Target</th></tr>'
     )
     return (
-        f'<div class="cast-card cast-facts"><table><thead>{head}</thead><tbody>{body}</tbody></table>'
+        f'<div class="cast-card cast-facts" {SCROLLS}>'
+        f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
         f"{_adapter_line(adapter, source)}"
         f'<p class="cast-verdict">{escape(verdict(source, target))}</p></div>'
     )
@@ -197,8 +200,8 @@ def heads_table(facts: HeadsFacts) -> str:
         for d in facts.depths
     )
     return (
-        '<div class="cast-facts '
-        f'cast-wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+        f'<div class="cast-facts cast-wide" {SCROLLS}>'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         '<p class="cast-caption">Measured on text that the heads were not fitted on. In grey: the same '
         "measure "
         "with the pairs shuffled.</p></div>"
@@ -217,7 +220,8 @@ def measures(drawn: JointMap) -> str:
         for m in drawn.measures
     )
     return (
-        f'<div class="cast-facts"><table><thead><tr><th scope="col">{escape(drawn.method.upper())} at '
+        f'<div class="cast-facts" {SCROLLS}>'
+        f'<table><thead><tr><th scope="col">{escape(drawn.method.upper())} at '
         "target depth "
         f'{drawn.depth}</th><th scope="col">Held out</th><th scope="col">Shuffled</th></tr></thead>'
         f'<tbody>{body}</tbody></table><p class="cast-verdict">{escape(_belief(drawn))}</p></div>'
@@ -230,11 +234,16 @@ def _belief(drawn: JointMap) -> str:
         "measures are "
         "taken in the full space, the picture in two dimensions."
     )
-    if drawn.trustworthiness is not None:
-        share = drawn.trustworthiness
-        much = "closely" if share >= 0.9 else "roughly" if share >= 0.75 else "poorly"
-        words += f" The picture keeps the neighbours of the full space {much} (trustworthiness {share:.2f})."
-    return words
+    return f"{words} {trust(drawn)}".rstrip()
+
+
+def trust(drawn: JointMap) -> str:
+    """How far the picture keeps the neighbours of the full space, in a sentence; empty where not measured."""
+    share = drawn.trustworthiness
+    if share is None:
+        return ""
+    much = "closely" if share >= 0.9 else "roughly" if share >= 0.75 else "poorly"
+    return f"The picture keeps the neighbours of the full space {much} (trustworthiness {share:.2f})."
 
 
 def job(view: Job | None) -> str:

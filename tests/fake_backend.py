@@ -22,9 +22,10 @@ from app.backend import (
     TranslateRequest,
 )  # fmt: skip
 from app.runs import Ends, EvaluateRequest, Missed, TaskFacts, Told
+from app.showcase import Showcase, SkillScore
 from app.workspace import PLAIN_MODES, Selection
 from cast.errors import AdapterError, HubError, ModelError, TaskError
-from cast.progress import OnProgress, Progress
+from cast.progress import OnProgress, Progress, ignore
 from cast.results import Result
 
 DEPTHS = {"pocket:llama": 4, "pocket:mistral": 6, "pocket:qwen": 5}
@@ -234,3 +235,22 @@ class FakeBackend:
         for step in range(self.steps):
             on_progress(Progress(stage, step, self.steps, {"loss": 1.0 / (step + 1)}))
             time.sleep(self.pace)
+
+
+def recording(backend: FakeBackend, selection: Selection) -> Showcase:
+    """A recorded run of the stand-in, as `python -m app.record` makes one of the library."""
+    heads = (selection.source, selection.target)
+    return Showcase(
+        selection=selection,
+        strength=1.0,
+        prompt="Who <b>sang</b>?",
+        answers={"source": " no", "source_adapter": " Arr!", "target": " no", "target_adapter": " Arr!"},
+        source=backend.describe(selection.source),
+        target=backend.describe(selection.target),
+        adapter=backend.inspect(selection.adapter, selection.source),
+        heads=backend.heads_facts(heads),
+        joint_map=backend.joint_map(*heads, heads, 2, 40, "umap", ignore),
+        made="Recorded.",
+        skills=(SkillScore("mood", 0.25, 0.9, 1.0), SkillScore("<pirate>", 0.0, 1.0, 1.0)),
+        scored=50,
+    )

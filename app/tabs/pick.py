@@ -64,7 +64,7 @@ def create_pick_tab(engine: Engine, start: Workspace) -> PickTab:
                 allow_custom_value=True, elem_classes="pick-adapter",
             )  # fmt: skip
             notice = gr.HTML()
-            with gr.Accordion("Hub, folders and .gguf files", open=False):
+            with gr.Accordion("Hub, folders and .gguf files", open=False, elem_classes="cast-detail"):
                 gr.HTML(_ANYWHERE)
                 search = gr.Button("Search the Hub for adapters of the source", size="sm")
                 hits = gr.Dropdown(
@@ -77,7 +77,7 @@ def create_pick_tab(engine: Engine, start: Workspace) -> PickTab:
                 message = gr.HTML()
         with gr.Column(scale=6, min_width=320):
             stacks = gr.HTML(drawn)
-        with gr.Column(scale=5, min_width=320):
+        with gr.Column(scale=5, min_width=320, elem_classes="cast-detail"):
             facts = gr.HTML(summary)
     return PickTab(source, target, adapter, notice, stacks, facts, search, hits, message)
 
