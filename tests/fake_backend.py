@@ -1,5 +1,6 @@
 """A stand-in for the library at the page's boundary: instant, deterministic, and able to fail on request."""
 
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -17,8 +18,10 @@ from app.backend import (
     ModelFacts,
     Opened,
     Option,
+    Room,
     SamplingChoice,
     SiteFacts,
+    TokenMark,
     TranslateRequest,
 )  # fmt: skip
 from app.runs import Ends, EvaluateRequest, Missed, TaskFacts, Told
@@ -46,6 +49,7 @@ class FakeBackend:
         self.steps = steps
         self.loads: list[str] = []
         self.open_streams = 0
+        self.free_bytes = 8 << 30
         self.without_heads: set[tuple[str, str]] = set()
         self.folders: dict[str, Opened] = {}
         self.damaged: set[str] = set()
@@ -80,6 +84,9 @@ class FakeBackend:
         return ModelFacts(
             name, name.split(":")[1].title(), 32 * depth, depth, 200 * depth, 10**6 * depth, "BPE", 4
         )
+
+    def room(self, source: ModelFacts, target: ModelFacts) -> Room:
+        return Room("cpu", 4 * source.parameters, 4 * target.parameters, self.free_bytes)
 
     def inspect(self, adapter: str, source: str) -> AdapterFacts:
         if not adapter.startswith(f"{source}/") and self.own_adapters.get(adapter) != source:
@@ -158,6 +165,11 @@ class FakeBackend:
         finally:
             with self._lock:
                 self.open_streams -= 1
+
+    def marks(self, adapted: object, base: object, prompt: str, answer: str) -> Sequence[TokenMark]:
+        words = re.findall(r" ?[^ ]+", answer)
+        moved = adapted.skill.split()[0]
+        return [TokenMark(word, 3.0 if word.strip() == moved else 0.1, '"x" <b> 9 %') for word in words]
 
     def fit(self, request: FitRequest, folder: Path, on_progress: OnProgress) -> object:
         self._work("fitting heads", on_progress)
