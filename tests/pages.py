@@ -205,6 +205,14 @@ class CastPage:
         for key in keys:
             self.page.keyboard.press(key)
 
+    def tab_to(self, wanted: Locator) -> bool:
+        """Whether the Tab key comes to something from where the focus is."""
+        for _ in range(30):
+            self.key("Tab")
+            if wanted.evaluate("node => node === document.activeElement"):
+                return True
+        return False
+
     @property
     def talks(self) -> bool:
         return self.page.evaluate("document.documentElement.classList.contains('cast-talk')")

@@ -65,3 +65,14 @@ def test_nothing_serious_in_the_tour(browser, address):
         page.key("ArrowRight")
     context.close()
     assert found == []
+
+
+def test_the_main_path_is_reached_by_the_tab_key(browser, address):
+    context = browser.new_context(viewport={"width": 1440, "height": 900}, reduced_motion="reduce")
+    page = CastPage(context, address)
+    for label in ("Source model", "Target model", "Adapter of the source", "Prompt"):
+        assert page.tab_to(page.chosen(label)), label
+    assert page.tab_to(page.page.get_by_role("button", name="Generate", exact=True))
+    page.key("Enter")
+    page.answer("target_adapter").get_by_text("hosted").wait_for()
+    context.close()
