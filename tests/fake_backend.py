@@ -1,5 +1,6 @@
 """A stand-in for the library at the page's boundary: instant, deterministic, and able to fail on request."""
 
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -17,14 +18,17 @@ from app.backend import (
     ModelFacts,
     Opened,
     Option,
+    Room,
     SamplingChoice,
     SiteFacts,
+    TokenMark,
     TranslateRequest,
 )  # fmt: skip
 from app.runs import Ends, EvaluateRequest, Missed, TaskFacts, Told
+from app.showcase import Showcase, SkillScore
 from app.workspace import PLAIN_MODES, Selection
 from cast.errors import AdapterError, HubError, ModelError, TaskError
-from cast.progress import OnProgress, Progress
+from cast.progress import OnProgress, Progress, ignore
 from cast.results import Result
 
 DEPTHS = {"pocket:llama": 4, "pocket:mistral": 6, "pocket:qwen": 5}
@@ -45,6 +49,7 @@ class FakeBackend:
         self.steps = steps
         self.loads: list[str] = []
         self.open_streams = 0
+        self.free_bytes = 8 << 30
         self.without_heads: set[tuple[str, str]] = set()
         self.folders: dict[str, Opened] = {}
         self.damaged: set[str] = set()
@@ -80,6 +85,9 @@ class FakeBackend:
         return ModelFacts(
             name, name.split(":")[1].title(), 32 * depth, depth, 200 * depth, 10**6 * depth, "BPE", 4
         )
+
+    def room(self, source: ModelFacts, target: ModelFacts) -> Room:
+        return Room("cpu", 4 * source.parameters, 4 * target.parameters, self.free_bytes)
 
     def inspect(self, adapter: str, source: str) -> AdapterFacts:
         if not adapter.startswith(f"{source}/") and self.own_adapters.get(adapter) != source:
@@ -159,6 +167,11 @@ class FakeBackend:
             with self._lock:
                 self.open_streams -= 1
 
+    def marks(self, adapted: object, base: object, prompt: str, answer: str) -> Sequence[TokenMark]:
+        words = re.findall(r" ?[^ ]+", answer)
+        moved = adapted.skill.split()[0]
+        return [TokenMark(word, 3.0 if word.strip() == moved else 0.1, '"x" <b> 9 %') for word in words]
+
     def fit(self, request: FitRequest, folder: Path, on_progress: OnProgress) -> object:
         self._work("fitting heads", on_progress)
         return (request.pair.source, request.pair.target)
@@ -236,3 +249,22 @@ class FakeBackend:
         for step in range(steps):
             on_progress(Progress(stage, step, steps, {"loss": 1.0 / (step + 1)}))
             time.sleep(self.pace)
+
+
+def recording(backend: FakeBackend, selection: Selection) -> Showcase:
+    """A recorded run of the stand-in, as `python -m app.record` makes one of the library."""
+    heads = (selection.source, selection.target)
+    return Showcase(
+        selection=selection,
+        strength=1.0,
+        prompt="Who <b>sang</b>?",
+        answers={"source": " no", "source_adapter": " Arr!", "target": " no", "target_adapter": " Arr!"},
+        source=backend.describe(selection.source),
+        target=backend.describe(selection.target),
+        adapter=backend.inspect(selection.adapter, selection.source),
+        heads=backend.heads_facts(heads),
+        joint_map=backend.joint_map(*heads, heads, 2, 40, "umap", ignore),
+        made="Recorded.",
+        skills=(SkillScore("mood", 0.25, 0.9, 1.0), SkillScore("<pirate>", 0.0, 1.0, 1.0)),
+        scored=50,
+    )
