@@ -259,7 +259,7 @@ def test_a_model_is_the_target_of_one_direction_only(tmp_path):
     assert lines[0] == "| recovered lift (%) | task | `hosted`, by words |"
     assert lines[2].startswith("| SmolLM2 → Gemma 3 | kind | 50 [")
     assert lines[3].startswith("| Gemma 3 → SmolLM2 | kind | 90 [")
-    assert lines[4] == "| median | | 70 |"
+    assert lines[4] == "| median | | 70 (of 2) |"
 
 
 def test_an_entry_counts_as_the_exact_text(tmp_path):

@@ -56,6 +56,23 @@ def test_chosen_positions_are_those_of_the_whole(pair) -> None:
     torch.testing.assert_close(runner.logits(batch, rows, positions), runner.logits(batch)[rows, positions])
 
 
+def test_the_sources_logits_are_held_at_a_few_places_at_a_time(pair, monkeypatch) -> None:
+    source, lora, target = pair
+    runner, batch = WordedRunner(source, lora, target), target.encode(TEXTS)
+    wanted = runner.logits(batch)
+    monkeypatch.setattr("cast.language_model._LOGITS_AT_ONCE", 5 * source.vocabulary)
+    held, take_over = [], runner.vocabulary.take_over
+
+    def noted(own, before, after, pending, pooling):
+        held.append(len(before))
+        return take_over(own, before, after, pending, pooling)
+
+    monkeypatch.setattr(runner.vocabulary, "take_over", noted)
+    torch.testing.assert_close(runner.logits(batch), wanted)
+    assert len(held) > 1
+    assert max(held) == 5
+
+
 def test_a_row_does_not_depend_on_the_rows_beside_it(pair) -> None:
     source, lora, target = pair
     runner, batch = WordedRunner(source, lora, target), target.encode(TEXTS)

@@ -66,10 +66,10 @@ def _lifts(found: Found) -> list[str]:
             if any(key in lifts for key in keys):
                 cells = [_percent(lifts.get(key)) for key in keys]
                 lines.append(f"| {_named(direction)} | {task} | {' | '.join(cells)} |")
-    middles = [
-        f"{100 * median(lift[0] for key, lift in lifts.items() if found[key].method == method):.0f}"
-        for method in methods
-    ]
+    middles = []
+    for method in methods:
+        of_method = [lift[0] for key, lift in lifts.items() if found[key].method == method]
+        middles.append(f"{100 * median(of_method):.0f} (of {len(of_method)})")
     head = f"| recovered lift (%) | task | {' | '.join(CARRIED[method] for method in methods)} |"
     return [
         "\n".join(
