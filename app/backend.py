@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from app.runs import EvaluateRequest, TaskFacts, Told
 from app.workspace import PLAIN_MODES, Pair, Selection
 from cast.progress import OnProgress
 
@@ -283,6 +284,28 @@ class Backend(Protocol):
         self, request: TranslateRequest, heads: object | None, folder: Path, on_progress: OnProgress
     ) -> object:
         """Translate on models of its own, write `folder`, and return what `carried_runner` takes."""
+        ...
+
+    def tasks(self) -> Sequence[Option]:
+        """The tasks that ship."""
+        ...
+
+    def task(self, name: str, limit: int) -> TaskFacts:
+        """What a shipped task or a task file holds, its first `limit` examples checked."""
+        ...
+
+    def compare(
+        self, request: EvaluateRequest, heads: object | None, on_progress: OnProgress
+    ) -> Iterator[Told]:
+        """Measure methods on models of its own: first the ends of the scale, then each as it ends."""
+        ...
+
+    def shipped_folder(self, selection: Selection) -> Path | None:
+        """The folder of a translation that ships; None where there is none. Imports nothing heavy."""
+        ...
+
+    def publish(self, folder: Path, repo: str, token: str, private: bool) -> str:
+        """Publish a folder on the Hub with a visitor's token, and return its address."""
         ...
 
     def joint_map(

@@ -62,6 +62,7 @@ class TranslateResult:
 
     selection: Selection
     carried: object
+    folder: Path
     archive: Path
 
 
@@ -170,7 +171,7 @@ class Engine:
 
     def heads_facts(self, pair: Pair, heads_job: str = "") -> HeadsFacts | None:
         """Which heads the pair would use now, and how good they are; None where there are none."""
-        if self.showcase and pair == self.showcase.pair and not self._own_heads(pair, heads_job):
+        if self.showcase and pair == self.showcase.pair and not self.own_heads(pair, heads_job):
             return self.showcase.heads
         heads = self._find_heads(*self._stock.pair(pair), heads_job)
         return None if heads is None else self._backend.heads_facts(heads)
@@ -243,6 +244,16 @@ class Engine:
             return job.result.carried
         return self._stock.shipped(selection, target)
 
+    def translated_folder(self, selection: Selection, made: Attached) -> Path | None:
+        """Where the translation of a choice is written; None where none is, as for what runs at once."""
+        opened = self._backend.opened(made.folder)
+        if opened and opened.selection == selection:
+            return Path(opened.folder)
+        job = self._jobs.get(made.translate_job)
+        if job and isinstance(job.result, TranslateResult) and job.result.selection == selection:
+            return job.result.folder
+        return self._backend.shipped_folder(selection)
+
     # Background jobs
 
     def start_translate(self, request: TranslateRequest, heads_job: str = "") -> str:
@@ -250,14 +261,14 @@ class Engine:
         selection = request.selection
         if not (selection.source and selection.target and selection.adapter):
             raise RequestError("Choose a source model, a target model and an adapter first.")
-        own = self._own_heads(selection.pair, heads_job)
+        own = self.own_heads(selection.pair, heads_job)
         out = self._folder / "translated" / uuid.uuid4().hex
 
         def work(on_progress: OnProgress) -> TranslateResult:
             out.parent.mkdir(parents=True, exist_ok=True)
             carried = self._backend.translate(request, own, out, on_progress)
             archive = shutil.make_archive(str(out), "zip", out)
-            return TranslateResult(selection, carried, Path(archive))
+            return TranslateResult(selection, carried, out, Path(archive))
 
         title = f"Translate {selection.adapter} to {selection.target} ({selection.way})."
         return self._jobs.start("translate", title, work)
@@ -302,11 +313,12 @@ class Engine:
 
     # Heads
 
-    def _own_heads(self, pair: Pair, heads_job: str) -> object | None:
+    def own_heads(self, pair: Pair, heads_job: str) -> object | None:
+        """The heads of a pair that a visitor has trained; None where they are of another, or none."""
         job = self._jobs.get(heads_job)
         result = job.result if job else None
         return result.heads if isinstance(result, HeadsResult) and result.pair == pair else None
 
     def _find_heads(self, source: Loaded, target: Loaded, heads_job: str) -> object | None:
-        own = self._own_heads(Pair(source.name, target.name), heads_job)
+        own = self.own_heads(Pair(source.name, target.name), heads_job)
         return self._stock.heads(source, target) if own is None else own

@@ -83,9 +83,12 @@ class Jobs:
         self._lock = threading.Lock()
         self._keep = keep
 
-    def start(self, kind: str, title: str, work: Work) -> str:
-        """Queue `work` and return the id under which it can be found; the id is not guessable."""
-        job = Job(id=uuid.uuid4().hex, kind=kind, title=title)
+    def start(self, kind: str, title: str, work: Work, job_id: str = "") -> str:
+        """Queue `work` and return the id under which it can be found; the id is not guessable.
+
+        `job_id` is one that the caller has drawn already, by `uuid4().hex`.
+        """
+        job = Job(id=job_id or uuid.uuid4().hex, kind=kind, title=title)
         entry = _Entry(job)
         with self._lock:
             self._entries[job.id] = entry

@@ -27,6 +27,7 @@ from app.backend import (
     SiteFacts,
     TranslateRequest,
 )
+from app.runs import EvaluateRequest, TaskFacts, Told
 from app.workspace import PLAIN_MODES, Selection
 from cast.progress import OnProgress
 
@@ -192,18 +193,24 @@ class CastBackend:
         recipe = found.recipe
         return HeadsFacts(recipe.kind, recipe.corpus, recipe.tokens, tuple(found.layer_map.table), depths)
 
-    def shipped_translation(self, selection: Selection, target: object) -> object | None:
+    def shipped_folder(self, selection: Selection) -> Path | None:
         """The compiled translation that is shipped for a showcase adapter, if any."""
-        from cast.adapters import read
         from cast.pocket import registry
-        from cast.translate import TranslatedAdapter, load_translated
 
         names = (selection.source, selection.target, selection.adapter)
         if selection.mode != "compiled" or not all(registry.is_pocket(name) for name in names):
             return None
         source, to = (name.removeprefix(registry.PREFIX) for name in names[:2])
         folder = registry.compiled_folder(source, selection.adapter.rsplit("/", 1)[-1], to)
-        if not (folder / "cast.json").is_file():
+        return folder if (folder / "cast.json").is_file() else None
+
+    def shipped_translation(self, selection: Selection, target: object) -> object | None:
+        """What `shipped_folder` holds."""
+        from cast.adapters import read
+        from cast.translate import TranslatedAdapter, load_translated
+
+        folder = self.shipped_folder(selection)
+        if folder is None:
             return None
         return TranslatedAdapter(load_translated(folder), read(str(folder), cast("LanguageModel", target)))
 
@@ -304,6 +311,36 @@ class CastBackend:
         )  # fmt: skip
         carried.save(folder, target)
         return carried
+
+    def tasks(self) -> Sequence[Option]:
+        """The pocket zoo's tasks."""
+        from cast.pocket.registry import PREFIX
+        from cast.pocket.tasks import TASKS
+
+        return [Option(f"{PREFIX}{task.name}", f"{task.name}: {task.description}") for task in TASKS.values()]
+
+    def task(self, name: str, limit: int) -> TaskFacts:
+        """A pocket task, or a JSONL file."""
+        self.warm()
+        from cast.evaluate import read_task
+
+        found = read_task(name, limit=limit)
+        return TaskFacts(found.name, len(found.examples), found.metric)
+
+    def compare(
+        self, request: EvaluateRequest, heads: object | None, on_progress: OnProgress
+    ) -> Iterator[Told]:
+        """What `cast compare` does, told one method at a time."""
+        self.warm()
+        from app.measuring import measured
+
+        return measured(request, cast("FoundHeads | None", heads), on_progress)
+
+    def publish(self, folder: Path, repo: str, token: str, private: bool) -> str:
+        """Publish a folder with the visitor's token."""
+        from cast.hub import push
+
+        return push(folder, repo, token, private=private)
 
     def joint_map(
         self, source: object, target: object, heads: object, depth: int, points: int, method: str,

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from itertools import cycle
 from typing import TYPE_CHECKING
+
+from app.runs import BASELINES, Run, lettered, method_label
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 
     from app.backend import HeadsFacts, JointMap
     from cast.manifold import Manifold
+    from cast.results import Result
 
 Places = Sequence[tuple[float, float]]
 
@@ -22,6 +26,8 @@ Places = Sequence[tuple[float, float]]
 SOURCE = "#0072B2"
 TARGET = "#D55E00"
 ADAPTER = "#009E73"
+
+_RUN_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 
 _INK = "#7d8a99"
 _GRID = "rgba(125, 138, 153, 0.25)"
@@ -60,6 +66,54 @@ def joint_map(drawn: JointMap) -> go.Figure:
     """Source states through the heads (circles) and target states (squares), joined by token."""
     hover = [_hover(p.token, p.context) for p in drawn.points]
     return _map([p.source for p in drawn.points], [p.target for p in drawn.points], None, hover)
+
+
+def recovered_lift(runs: Sequence[Run]) -> go.Figure | None:
+    """A dot and its 95 % interval for each measured method of the runs; scores where no lift is known.
+
+    A run has a symbol, CAST's own methods have the adapter's colour. None where nothing is measured yet.
+    """
+    import plotly.graph_objects as go
+
+    known = any(result.lift is not None for run in runs for result in run.results)
+    figure, rows = go.Figure(), 0
+    for (letter, run), symbol in zip(lettered(runs), cycle(_RUN_SYMBOLS), strict=False):
+        dots = [dot for result in run.results if (dot := _dot(result, known))]
+        if not dots:
+            continue
+        rows += len(dots)
+        methods, values, lows, highs = zip(*dots, strict=True)
+        colours = [_INK if method in BASELINES else ADAPTER for method in methods]
+        figure.add_scatter(
+            y=[method_label(method) for method in methods], x=values,
+            name=f"{letter}: {escape(run.title)},<br>{run.time}", mode="markers",
+            orientation="h", marker={"symbol": symbol, "size": 12, "color": colours},
+            error_x={
+                "array": [high - value for value, high in zip(values, highs, strict=True)],
+                "arrayminus": [value - low for value, low in zip(values, lows, strict=True)],
+                "color": _INK, "thickness": 2, "width": 6,
+            },
+            customdata=[f"{low:.2f} to {high:.2f}" for low, high in zip(lows, highs, strict=True)],
+            hovertemplate="%{y}: %{x:.2f} (%{customdata})<extra></extra>",
+        )  # fmt: skip
+    if not rows:
+        return None
+    _quiet(figure, height=150 + 40 * rows)
+    figure.update_layout(scattermode="group", showlegend=len(runs) > 1, margin={"l": 16})
+    figure.update_xaxes(title="Recovered lift (1 is retraining)" if known else "Score")
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    for place in (0, 1):
+        figure.add_vline(place, line={"color": _INK, "width": 1, "dash": "dot"})
+    return figure
+
+
+def _dot(result: Result, by_lift: bool) -> tuple[str, float, float, float] | None:
+    """Method, value, and both ends of its interval; None where the lift is asked for and not known."""
+    value = result.lift if by_lift else result.translated
+    if value is None:
+        return None
+    low, high = result.interval if by_lift and result.interval else (value, value)
+    return result.method, value, low, high
 
 
 def manifold_figure(drawn: Manifold) -> go.Figure:

@@ -19,6 +19,11 @@ def style_sheet() -> Path:
     return assets_folder() / "css" / "page.css"
 
 
+def script(name: str) -> str:
+    """A script of the page by its name, to be run where a widget is put in place."""
+    return (assets_folder() / "js" / f"{name}.js").read_text(encoding="utf-8")
+
+
 def logo() -> str:
     """The logo as inline SVG."""
     return (assets_folder() / "logo" / "cast.svg").read_text(encoding="utf-8")

@@ -9,10 +9,16 @@ import gradio as gr
 from app import theme
 from app.backend import Backend
 from app.engine import Engine
+from app.evaluations import Evaluations
+from app.exports import Exports
 from app.jobs import Jobs
+from app.runs import Kept, RunStore
 from app.showcase import Showcase
+from app.tabs import command
 from app.tabs.choice import Stores, Tabs, wire_choice
+from app.tabs.evaluate import compare_command, create_evaluate_tab, wire_evaluate_tab, wire_restore
 from app.tabs.explore import create_explore_tab, wire_explore_tab
+from app.tabs.export import create_export_tab, push_command, wire_export_tab
 from app.tabs.generate import create_generate_tab, wire_generate_tab
 from app.tabs.heads import create_heads_tab, wire_heads_tab
 from app.tabs.pick import create_pick_tab, wire_pick_tab
@@ -33,17 +39,20 @@ class Page:
     jobs: Jobs
 
 
-def build(backend: Backend, folder: Path, recording: Path | None = None) -> Page:
+def build(backend: Backend, folder: Path, recording: Path | None = None, runs: Path | None = None) -> Page:
     """Build the page on a backend.
 
     Args:
         backend: the library, or a stand-in.
         folder: takes what jobs write.
         recording: the example that is shown at first; the shipped one by default.
+        runs: takes what is measured, to be found again another day; in the cache by default.
     """
     jobs = Jobs()
     showcase = _showcase(recording or theme.assets_folder() / "showcase.json")
     engine = Engine(backend, jobs, folder, showcase)
+    store = RunStore(runs)
+    evaluations = Evaluations(backend, engine, jobs, store, folder)
     start = _start(engine)
     with gr.Blocks(title="CAST", analytics_enabled=False) as blocks:
         stores = Stores(
@@ -56,14 +65,32 @@ def build(backend: Backend, folder: Path, recording: Path | None = None) -> Page
         with gr.Tabs():
             with gr.Tab("Generate"):
                 generate = create_generate_tab(engine, start)
+                translate_line = command.create_command()
             with gr.Tab("Heads") as tab:
                 heads = create_heads_tab(tab, engine, start)
+                heads_line = command.create_command()
             with gr.Tab("Explore"):
                 explore = create_explore_tab(engine, start)
+                map_line = command.create_command()
+            with gr.Tab("Evaluate"):
+                evaluate = create_evaluate_tab(evaluations, start)
+            with gr.Tab("Export") as tab:
+                export = create_export_tab(tab)
         wire_pick_tab(pick, engine)
         wire_generate_tab(generate, pick, engine, stores.attached)
         wire_heads_tab(heads, pick, engine, stores.attached)
         wire_explore_tab(explore, pick, engine, stores.attached)
+        measured = _store(Kept().to_json(), "cast-runs")
+        wire_evaluate_tab(evaluate, generate.hints, evaluations, stores, measured)
+        wire_restore(blocks, evaluate, evaluations, measured)
+        exports = Exports(backend, engine, folder)
+        wire_export_tab(export, generate.options, exports, stores)
+        lines = [
+            command.of_translate(translate_line, generate), command.of_fit(heads_line, heads),
+            command.of_map(map_line, explore), compare_command(evaluate, generate.hints),
+            push_command(export, exports),
+        ]  # fmt: skip
+        command.wire_commands(lines, stores.choice, start.selection)
         wire_choice(blocks, Tabs(pick, generate, heads, explore), engine, stores)
     return Page(blocks, engine, jobs)
 

@@ -28,6 +28,9 @@ _STAGES = {
     "coverage": "Seeing what the text shows of the adapter",
     "sites": "Mapping the adapted sites",
     "compile": "Fitting the LoRA",
+    "score": "Scoring",
+    "choose": "Choosing among the answers",
+    "generate": "Generating",
 }
 _NEXT = {
     "translate": "Press Generate: the fourth pane now runs this adapter.",

@@ -166,6 +166,7 @@ def _compare(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--train", metavar="F.jsonl", help="train the retrained reference on this file")
     _translation(parser)
+    parser.add_argument("--prompts", metavar="F.txt", help="unlabelled prompts, one a line, for compiled")
     parser.add_argument("--limit", type=int, default=500, help="examples at most (default 500)")
     parser.add_argument("--results", metavar="DIR", help="also write one JSON file a method into DIR")
     _text(parser)

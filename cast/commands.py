@@ -128,15 +128,15 @@ def compare(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Answ
         args.methods.split(","), seed=args.seed, steps=args.steps, rank=args.rank, strength=args.strength
     )
     task = scores.read_task(args.data, limit=args.limit)
+    prompts = _read_prompts(args.prompts)
     source, target = _load_pair(args, args.target, on_progress)
     lora = adapters.read(args.adapter, source)
-    retrained = _retrained(args, target, on_progress)
+    retrained = comparison.reference(
+        target, args.data, retrained=args.retrained, train=args.train, seed=args.seed, on_progress=on_progress
+    )
     heads = pipeline.find_heads(source, target, _folder(args.heads)) if args.heads else None
     ends = comparison.ends_of_the_scale(
         source, target, lora, task, retrained=retrained, text=args.corpus, on_progress=on_progress
-    )
-    results = comparison.compare(
-        source, target, lora, ends, methods, heads=heads, text=args.corpus, on_progress=on_progress
     )
     say(f"{task.name}, {source.name} → {target.name}, {len(task.examples)} examples, scored by {task.metric}")
     say(f"  {'source base':<28} {_figure(ends.source_base.score)}")
@@ -149,11 +149,25 @@ def compare(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Answ
         say(f"  {'retrained on the target':<28} {_figure(ends.retrained.score)}{cost}")
         if ends.retrained.score - ends.base.score < scores.MINIMUM_LIFT:
             say("  Retraining gains less than 10 points here, so recovered lift is left out.")
-    for result in results:
-        say(_result_line(result))
+    results, failures = [], []
+    for outcome in comparison.compared(
+        source, target, lora, ends, methods,
+        heads=heads, text=args.corpus, prompts=prompts, on_progress=on_progress,
+    ):  # fmt: skip
+        if isinstance(outcome, comparison.Failure):
+            failures.append(outcome)
+            say(f"  {outcome.method:<28} {outcome.error}")
+            continue
+        results.append(outcome)
+        say(_result_line(outcome))
         if args.results:
-            result.write_result(Path(args.results))
-    return {"results": as_json([asdict(result) for result in results])}
+            outcome.write_result(Path(args.results))
+    if failures and not results:
+        raise failures[0].error
+    return {
+        "results": as_json([asdict(result) for result in results]),
+        "failures": {failure.method: str(failure.error) for failure in failures},
+    }
 
 
 def generate(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Answer:
@@ -377,19 +391,6 @@ def _expectations(recipe: Recipe) -> list[str]:
             f"{tokens}): give a few example prompts (--prompts FILE)."
         )
     return [line for line in lines if line]
-
-
-def _retrained(args: argparse.Namespace, target: LanguageModel, on_progress: OnProgress) -> Any:
-    """The reference that was retrained on the target: given, trained now, or shipped; None without any."""
-    if args.retrained and args.train:
-        raise RequestError("--retrained and --train both give the reference; choose one.")
-    if args.retrained:
-        return adapters.read(args.retrained, target)
-    if args.train:
-        examples = scores.read_task(args.train, split="train").examples
-        config = training.LoraTrainingConfig()
-        return training.train_lora(target, examples, config, seed=args.seed, on_progress=on_progress)
-    return comparison.retrained_reference(target, args.data)
 
 
 def _result_line(result: Result) -> str:

@@ -3,7 +3,7 @@
 import resource
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -12,7 +12,7 @@ from cast import adapters, corpus, evaluate, prediction
 from cast.adapters import Lora
 from cast.arriving import held_out_quality
 from cast.baselines import BASELINES, Baseline, Given
-from cast.errors import RequestError
+from cast.errors import Cancelled, CastError, RequestError
 from cast.evaluate import EvalReport, TaskData
 from cast.models import LanguageModel
 from cast.pipeline import FoundHeads, default_corpus, fitting_text, heads_for, translate_adapter
@@ -21,7 +21,9 @@ from cast.progress import OnProgress, ignore
 from cast.recipes import Quality, TranslationConfig
 from cast.results import Result
 from cast.runners import PlainRunner, Runner
+from cast.scoring import bits_per_byte
 from cast.storage import cache_folder
+from cast.training import LoraTrainingConfig, train_lora
 
 _OFF_TASK_TEXTS = 200
 
@@ -39,6 +41,14 @@ class Comparison:
     """What the adapter costs its own model on held-out general text."""
     retrained_off_task: float | None = None
     """What the retrained adapter costs the target there."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A method that could not be measured, and why."""
+
+    method: str
+    error: CastError
 
 
 def ends_of_the_scale(
@@ -80,7 +90,7 @@ def ends_of_the_scale(
 
 def own_off_task(lm: LanguageModel, lora: Lora, held_out: Sequence[str]) -> float:
     """What an adapter costs the model that it was trained on, on held-out general text."""
-    return evaluate.off_task(PlainRunner(lm, lora), PlainRunner(lm), held_out)
+    return evaluate.off_task(PlainRunner(lm, lora), bits_per_byte(PlainRunner(lm), held_out), held_out)
 
 
 def compare(
@@ -98,6 +108,34 @@ def compare(
 ) -> list[Result]:
     """Translate an adapter by each method and score it on one task.
 
+    The arguments are those of `compared`; what stops a method is raised.
+    """
+    results = []
+    for outcome in compared(
+        source, target, lora, ends, methods,
+        heads=heads, text=text, prompts=prompts, revision=revision, on_progress=on_progress,
+    ):  # fmt: skip
+        if isinstance(outcome, Failure):
+            raise outcome.error
+        results.append(outcome)
+    return results
+
+
+def compared(
+    source: LanguageModel,
+    target: LanguageModel,
+    lora: Lora,
+    ends: Comparison,
+    methods: Sequence[TranslationConfig | Baseline],
+    *,
+    heads: FoundHeads | None = None,
+    text: str | None = None,
+    prompts: Sequence[str] = (),
+    revision: str = "",
+    on_progress: OnProgress = ignore,
+) -> Iterator[Result | Failure]:
+    """Translate an adapter by each method and score it on one task, one after the other.
+
     Args:
         source: the model that the adapter was trained on.
         target: the model that shall have the skill.
@@ -110,30 +148,32 @@ def compare(
         revision: commit of the code, for the record.
         on_progress: gets every stage.
     """
-    found = heads
-    if found is None and any(method.needs_heads for method in methods):
-        found = heads_for(source, target, text=text, on_progress=on_progress)
     held_out = held_out_texts(text or default_corpus(source, target))
-    results = []
+    before = bits_per_byte(PlainRunner(target), held_out, on_progress=on_progress)
     for method in methods:
-        runner, facts = made_by(
-            method, source, target, lora, heads=found, text=text, prompts=prompts, on_progress=on_progress
-        )
-        facts |= _scored(runner, ends, on_progress)
-        results.append(
-            Result(
+        try:
+            if heads is None and method.needs_heads:
+                heads = heads_for(source, target, text=text, on_progress=on_progress)
+            runner, facts = made_by(
+                method, source, target, lora, heads=heads, text=text, prompts=prompts, on_progress=on_progress
+            )
+            facts |= _scored(runner, ends, on_progress)
+            yield Result(
                 source=source.name,
                 target=target.name,
                 task=ends.task.name,
-                off_task=evaluate.off_task(runner, PlainRunner(target), held_out),
+                off_task=evaluate.off_task(runner, before, held_out, on_progress=on_progress),
                 source_off_task=ends.source_off_task,
                 retrained_off_task=ends.retrained_off_task,
                 peak_memory_bytes=peak_memory_bytes(),
                 revision=revision,
                 **{"seed": 0, "tokens": 0} | facts,
             )
-        )
-    return results
+        except Cancelled:
+            raise
+        except CastError as error:
+            # The other methods, and what they took, must not be lost to one that does not fit this pair.
+            yield Failure(_name(method, prompts), error)
 
 
 def made_by(
@@ -158,7 +198,7 @@ def made_by(
         given = _given(method, source, target, lora, heads, text)
         runner = method.make(given)
         facts: dict[str, Any] = {
-            "method": method.name, "seed": method.config.seed, "strength": 1.0, "text": "general",
+            "seed": method.config.seed, "strength": 1.0, "text": "general",
             "tokens": _tokens(target, given.texts),
         }  # fmt: skip
     else:
@@ -167,13 +207,12 @@ def made_by(
         )
         runner, quality = made.runner(source, target), made.recipe.quality
         facts = {
-            "method": method_name(method, prompts),
             "seed": method.seed,
             "strength": made.recipe.strength,
             "text": "prompts" if prompts else "general",
             "tokens": made.recipe.tokens,
         }
-    facts["seconds"] = round(time.monotonic() - started, 2)
+    facts |= {"method": _name(method, prompts), "seconds": round(time.monotonic() - started, 2)}
     config = method.config if isinstance(method, Baseline) else method
     if isinstance(method, TranslationConfig) and not method.takes_heads:
         return runner, facts | {"missing": 0.0, "predicted": prediction.predicted(None)}
@@ -215,6 +254,10 @@ def _tokens(target: LanguageModel, texts: Sequence[str]) -> int:
     return int(target.encode(texts).attention_mask.sum()) if texts else 0
 
 
+def _name(method: TranslationConfig | Baseline, prompts: Sequence[str]) -> str:
+    return method.name if isinstance(method, Baseline) else method_name(method, prompts)
+
+
 def _scored(runner: Runner, ends: Comparison, on_progress: OnProgress) -> dict[str, Any]:
     """The score of one way beside the ends of the scale, as a result holds them."""
     report = evaluate.evaluate(runner, ends.task, on_progress=on_progress)
@@ -230,6 +273,7 @@ def _scored(runner: Runner, ends: Comparison, on_progress: OnProgress) -> dict[s
         "source_adapted": ends.source_adapted.score,
         "lift": lift,
         "interval": interval,
+        "examples": report.count,
     }
 
 
@@ -243,6 +287,38 @@ def method_name(config: TranslationConfig, prompts: Sequence[str] = ()) -> str:
     if config.mode != "hosted" or not config.needs_heads:
         return config.mode
     return f"{config.mode}-{config.segment or config.readout}"
+
+
+def reference(
+    target: LanguageModel,
+    task: str,
+    *,
+    retrained: str | None = None,
+    train: str | None = None,
+    seed: int = 0,
+    on_progress: OnProgress = ignore,
+) -> Lora | None:
+    """The LoRA of the target that recovered lift is measured against; None without any.
+
+    Args:
+        target: the model that it is of.
+        task: as `evaluate.read_task` takes it; a pocket task has a shipped reference.
+        retrained: a LoRA of the target, by name.
+        train: a task file to train one on.
+        seed: of that training.
+        on_progress: gets the training's stages.
+
+    Raises:
+        RequestError: both `retrained` and `train` are given.
+    """
+    if retrained and train:
+        raise RequestError("A retrained LoRA and a file to train one on are both given; choose one.")
+    if retrained:
+        return adapters.read(retrained, target)
+    if train:
+        examples = evaluate.read_task(train, split="train").examples
+        return train_lora(target, examples, LoraTrainingConfig(), seed=seed, on_progress=on_progress)
+    return retrained_reference(target, task)
 
 
 def retrained_reference(target: LanguageModel, task: str) -> Lora | None:

@@ -16,6 +16,7 @@ from cast.activations import residuals
 from cast.adapters import Kernel, Lora, applied
 from cast.corpus import Passage
 from cast.errors import CorpusError
+from cast.exciting import evenly
 from cast.goals import Goal, GoalOn, Outcome
 from cast.models import LanguageModel, TokenBatch
 from cast.progress import OnProgress, Progress, ignore
@@ -84,7 +85,8 @@ class Compiled:
 class _TextPool:
     """Batches without end: general text in shuffled passes, with a share of answered prompts mixed in.
 
-    Texts of like length stand together, which saves a third of the padding.
+    Texts of like length stand together, which saves a third of the padding; answered prompts are drawn evenly
+    over their answers.
     """
 
     def __init__(
@@ -93,7 +95,8 @@ class _TextPool:
         self._random = torch.Generator().manual_seed(config.seed)
         self._mixed_in = round(config.prompt_share * config.batch_size) if answers else 0
         self._size = config.batch_size - self._mixed_in
-        self._texts, self._answers = self._passes(texts), self._passes(answers)
+        self._texts, self._answers = self._passes(texts), answers
+        self._weights = torch.tensor(evenly(answers))
         self._due: list[list[Passage]] = []
 
     def _passes(self, texts: Sequence[Passage]) -> Iterator[Passage]:
@@ -108,7 +111,14 @@ class _TextPool:
             ordered = sorted(drawn, key=lambda passage: len(passage.text))
             order = torch.randperm(_SORTED_BATCHES, generator=self._random).tolist()
             self._due = [ordered[place * self._size : (place + 1) * self._size] for place in order]
-        return [*islice(self._answers, self._mixed_in), *self._due.pop()]
+        return [*self._mixed(), *self._due.pop()]
+
+    def _mixed(self) -> list[Passage]:
+        if not self._mixed_in:
+            return []
+        twice = len(self._answers) < self._mixed_in
+        drawn = torch.multinomial(self._weights, self._mixed_in, twice, generator=self._random)
+        return [self._answers[index] for index in drawn.tolist()]
 
 
 def compile_lora(

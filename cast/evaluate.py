@@ -263,18 +263,15 @@ def _styles(style: StyleRule, examples: Sequence[Example], outputs: Sequence[str
     return np.array([score or 0.0 for score in scores])
 
 
-def recovered_lift(base: float, translated: float, retrained: float) -> float | None:
+def recovered_lift(
+    base: float, translated: float, retrained: float, *, minimum: float = MINIMUM_LIFT
+) -> float | None:
     """(translated - base) / (retrained - base): the share of the skill that arrived.
 
-    None where retraining itself gains less than `MINIMUM_LIFT`: such a task cannot show a transfer.
+    None where retraining itself gains less than `minimum`: such a task cannot show a transfer.
     """
     gained = retrained - base
-    return (translated - base) / gained if gained >= MINIMUM_LIFT else None
-
-
-def ratio(translated: float, retrained: float) -> float | None:
-    """Translated / retrained, the figure of arXiv 2510.17902; it flatters where the base scores already."""
-    return translated / retrained if retrained else None
+    return (translated - base) / gained if gained >= minimum else None
 
 
 def bootstrap_interval(
@@ -282,6 +279,7 @@ def bootstrap_interval(
     translated: np.ndarray,
     retrained: np.ndarray,
     *,
+    minimum: float = MINIMUM_LIFT,
     level: float = 0.95,
     draws: int = 2000,
     seed: int = 0,
@@ -294,6 +292,7 @@ def bootstrap_interval(
         base: scores of the target, [n].
         translated: scores of the translated adapter, [n] or [seeds, n].
         retrained: scores of the retrained adapter, [n] or [seeds, n].
+        minimum: see `recovered_lift`.
         level: mass between the two ends.
         draws: resamples.
         seed: of the resampling.
@@ -302,7 +301,7 @@ def bootstrap_interval(
         Lower and upper end; None where `recovered_lift` is None.
     """
     arrays = [np.atleast_2d(np.asarray(scores, dtype=float)) for scores in (base, translated, retrained)]
-    if recovered_lift(*(float(scores.mean()) for scores in arrays)) is None:
+    if recovered_lift(*(float(scores.mean()) for scores in arrays), minimum=minimum) is None:
         return None
     rng = np.random.default_rng(seed)
     count = arrays[0].shape[1]
@@ -319,14 +318,21 @@ def bootstrap_interval(
     return float(lower), float(upper)
 
 
-def off_task(runner: Runner, base: Runner, texts: Sequence[str], *, batch_size: int = 8) -> float:
+def off_task(
+    runner: Runner,
+    before: float,
+    texts: Sequence[str],
+    *,
+    batch_size: int = 8,
+    on_progress: OnProgress = ignore,
+) -> float:
     """Relative change of bits per byte on held-out general text: 0.02 is 2 % more than the base needs.
 
     Args:
         runner: the target with the translated adapter.
-        base: the target without.
+        before: bits per byte of the target without, from `scoring.bits_per_byte`.
         texts: general text that no adapter was fitted on.
         batch_size: texts at once.
+        on_progress: gets stage `score`.
     """
-    before = bits_per_byte(base, texts, batch_size=batch_size)
-    return bits_per_byte(runner, texts, batch_size=batch_size) / before - 1
+    return bits_per_byte(runner, texts, batch_size=batch_size, on_progress=on_progress) / before - 1

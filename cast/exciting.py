@@ -7,6 +7,7 @@ its adapter goes on, so that a fit reads what it answers too. No label is needed
 
 import random
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,8 @@ _LONGER = 1.5
 _SHORTER = 0.5
 # Times that new ones are asked for behind examples, and then the rest from an example's beginning.
 _NEW_TURNS, _TURNS = 2, 3
+# Share of all prompts that are there after each round.
+_ROUNDS = (0.4, 1.0)
 # Their words make new ones differ enough; hotter, a small model loses the form.
 _NEW_TEMPERATURE, _WITH_WORD = 0.7, 0.75
 _WORD = re.compile(r"\b[^\W\d_]{4,}\b")
@@ -38,11 +41,62 @@ def words_of(texts: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(word.lower() for text in texts for word in _WORD.findall(text)))
 
 
+def excited(
+    source: LanguageModel,
+    lora: Lora,
+    prompts: Sequence[str],
+    count: int,
+    *,
+    words: Sequence[str] = (),
+    seed: int = 0,
+    on_progress: OnProgress = ignore,
+) -> list[Passage]:
+    """The given prompts and more of their kind, each with the adapted source's answer behind it.
+
+    In two rounds: in the second, prompts of the first are shown as examples too, evenly over their answers,
+    so that answers which the given ones do not call for are found as well.
+
+    Args:
+        source: the model.
+        lora: its adapter.
+        prompts: examples without answers, at least one.
+        count: how many there shall be in all; see `expanded`.
+        words: see `expanded`.
+        seed: of all that is drawn.
+        on_progress: gets the stage `generate`.
+    """
+    found = answered(source, lora, prompts, on_progress=on_progress)
+    for turn, share in enumerate(_ROUNDS):
+        texts = expanded(
+            source, prompts, round(share * count), known=found, words=words, seed=seed + turn,
+            on_progress=on_progress,
+        )  # fmt: skip
+        found += answered(source, lora, texts[len(found) :], on_progress=on_progress)
+    return found
+
+
+def evenly(passages: Sequence[Passage]) -> list[float]:
+    """Weights with which answered prompts are drawn evenly over the first words of their answers.
+
+    Answers rarer than one in a hundred are noise, and weigh no more than they are many.
+    """
+    firsts = [_first_word(passage) for passage in passages]
+    sizes = Counter(firsts)
+    least = min((size for size in sizes.values() if size >= max(2, len(passages) / 100)), default=1)
+    return [min(1.0, least / sizes[first]) for first in firsts]
+
+
+def _first_word(passage: Passage) -> str:
+    answer = "" if passage.answer is None else passage.text[passage.answer :]
+    return next(iter(answer.split()), "")
+
+
 def expanded(
     source: LanguageModel,
     prompts: Sequence[str],
     count: int,
     *,
+    known: Sequence[Passage] = (),
     words: Sequence[str] = (),
     seed: int = 0,
     on_progress: OnProgress = ignore,
@@ -57,26 +111,26 @@ def expanded(
         source: the model without an adapter.
         prompts: examples without answers, at least one.
         count: how many there shall be in all; fewer if the model does not find the form.
+        known: answered prompts that were found so far, to be shown as examples beside the given ones.
         words: what new ones may begin with, so that they are about many things.
         seed: of the choice of examples and of the sampling.
         on_progress: gets the stage `generate`.
 
     Returns:
-        Distinct prompts, the given ones first.
+        Distinct prompts, the given and the known ones first.
     """
-    found = dict.fromkeys(prompts)
+    examples = list(dict.fromkeys([*prompts, *(passage.text[: passage.answer] for passage in known)]))
+    weights = evenly(known) if known else [1.0] * len(examples)
+    found = dict.fromkeys(examples)
     order, form = random.Random(seed), _Form.of(prompts)
     room = int(source.encode(list(prompts)).attention_mask.sum(1).max() * _LONGER) + 8
     for turn in range(_NEW_TURNS + _TURNS):
         missing = count - len(found)
         if missing <= 0:
             break
-        new = turn < _NEW_TURNS and len(prompts) > 1
+        new = turn < _NEW_TURNS and len(examples) > 1
         if new:
-            shown = [
-                _SEPARATOR.join(order.sample(list(prompts), min(_SHOTS, len(prompts))))
-                for _ in range(missing)
-            ]
+            shown = [_SEPARATOR.join(_drawn(examples, weights, order)) for _ in range(missing)]
             begun = [form.opening(order, words) for _ in range(missing)]
             read = [some + _SEPARATOR + first for some, first in zip(shown, begun, strict=True)]
         else:
@@ -89,6 +143,14 @@ def expanded(
         texts = [first + rest for first, rest in zip(begun, written, strict=True)]
         found |= dict.fromkeys(filter(None, map(form.shaped if new else form.ended, texts)))
     return list(found)[:count]
+
+
+def _drawn(examples: Sequence[str], weights: Sequence[float], order: random.Random) -> list[str]:
+    """A few distinct examples, each as likely as it weighs."""
+    # The largest of U^(1/w) are a draw without replacement (Efraimidis and Spirakis, 2006).
+    keys = [order.random() ** (1 / weight) for weight in weights]
+    ranked = sorted(range(len(examples)), key=keys.__getitem__, reverse=True)
+    return [examples[index] for index in ranked[:_SHOTS]]
 
 
 @dataclass(frozen=True)

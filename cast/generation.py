@@ -117,13 +117,14 @@ def generate_many(
     order = sorted(texts, key=lambda text: len(text.ids))
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
-        _finish(runner, chunk, sampling)
-        on_progress(Progress("generate", start + len(chunk), len(order)))
+        for ended in _finished(runner, chunk, sampling):
+            # At every step: many long texts of a large model could not be cancelled else.
+            on_progress(Progress("generate", start + ended, len(order)))
     return [text.piece(final=True) for text in texts]
 
 
-def _finish(runner: Runner, texts: Sequence["_Continuation"], sampling: Sampling) -> None:
-    """Step a batch of texts until each has ended; those that have are taken out of the batch."""
+def _finished(runner: Runner, texts: Sequence["_Continuation"], sampling: Sampling) -> Iterator[int]:
+    """Step a batch of texts until each has ended; yields how many have. Those are taken out of the batch."""
     pick = _Picker(runner.lm, sampling)
     session, running = _batch_session(runner, len(texts)), list(texts)
     for _ in range(sampling.max_new_tokens):
@@ -131,10 +132,12 @@ def _finish(runner: Runner, texts: Sequence["_Continuation"], sampling: Sampling
         ended = [text.take(token) for text, token in zip(running, tokens, strict=True)]
         going = [row for row, over in enumerate(ended) if not over]
         if not going:
-            return
+            break
+        yield len(texts) - len(going)
         if len(going) < len(running):
             running = [running[row] for row in going]
             session.select(going)
+    yield len(texts)
 
 
 def _batch_session(runner: Runner, rows: int) -> BatchSession:

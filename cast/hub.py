@@ -182,7 +182,7 @@ def push(folder: Path, repo_id: str, token: str | None = None, *, private: bool 
     """
     if not folder.is_dir() or not any(folder.iterdir()):
         raise HubError(f"{folder} is empty or missing; write an adapter or heads there first.")
-    with _sentences(repo_id):
+    with _sentences(repo_id, _unpublished):
         api = HfApi(token=token)
         address = api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(
@@ -259,7 +259,7 @@ def _licence(info: ModelInfo) -> str:
 
 
 @contextmanager
-def _sentences(name: str) -> Iterator[None]:
+def _sentences(name: str, sentence: Callable[[str, BaseException], str] | None = None) -> Iterator[None]:
     """Turn whatever the client raises into a `HubError` about `name`."""
     try:
         yield
@@ -274,7 +274,7 @@ def _sentences(name: str) -> Iterator[None]:
         OSError,
         ValueError,
     ) as error:
-        raise HubError(_sentence(name, error)) from error
+        raise HubError((sentence or _sentence)(name, error)) from error
 
 
 _CAUSES = (OfflineModeIsEnabled, HTTPError)
@@ -313,6 +313,17 @@ def _sentence(name: str, error: BaseException) -> str:
         if isinstance(error, kind):
             return words.format(name=name) or _refusal(name, error)
     return f"{name} could not be fetched ({type(error).__name__}); try again."
+
+
+def _unpublished(name: str, error: BaseException) -> str:
+    """Why nothing was published."""
+    response = getattr(error, "response", None)
+    if response is None and isinstance(error, OfflineModeIsEnabled | HTTPError):
+        why = " because HF_HUB_OFFLINE is set" if isinstance(error, OfflineModeIsEnabled) else ""
+        return f"The Hub cannot be reached{why}, so {name} was not published; try again with a connection."
+    if response is not None and response.status_code in (401, 403):
+        return f"The Hub refuses this token for {name}; use one with the right to write there."
+    return _sentence(name, error)
 
 
 def _refusal(name: str, error: Exception) -> str:

@@ -3,10 +3,11 @@
 import json
 import platform
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cast.errors import RequestError
 from cast.storage import write_atomically
@@ -77,6 +78,11 @@ class Result:
     """Commit of the code, where it is known."""
 
     @property
+    def ratio(self) -> float | None:
+        """Translated / retrained, as in arXiv 2510.17902; it flatters where the base scores already."""
+        return self.translated / self.retrained if self.retrained else None
+
+    @property
     def file_name(self) -> str:
         """Name that tells this run from every other one of the same grid."""
         return file_name(
@@ -119,20 +125,28 @@ def file_name(
     return "__".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.") for part in parts) + ".json"
 
 
+def result_of(record: Mapping[str, Any]) -> Result:
+    """A result from its JSON object; keys that are not known here are left out.
+
+    Raises:
+        KeyError, TypeError: it is no result.
+    """
+    names = {entry.name for entry in fields(Result)}
+    interval = record["interval"]
+    kept = {name: value for name, value in record.items() if name in names}
+    return Result(**kept | {"interval": None if interval is None else tuple(interval)})
+
+
 def read_results(folder: Path) -> list[Result]:
     """Every run kept in `folder`, in the order of the file names.
 
     Raises:
         RequestError: a file there is no result.
     """
-    names = {entry.name for entry in fields(Result)}
     results = []
     for path in sorted(folder.glob("*.json")):
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            if record["interval"] is not None:
-                record["interval"] = tuple(record["interval"])
-            results.append(Result(**{name: value for name, value in record.items() if name in names}))
+            results.append(result_of(json.loads(path.read_text(encoding="utf-8"))))
         except (ValueError, KeyError, TypeError) as error:
             raise RequestError(f"{path} is no result of a run ({error}); move it elsewhere.") from error
     return results

@@ -58,12 +58,16 @@ def completion_log_probs(
     return totals
 
 
-def bits_per_byte(runner: Runner, texts: Sequence[str], *, batch_size: int = 8) -> float:
+def bits_per_byte(
+    runner: Runner, texts: Sequence[str], *, batch_size: int = 8, on_progress: OnProgress = ignore
+) -> float:
     """Bits the runner needs for a byte of UTF-8 of `texts`, comparable between tokenizers.
 
-    The first token is predicted from the BOS alone; the end of the text is not scored.
+    The first token is predicted from the BOS alone; the end of the text is not scored. `on_progress` gets
+    stage `score`.
     """
-    nats = sum(completion_log_probs(runner, [("", text) for text in texts], batch_size=batch_size))
+    pairs = [("", text) for text in texts]
+    nats = sum(completion_log_probs(runner, pairs, batch_size=batch_size, on_progress=on_progress))
     size = sum(len(text.encode()) for text in texts)
     return -nats / size / torch.log(torch.tensor(2.0)).item() if size else 0.0
 

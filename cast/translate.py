@@ -20,7 +20,7 @@ from cast.compiling import compile_lora, starting_kernels
 from cast.corpus import Passage
 from cast.coverage import covered
 from cast.errors import AdapterError, HeadsError, RequestError
-from cast.exciting import answered, expanded, words_of
+from cast.exciting import excited, words_of
 from cast.goals import Goal, StatesGoal, WordsGoal
 from cast.heads import HeadSet
 from cast.hosting import HostedRunner
@@ -343,11 +343,10 @@ def answered_prompts(
     """
     if not prompts:
         return []
-    more = expanded(
-        source, prompts, config.prompts_wanted, words=words_of(texts), seed=config.seed,
-        on_progress=on_progress,
+    return excited(
+        source, lora, prompts, config.prompts_wanted,
+        words=words_of(texts), seed=config.seed, on_progress=on_progress,
     )  # fmt: skip
-    return answered(source, lora, more, on_progress=on_progress)
 
 
 def _goal(work: _Work, held: Sequence[Sequence[Passage]]) -> Goal:

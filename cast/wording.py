@@ -119,9 +119,13 @@ class WordedRunner:
 
     def _taken_over(self, reading: "Reading", places: "Places", own: Tensor) -> Tensor:
         at = places.row, places.position
-        pooling = torch.tensor([list(lasting(gains(row))) for row in reading.said])
-        before, after = self.distributions(reading.plain[at], reading.adapted[at])
-        taken = self.vocabulary.take_over(own, before, after, places.pending, pooling[at])
+        pooling = torch.tensor([list(lasting(gains(row))) for row in reading.said])[at]
+        parts = []
+        # Some at a time: the source's vocabulary may be far larger than the one that so many places are for.
+        for some, before, after in self._behind(reading.plain[at], reading.adapted[at]):
+            pending = [places.pending[place] for place in some.tolist()]
+            parts.append(self.vocabulary.take_over(own[some], before, after, pending, pooling[some]))
+        taken = torch.cat(parts)
         for place in places.spanning():
             share = self._said_beyond(reading, places, place)
             _move(taken[place], own[place], share, self._begun(places, place), int(places.next_token[place]))

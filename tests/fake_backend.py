@@ -21,9 +21,11 @@ from app.backend import (
     SiteFacts,
     TranslateRequest,
 )  # fmt: skip
-from app.workspace import Selection
-from cast.errors import AdapterError, HubError, ModelError
+from app.runs import Ends, EvaluateRequest, Missed, TaskFacts, Told
+from app.workspace import PLAIN_MODES, Selection
+from cast.errors import AdapterError, HubError, ModelError, TaskError
 from cast.progress import OnProgress, Progress
+from cast.results import Result
 
 DEPTHS = {"pocket:llama": 4, "pocket:mistral": 6, "pocket:qwen": 5}
 SKILLS = ("mood", "pirate")
@@ -47,6 +49,7 @@ class FakeBackend:
         self.folders: dict[str, Opened] = {}
         self.damaged: set[str] = set()
         self.own_adapters: dict[str, str] = {}
+        self.published: list[tuple[str, list[str], bool]] = []
         self._lock = threading.Lock()
 
     def models(self) -> Sequence[Option]:
@@ -167,7 +170,53 @@ class FakeBackend:
         skill = request.selection.adapter.rsplit("/", 1)[-1]
         carried = f"{request.selection.way} {skill}"
         (folder / "cast.json").write_text(carried)
+        (folder / "README.md").write_text(f"# {carried}")
+        if request.selection.mode in PLAIN_MODES:
+            (folder / "adapter_config.json").write_text('{"r": 8, "rank_pattern": {"x": 24}}')
+            (folder / "adapter_model.safetensors").write_bytes(b"weights")
         return carried
+
+    def tasks(self) -> Sequence[Option]:
+        return [Option(f"pocket:{skill}", f"{skill}: of a character") for skill in SKILLS]
+
+    def task(self, name: str, limit: int) -> TaskFacts:
+        if name.startswith("pocket:"):
+            return TaskFacts(name, limit, "choice")
+        lines = Path(name).read_text().splitlines()
+        for number, line in enumerate(lines, start=1):
+            if not line.startswith("{"):
+                raise TaskError(f"{name}, line {number}: not JSON; each line must be one object.")
+        return TaskFacts(Path(name).stem, len(lines), "exact")
+
+    def compare(
+        self, request: EvaluateRequest, heads: object | None, on_progress: OnProgress
+    ) -> Iterator[Told]:
+        self._work("score", on_progress)
+        facts = self.task(request.task, request.limit)
+        retrained = 0.9 if request.task.startswith("pocket:") or request.retrained else None
+        yield Ends(facts.metric, facts.examples, 0.2, retrained, 0.25, 0.95)
+        for number, method in enumerate(request.methods):
+            self._work("generate", on_progress)
+            if method == "naive-copy":
+                yield Missed(method, "No kernel has the shape of a layer.")
+                continue
+            score = 0.9 - 0.2 * number
+            lift = (score - 0.2) / 0.7 if retrained else None
+            yield Result(
+                method, request.selection.source, request.selection.target, facts.name, 0, facts.metric,
+                0.2, score, retrained, 0.95, lift, (lift - 0.1, lift + 0.05) if lift else None,
+                0.01 * number, seconds=1.5 * (5 - number), peak_memory_bytes=500 << 20,
+                examples=facts.examples, versions={},
+            )  # fmt: skip
+
+    def shipped_folder(self, selection: Selection) -> Path | None:
+        return None
+
+    def publish(self, folder: Path, repo: str, token: str, private: bool) -> str:
+        if repo.startswith("nobody/"):
+            raise HubError(f"The Hub refuses this token {token} for {repo}; use one with the right to write.")
+        self.published.append((repo, sorted(path.name for path in folder.iterdir()), private))
+        return f"https://hub/{repo}"
 
     def joint_map(
         self, source: object, target: object, heads: object, depth: int, points: int, method: str,

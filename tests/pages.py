@@ -48,7 +48,7 @@ def chromium() -> Iterator[Browser]:
 @contextmanager
 def served(backend: Backend, folder: Path, recording: Path) -> Iterator[str]:
     """The page in this process, on a free port; yields its address."""
-    page = build(backend, folder, recording)
+    page = build(backend, folder, recording, folder / "runs")
     page.blocks.queue(default_concurrency_limit=16)
     _, address, _ = page.blocks.launch(
         server_name="127.0.0.1",
@@ -203,7 +203,12 @@ class CastPage:
     # Other tabs
 
     def tab(self, name: str) -> None:
-        self.page.get_by_role("tab", name=name).click()
+        shown = self.page.get_by_role("tab", name=name)
+        if shown.count() == 0:
+            # A narrow window keeps the last tabs in a menu.
+            self.page.get_by_role("button", name="More tabs").click()
+            shown = self.page.locator(".overflow-dropdown").get_by_role("button", name=name)
+        shown.click()
 
     def press(self, button: str) -> None:
         self.page.get_by_role("button", name=button, exact=True).click()
@@ -211,6 +216,62 @@ class CastPage:
     @property
     def plot(self) -> Locator:
         return self.page.locator(".js-plotly-plot:visible")
+
+    def command(self, *words: str) -> None:
+        """Wait for the equivalent command line of the open tab to hold some words."""
+        line = self.page.locator(".cm-content:visible").filter(has_text="cast ").last
+        for word in words:
+            expect(line).to_contain_text(word)
+
+    # Evaluate
+
+    def tick(self, *labels: str) -> None:
+        """Tick the methods and baselines of these labels, and no others."""
+        groups = self.page.locator("fieldset:visible input[type=checkbox]")
+        for box in groups.all():
+            box.set_checked(box.evaluate("box => box.parentElement.textContent.trim()") in labels)
+
+    def run(self) -> None:
+        self.press("Run")
+
+    def upload(self, button: str, path: Path) -> None:
+        with self.page.expect_file_chooser() as chooser:
+            self.press(button)
+        chooser.value.set_files(path)
+
+    @property
+    def measured(self) -> Locator:
+        """The rows of the measured methods."""
+        return self.page.locator(".cast-sorted tr")
+
+    def methods_in_order(self) -> list[str]:
+        return [row.locator("th").inner_text() for row in self.measured.all()]
+
+    def sort_by(self, column: str) -> None:
+        self.page.locator(".cast-results thead").get_by_role("button", name=column).press("Enter")
+
+    def show_run_as_well(self, place: int) -> None:
+        """Add one of the earlier runs to those shown, counted from the newest."""
+        self.page.get_by_label("Runs shown").click()
+        self.page.get_by_role("option").nth(place).click()
+        self.page.keyboard.press("Escape")
+
+    # Export
+
+    def publish(self, repo: str, token: str) -> None:
+        self.page.get_by_label("Repository on the Hub").fill(repo)
+        self.token.fill(token)
+        self.press("Publish to the Hub")
+
+    @property
+    def token(self) -> Locator:
+        return self.page.get_by_label("Your Hub token")
+
+    def download(self, button: str) -> Path:
+        """Press a download button and return the file."""
+        with self.page.expect_download() as download:
+            self.page.get_by_role("button", name=button).click()
+        return Path(download.value.path())
 
     def overflow(self) -> int:
         """How many pixels the page is wider than its window."""

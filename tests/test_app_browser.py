@@ -1,6 +1,8 @@
 """The page in a real headless Chromium, on a stand-in for the library: what a visitor does, and reads."""
 
+import json
 import re
+import zipfile
 
 import pytest
 from fake_backend import FakeBackend
@@ -233,6 +235,125 @@ def test_two_visitors_never_see_each_others_choice(visit):
     expect(second.chosen("Target model")).to_have_value("pocket:mistral")
 
 
+def test_methods_are_measured_sorted_kept_and_compared(visit, backend, tmp_path):
+    backend.steps = 5
+    page = visit()
+    page.tab("Evaluate")
+    page.tick("Hosted by words", "Kernel, the paper's form", "Proxy tuning", "Naive copy")
+    page.command("cast compare", "--methods hosted,kernel,proxy-tuning,naive-copy", "--data pocket:mood")
+    page.run()
+    expect(page.job).to_contain_text("Done: 3 of 4 methods measured")
+    expect(page.measured).to_have_count(3)
+    expect(page.measured.first).to_contain_text("1.00 [0.90, 1.05]")
+    expect(page.page.get_by_text("Naive copy was not measured. No kernel")).to_be_visible()
+    expect(page.plot).to_be_visible()
+    assert page.methods_in_order() == ["Hosted by words", "Kernel, the paper's form", "Proxy tuning"]
+    page.sort_by("Seconds")
+    assert page.methods_in_order() == ["Hosted by words", "Kernel, the paper's form", "Proxy tuning"]
+    page.sort_by("Seconds")
+    assert page.methods_in_order() == ["Proxy tuning", "Kernel, the paper's form", "Hosted by words"]
+    table = page.download("Download CSV").read_text()
+    assert [line.split(",")[2] for line in table.splitlines()] == [
+        "method",
+        "hosted",
+        "kernel",
+        "proxy-tuning",
+    ]
+    assert json.loads(page.download("Download JSON").read_text())[0]["state"] == "done"
+
+    page.tick("Instant LoRA")
+    page.run()
+    expect(page.job).to_contain_text("Done: 1 of 1 methods measured")
+    expect(page.measured).to_have_count(1)
+    page.show_run_as_well(1)
+    expect(page.measured).to_have_count(4)
+    page.settle()
+    page.open()  # a reload finds the newest run, and the earlier one again
+    page.tab("Evaluate")
+    expect(page.measured).to_have_count(1)
+    page.show_run_as_well(1)
+    expect(page.measured).to_have_count(4)
+    other = visit()
+    other.tab("Evaluate")
+    expect(other.page.get_by_label("Runs shown")).to_be_hidden()
+    page.press("Forget the runs shown")
+    expect(page.measured).to_have_count(0)
+    expect(page.page.get_by_label("Runs shown")).to_be_hidden()
+    assert page.errors == []
+
+
+def test_a_cancelled_evaluation_keeps_what_had_ended(visit, backend):
+    backend.steps = 100
+    page = visit()
+    page.tab("Evaluate")
+    page.tick("Hosted by words", "Compiled LoRA", "Instant LoRA", "Kernel, the paper's form", "Proxy tuning")
+    page.run()
+    expect(page.job).to_contain_text("Generating")
+    page.open()  # a reload in the middle of the run
+    page.tab("Evaluate")
+    expect(page.measured).not_to_have_count(0)
+    page.cancel()
+    expect(page.job).to_contain_text("Cancelled; what had come to its end is kept")
+    assert 1 <= page.measured.count() < 5
+
+
+def test_a_task_file_is_uploaded_and_a_wrong_one_is_a_sentence(visit, backend, tmp_path):
+    backend.steps = 2
+    good, bad = tmp_path / "mine.jsonl", tmp_path / "bad.jsonl"
+    good.write_text('{"prompt": "a", "completion": "b"}\n' * 3)
+    bad.write_text("not json\n")
+    page = visit()
+    page.tab("Evaluate")
+    page.upload("Upload a task file", bad)
+    expect(page.errors_shown).to_contain_text("bad.jsonl, line 1: not JSON; each line must be one object.")
+    page.upload("Upload a task file", good)
+    expect(page.page.get_by_text("mine.jsonl: 3 examples, scored by exact.")).to_be_visible()
+    page.tick()
+    page.run()
+    expect(page.errors_shown).to_contain_text("Tick at least one method to measure.")
+    page.tick("Hosted by words")
+    page.run()
+    expect(page.job).to_contain_text("Done: 1 of 1 methods measured")
+    expect(page.page.get_by_text("There is no LoRA retrained on pocket:mistral")).to_be_visible()
+    expect(page.page.get_by_text("Traceback")).to_have_count(0)
+
+
+def test_a_translation_is_downloaded_and_published_with_the_visitors_token(visit, backend):
+    backend.steps = 2
+    page = visit()
+    page.tab("Export")
+    expect(page.page.get_by_text("Hosted mode runs at once")).to_be_visible()
+    page.command("cast translate", "--mode hosted")
+    expect(page.page.get_by_role("button", name="Publish to the Hub")).to_be_disabled()
+    page.tab("Generate")
+    page.pick_mode("instant")
+    page.command("cast translate", "--mode instant")
+    page.tab("Export")
+    expect(page.page.get_by_text("Nothing is written for this choice in mode instant")).to_be_visible()
+    page.tab("Generate")
+    page.translate()
+    expect(page.job).to_contain_text("Done in")
+    page.tab("Export")
+    expect(page.page.get_by_text("A plain PEFT adapter of pocket:mistral, rank 24")).to_be_visible()
+    expect(page.page.get_by_text("PeftModel.from_pretrained")).to_be_visible()
+    expect(page.page.get_by_text("--max-lora-rank 32")).to_be_visible()
+    with zipfile.ZipFile(page.download("Download mood-for-mistral.zip")) as packed:
+        assert "mood-for-mistral/adapter_model.safetensors" in packed.namelist()
+    page.page.get_by_role("button", name="Model card").click()
+    expect(page.page.get_by_text("# instant mood")).to_be_visible()
+
+    page.publish("nobody/mood", "hf_secret")
+    expect(page.errors_shown).to_contain_text("The Hub refuses this token … for nobody/mood")
+    expect(page.token).to_have_value("")
+    page.press("Publish to the Hub")
+    expect(page.errors_shown).to_contain_text("Give your own Hub token")
+    page.publish("me/mood", "hf_secret")
+    expect(page.page.get_by_text("Published: https://hub/me/mood")).to_be_visible()
+    assert [repo for repo, _, _ in backend.published] == ["me/mood"]
+    assert "hf_secret" not in page.page.evaluate("JSON.stringify(localStorage)")
+    assert page.errors == []
+
+
 @pytest.mark.parametrize("width", [390, 768])
 def test_nothing_is_wider_than_a_narrow_window(visit, width):
     page = visit(width)
@@ -240,6 +361,6 @@ def test_nothing_is_wider_than_a_narrow_window(visit, width):
     page.press("Show heads")
     expect(page.plot).to_be_visible()
     assert page.overflow() <= 0
-    for tab in ("Explore", "Generate"):
+    for tab in ("Explore", "Evaluate", "Export", "Generate"):
         page.tab(tab)
         assert page.overflow() <= 0

@@ -16,13 +16,13 @@ from cast.evaluate import (
     bootstrap_interval,
     evaluate,
     off_task,
-    ratio,
     read_task,
     recovered_lift,
 )
 from cast.models import LanguageModel
 from cast.pocket.tasks import TASKS, Example
 from cast.runners import PlainRunner
+from cast.scoring import bits_per_byte
 from cast.training import LoraTrainingConfig, train_lora
 
 CHOICES = tuple(f" {word}" for word in WORDS[:3])
@@ -154,9 +154,10 @@ def test_without_generation_nothing_is_claimed_of_it(trained: PlainRunner) -> No
 
 def test_off_task_cost_is_nil_for_the_base_and_follows_the_strength(lm, trained) -> None:
     lines = [f"The {word} house sat by the fox." for word in WORDS]
-    assert off_task(PlainRunner(lm), PlainRunner(lm), lines) == 0
+    before = bits_per_byte(PlainRunner(lm), lines)
+    assert off_task(PlainRunner(lm), before, lines) == 0
     half = PlainRunner(lm, trained.lora, 0.5)
-    assert off_task(trained, PlainRunner(lm), lines) != off_task(half, PlainRunner(lm), lines)
+    assert off_task(trained, before, lines) != off_task(half, before, lines)
 
 
 # --- lift ------------------------------------------------------------------------------------------------
@@ -171,11 +172,6 @@ def test_lift_is_0_at_the_base_and_1_at_the_retrained(base: float, retrained: fl
         assert recovered_lift(base, retrained, retrained) == 1
     else:
         assert recovered_lift(base, retrained, retrained) is None
-
-
-def test_ratio() -> None:
-    assert ratio(0.4, 0.8) == 0.5
-    assert ratio(0.4, 0.0) is None
 
 
 @settings(max_examples=20, deadline=None)

@@ -5,7 +5,8 @@ import torch
 from conftest import build_lora, build_model
 
 from cast import exciting
-from cast.exciting import answered, expanded, words_of
+from cast.corpus import Passage
+from cast.exciting import answered, evenly, excited, expanded, words_of
 from cast.models import LanguageModel
 from cast.runners import PlainRunner
 
@@ -91,3 +92,27 @@ def test_answers_stand_behind_their_prompts_and_are_the_adapters_own(source) -> 
     texts = [passage.text for passage in passages]
     assert [text[: len(prompt)] for text, prompt in zip(texts, PROMPTS, strict=True)] == PROMPTS
     assert all(len(text) > len(prompt) for text, prompt in zip(texts, PROMPTS, strict=True))
+
+
+def test_prompts_are_drawn_evenly_over_answers_that_are_no_noise() -> None:
+    answers = [" plant"] * 60 + [" person"] * 30 + [" body"] * 5 + [" ability"]
+    weights = evenly([Passage(f"Kind:{answer}", 5) for answer in answers])
+    assert [sum(weights[:60]), sum(weights[60:90]), sum(weights[90:95])] == pytest.approx([5] * 3)
+    assert weights[95] == 1
+    # Where every answer is another, none is drawn more.
+    assert evenly([Passage(f"Title: {index}", 6) for index in range(9)]) == [1.0] * 9
+
+
+def test_the_second_round_shows_what_the_first_has_found_and_all_is_answered(source, monkeypatch) -> None:
+    calls = says(monkeypatch, " duck came by.\n[mood] ->", " dog ran.\n[mood] ->", " cat.\n[mood] ->")
+    lora = build_lora(source)
+    examples = [f"The {event}.\n[mood] ->" for event in ("owl smiled", "fox was late", "hen slept")]
+    passages = excited(source, lora, examples, 11, seed=3)
+    prompts = [passage.text[: passage.answer] for passage in passages]
+    assert prompts[:3] == examples
+    assert len(set(prompts)) == len(prompts) > 5
+    assert all(len(passage.text) > len(prompt) for passage, prompt in zip(passages, prompts, strict=True))
+    written = [call for call in calls if call["lora"] is None]
+    assert "The duck came by." not in "".join(written[0]["prompts"])
+    assert "The duck came by." in "".join("".join(call["prompts"]) for call in written[1:])
+    assert sum(len(call["prompts"]) for call in calls if call["lora"] is lora) == len(passages)

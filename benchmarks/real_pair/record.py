@@ -11,7 +11,24 @@ from cast.evaluate import EvalReport
 from cast.results import library_versions
 from cast.storage import write_atomically
 
-Task = Literal["kind", "style"]
+Task = Literal["kind", "verb", "entry", "style"]
+ModelName = Literal["smollm2", "gemma3"]
+
+
+@dataclass(frozen=True)
+class Direction:
+    """Which of the two models has the adapter, and which shall get it."""
+
+    source: ModelName
+    target: ModelName
+
+    @property
+    def name(self) -> str:
+        """As files and options spell it."""
+        return f"{self.source}-to-{self.target}"
+
+
+DIRECTIONS = (Direction("smollm2", "gemma3"), Direction("gemma3", "smollm2"))
 
 
 @dataclass(frozen=True)
@@ -19,8 +36,12 @@ class Measurement:
     """Scores of one runner on the test examples of one task; lists have one entry an example."""
 
     task: Task
+    model: ModelName
+    """Whose tokens are scored."""
+    source: ModelName | None
+    """The model that the adapter was trained on, where it is carried to another."""
     method: str
-    """`source-base`, `source-lora`, `target-base`, `retrained`, or a mode of CAST."""
+    """`base`, `lora` (trained on this model), or a way to carry the other model's LoRA."""
     strength: float
     bits: tuple[float, ...]
     """Bits for each gold completion."""
@@ -38,6 +59,10 @@ class Measurement:
     """Processor time of the scoring."""
     tokens: int
     """Tokens of text that it was made from; for a LoRA, of the examples it was trained on."""
+    general_bits: tuple[float, ...] | None = None
+    """Bits for each paragraph of held-out general text: what the skill costs elsewhere."""
+    general_sizes: tuple[int, ...] | None = None
+    """Bytes of those paragraphs."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """How it was made: the fields of the configuration that was used."""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -45,13 +70,14 @@ class Measurement:
 
     @property
     def key(self) -> str:
-        """Name of this measurement among those of its task."""
-        return self.key_of(self.task, self.method, self.strength)
+        """Name of this measurement: task, model or direction, method."""
+        return self.key_of(self.task, self.model, self.source, self.method, self.strength)
 
     @staticmethod
-    def key_of(task: Task, method: str, strength: float) -> str:
+    def key_of(task: Task, model: ModelName, source: ModelName | None, method: str, strength: float) -> str:
         """The name that such a measurement has or would have."""
-        return f"{task}__{method}" + (f"__strength{strength:g}" if strength != 1 else "")
+        where = Direction(source, model).name if source else model
+        return f"{task}__{where}__{method}" + (f"__strength{strength:g}" if strength != 1 else "")
 
     def write(self, folder: Path) -> Path:
         """Write `<key>.json` into `folder`; OutputError when that cannot be done."""
@@ -84,15 +110,20 @@ class Measurement:
         report: EvalReport,
         *,
         task: Task,
+        model: ModelName,
+        source: ModelName | None,
         method: str,
         strength: float = 1.0,
         made: "Making",
+        general: "GeneralText",
         cpu_seconds_scored: float,
         environment: Mapping[str, str],
     ) -> "Measurement":
         """Take a report's arrays, rounded to what a figure needs."""
         return cls(
             task=task,
+            model=model,
+            source=source,
             method=method,
             strength=strength,
             bits=tuple(round(float(value), 3) for value in report.bits),
@@ -103,9 +134,19 @@ class Measurement:
             cpu_seconds_made=made.cpu_seconds,
             cpu_seconds_scored=round(cpu_seconds_scored, 1),
             tokens=made.tokens,
+            general_bits=tuple(round(value, 2) for value in general.bits),
+            general_sizes=general.sizes,
             settings=made.settings,
             environment={**library_versions(), **environment},
         )
+
+
+@dataclass(frozen=True)
+class GeneralText:
+    """What a runner needs for held-out general text: bits and bytes of each paragraph."""
+
+    bits: tuple[float, ...]
+    sizes: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -1,99 +1,43 @@
 """The stages from two models and real data to measurements; each keeps its artifact and is not run twice.
 
-In the work folder: `general.txt`, `heads`, and for each task `source-lora`, `target-lora` and `compiled`,
-PEFT folders, each with a `.making.json` beside it that tells what it cost. Nothing of this belongs in the
+In the work folder: `general.txt`; `heads/DIRECTION`; for each task `TASK/MODEL-lora`, which is the source's
+adapter in one direction and the retrained reference in the other; and `TASK/DIRECTION/compiled`. All are PEFT
+folders or heads, each with a `.making.json` beside it that tells what it cost. Nothing of this belongs in the
 repository; the measurements do.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from benchmarks.real_pair import data
-from benchmarks.real_pair.record import Making, Measurement, Task
+from benchmarks.real_pair.data import Split
+from benchmarks.real_pair.plan import Method, Plan
+from benchmarks.real_pair.record import Direction, GeneralText, Making, Measurement, ModelName, Task
+from benchmarks.real_pair.tasks import TASKS
 from cast import adapters
 from cast.adapters import Lora
+from cast.baselines import BASELINES
 from cast.corpus import general_text
 from cast.evaluate import TaskData, evaluate
-from cast.fitting import FitConfig, fit_heads
+from cast.fitting import fit_heads
 from cast.heads import HeadSet
 from cast.hosting import HostedRunner
 from cast.models import LanguageModel, load
 from cast.progress import OnProgress
 from cast.runners import PlainRunner, Runner
+from cast.scoring import completion_log_probs
 from cast.storage import write_atomically
 from cast.training import LoraTrainingConfig, train_lora
-from cast.translate import TranslationConfig, load_translated, translate
+from cast.translate import load_translated, translate
 from cast.wording import WordedRunner
-
-Role = Literal["source", "target"]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is measured, and how much is spent on it."""
-
-    source: str
-    target: str
-    work: Path
-    """Models' adapters, heads and translations lie here; a second run goes on from them."""
-    results: Path
-    """Measurements lie here."""
-    task: Task = "kind"
-    seed: int = 0
-    train: int = 2400
-    """Examples that the two LoRAs are trained on."""
-    test: int = 200
-    """Examples that everything is scored on."""
-    strengths: tuple[float, ...] = (1.0, 2.0)
-    """Of the adapter that is hosted through the heads."""
-    lora: LoraTrainingConfig = field(
-        default_factory=lambda: LoraTrainingConfig(
-            rank=8,
-            alpha=16,
-            targets=("q_proj", "k_proj", "v_proj", "o_proj"),
-            steps=300,
-            batch_size=16,
-            learning_rate=1e-3,
-            max_length=256,
-        )
-    )
-    """The same for the source's adapter and for the reference on the target."""
-    heads: FitConfig = field(
-        default_factory=lambda: FitConfig(
-            kind="affine",
-            tokens=60_000,
-            depths=(0, 6, 12, 18),
-            kl_weight=0,
-            corpus="debian-handbook, fortunes",
-        )
-    )
-    """Affine: on this pair MLP heads cost several times as much and carry no more."""
-    compiled: TranslationConfig = field(
-        default_factory=lambda: TranslationConfig(
-            mode="compiled",
-            steps=60,
-            batch_size=8,
-            learning_rate=1e-3,
-            site_tokens=1200,
-            max_length=128,
-        )
-    )
-    prompts: int = 5
-    """Example prompts without answers, of the training stream, for `compiled-prompts`."""
-
-    @property
-    def lora_of_task(self) -> LoraTrainingConfig:
-        """Passages are longer than glosses, and teach more each."""
-        if self.task == "kind":
-            return self.lora
-        return replace(self.lora, steps=100, batch_size=8, max_length=128)
 
 
 class Bench:
@@ -102,128 +46,147 @@ class Bench:
     def __init__(self, plan: Plan, on_progress: OnProgress) -> None:
         self.plan = plan
         self._on_progress = on_progress
+        self._models: dict[ModelName, LanguageModel] = {}
+        self._splits: dict[Task, Split] = {}
 
-    @cached_property
-    def source(self) -> LanguageModel:
-        """The model that the adapter is trained on."""
-        return load(self.plan.source, on_progress=self._on_progress)
+    def model(self, name: ModelName) -> LanguageModel:
+        """One of the two models."""
+        if name not in self._models:
+            self._models[name] = load(self.plan.models[name], on_progress=self._on_progress)
+        return self._models[name]
 
-    @cached_property
-    def target(self) -> LanguageModel:
-        """The model that the adapter is carried to."""
-        return load(self.plan.target, on_progress=self._on_progress)
+    def split(self, task: Task) -> Split:
+        """A task's examples."""
+        if task not in self._splits:
+            train = self.plan.train or TASKS[task].train
+            self._splits[task] = TASKS[task].read(train, self.plan.test, self.plan.seed)
+        return self._splits[task]
 
-    @cached_property
-    def split(self) -> data.Split:
-        """The task's examples."""
-        plan = self.plan
-        if plan.task == "kind":
-            return data.kind_task(data.read_wordnet(), train=plan.train, test=plan.test, seed=plan.seed)
-        return data.style_task(data.read_verses(), train=plan.train, test=plan.test, seed=plan.seed)
-
-    def texts(self) -> Iterator[str]:
-        """Passages of general text, which hold neither task."""
+    def texts(self, *, held_out: bool = False) -> Iterator[str]:
+        """Passages of general text, which hold no task; the held-out ones are never fitted on."""
         path = self.plan.work / "general.txt"
         if not path.is_file():
             write_atomically(path, "\n\n".join(data.general_paragraphs()).encode())
-        return general_text(str(path), seed=self.plan.seed)
+        return general_text(str(path), seed=self.plan.seed, held_out=held_out)
 
-    def lora(self, role: Role) -> Lora:
-        """The source's adapter, or the reference retrained on the target's own copy of the labels."""
-        lm, config = self._model(role), self.plan.lora_of_task
-        folder = self._folder(f"{role}-lora")
+    def lora(self, task: Task, name: ModelName) -> Lora:
+        """The LoRA that a model learns from a task's labels: source adapter one way, reference the other."""
+        lm, folder = self.model(name), self._lora_folder(task, name)
         if not folder.exists():
-            with self._making(folder, tokens=self._trained_tokens(lm), settings=asdict(config)):
+            config = self.plan.lora or TASKS[task].recipe
+            with self._making(folder, tokens=self._trained_tokens(task, lm, config), settings=asdict(config)):
                 lora = train_lora(
-                    lm, self.split.train, config, seed=self.plan.seed, on_progress=self._on_progress
+                    lm, self.split(task).train, config, seed=self.plan.seed, on_progress=self._on_progress
                 )
-            adapters.write(lora, folder, lm, card=f"LoRA of {lm.name} for the task `{self.plan.task}`.\n")
+            adapters.write(lora, folder, lm, card=f"LoRA of {lm.name} for the task `{task}`.\n")
         return adapters.read(folder, lm)
 
-    def heads(self) -> HeadSet:
-        """Heads of the pair, fitted on general text; they serve every task."""
-        folder, config = self.plan.work / "heads", self.plan.heads
+    def heads(self, direction: Direction) -> HeadSet:
+        """Heads of one direction, fitted on general text; they serve every task."""
+        folder, target = self._heads_folder(direction), self.model(direction.target)
         if not folder.exists():
+            thirds = tuple(round(target.depth * third / 3) for third in range(4))
+            config = replace(self.plan.heads, depths=thirds)
             with self._making(folder, tokens=config.tokens, settings=asdict(config)):
                 heads = fit_heads(
-                    self.source,
-                    self.target,
+                    self.model(direction.source),
+                    target,
                     self.texts(),
                     config,
-                    checkpoint=self.plan.work / "heads-unfinished",
+                    checkpoint=folder.with_name(f"{folder.name}-unfinished"),
                     on_progress=self._on_progress,
                 )
             heads.save(folder)
         return HeadSet.load(folder)
 
-    def compiled(self, prompts: Sequence[str] = ()) -> Lora:
-        """The source's adapter as a plain LoRA of the target, fitted on general text and any prompts."""
-        folder, config = self._folder("compiled-prompts" if prompts else "compiled"), self.plan.compiled
+    def compiled(self, task: Task, direction: Direction, *, prompted: bool) -> Lora:
+        """The source's adapter as a plain LoRA of the target, from general text and, if asked, prompts."""
+        folder, config = self._compiled_folder(task, direction, prompted), self.plan.compiled
+        target = self.model(direction.target)
         if not folder.exists():
-            lora, heads = self.lora("source"), self.heads()
+            shown = self.split(task).train[: self.plan.prompts] if prompted else ()
+            lora = self.lora(task, direction.source)
+            heads = self.heads(direction) if config.needs_heads else None
             with self._making(folder, settings=asdict(config)):
                 translated = translate(
-                    self.source,
-                    self.target,
+                    self.model(direction.source),
+                    target,
                     lora,
                     heads,
                     self.texts(),
                     config,
-                    prompts=prompts,
+                    prompts=[example.prompt for example in shown],
                     cache=self.plan.work / "sites",
                     on_progress=self._on_progress,
                 )
-            translated.save(folder, self.target)
-        return adapters.read(folder, self.target)
+            translated.save(folder, target)
+        return adapters.read(folder, target)
 
     def run(self) -> None:
-        """Everything that is not measured yet, the cheap and the necessary first."""
-        plan = self.plan
-        self._measure("source-base", "source", lambda: PlainRunner(self.source))
-        self._measure("target-base", "target", lambda: PlainRunner(self.target))
-        self._measure(
-            "source-lora", "source", lambda: PlainRunner(self.source, self.lora("source")), "source-lora"
-        )
-        self._measure(
-            "retrained", "target", lambda: PlainRunner(self.target, self.lora("target")), "target-lora"
-        )
-        self._measure("hosted", "target", lambda: WordedRunner(self.source, self.lora("source"), self.target))
-        for strength in plan.strengths:
+        """Everything that is not measured yet: each model and its LoRA, then what is carried over."""
+        for task in self.plan.tasks:
+            for name in _models_of(self.plan.directions):
+                self._measure(task, name, "base", lambda name=name: PlainRunner(self.model(name)))
+                self._measure(
+                    task,
+                    name,
+                    "lora",
+                    lambda name=name, task=task: PlainRunner(self.model(name), self.lora(task, name)),
+                    made_at=self._lora_folder(task, name),
+                )
+            for direction in self.plan.directions:
+                for method in self.plan.methods:
+                    self._carry(task, direction, method)
+
+    def _carry(self, task: Task, direction: Direction, method: Method) -> None:
+        """Measure one way to carry the source's LoRA over."""
+        heads = self._heads_folder(direction)
+        compiled = self._compiled_folder(task, direction, method == "compiled-prompts")
+        made_at = {"hosted-states": heads, "compiled": compiled, "compiled-prompts": compiled}.get(method)
+        for strength in self.plan.strengths if method == "hosted-states" else (1.0,):
             self._measure(
-                "hosted-states", "target", lambda strength=strength: self._hosted(strength), "heads", strength
-            )
-        self._measure("compiled", "target", lambda: PlainRunner(self.target, self.compiled()), "compiled")
-        if plan.task == "kind":
-            prompts = [example.prompt for example in self.split.train[: plan.prompts]]
-            self._measure(
-                "compiled-prompts",
-                "target",
-                lambda: PlainRunner(self.target, self.compiled(prompts)),
-                "compiled-prompts",
+                task,
+                direction.target,
+                method,
+                lambda strength=strength: self._carried(task, direction, method, strength),
+                source=direction.source,
+                strength=strength,
+                made_at=made_at,
             )
 
-    def _hosted(self, strength: float) -> Runner:
-        return HostedRunner(self.source, self.lora("source"), self.target, self.heads(), None, strength)
+    def _carried(self, task: Task, direction: Direction, method: Method, strength: float) -> Runner:
+        source, target = self.model(direction.source), self.model(direction.target)
+        if method in ("compiled", "compiled-prompts"):
+            prompted = method == "compiled-prompts"
+            return PlainRunner(target, self.compiled(task, direction, prompted=prompted))
+        lora = self.lora(task, direction.source)
+        if method == "proxy-tuning":
+            return BASELINES[method].make(source, target, lora)
+        if method == "hosted-states":
+            return HostedRunner(source, lora, target, self.heads(direction), None, strength)
+        return WordedRunner(source, lora, target, strength)
 
     def _measure(
         self,
+        task: Task,
+        model: ModelName,
         method: str,
-        role: Role,
         runner: Callable[[], Runner],
-        artifact: str | None = None,
+        *,
+        source: ModelName | None = None,
         strength: float = 1.0,
+        made_at: Path | None = None,
     ) -> None:
         """Score one runner on the test examples, unless its measurement is there."""
-        task = self.plan.task
-        key = Measurement.key_of(task, method, strength)
+        key = Measurement.key_of(task, model, source, method, strength)
         if (self.plan.results / f"{key}.json").exists():
             return
         acting = runner()
         started = time.process_time()
         report = evaluate(
             acting,
-            TaskData(task, self.split.test),
-            greedy=task == "kind",
+            TaskData(task, self.split(task).test),
+            greedy=TASKS[task].greedy,
             batch_size=16,
             on_progress=self._on_progress,
         )
@@ -231,26 +194,26 @@ class Bench:
         Measurement.of(
             report,
             task=task,
+            model=model,
+            source=source,
             method=method,
             strength=strength,
-            made=self._made(artifact),
+            made=_made(made_at),
+            general=self._on_general_text(acting),
             cpu_seconds_scored=spent,
-            environment=self._environment(role),
+            environment=self._environment(model),
         ).write(self.plan.results)
 
-    def _made(self, artifact: str | None) -> Making:
-        if artifact is None:
-            return Making()
-        folder = self.plan.work / "heads" if artifact == "heads" else self._folder(artifact)
-        made = Making.read(_beside(folder))
-        if not artifact.startswith("compiled"):
-            return made
-        recipe = load_translated(folder)
-        settings = {**made.settings, "strength": recipe.strength, "quality": asdict(recipe.quality)}
-        return replace(made, tokens=recipe.tokens, settings=settings)
+    def _on_general_text(self, runner: Runner) -> GeneralText:
+        texts = list(islice(self.texts(held_out=True), self.plan.general))
+        nats = completion_log_probs(runner, [("", text) for text in texts], batch_size=8)
+        return GeneralText(
+            bits=tuple(-value / math.log(2) for value in nats),
+            sizes=tuple(len(text.encode()) for text in texts),
+        )
 
-    def _environment(self, role: Role) -> dict[str, str]:
-        lm = self._model(role)
+    def _environment(self, name: ModelName) -> dict[str, str]:
+        lm = self.model(name)
         return {
             "model": Path(lm.name).name,
             "dtype": str(lm.dtype).removeprefix("torch."),
@@ -258,16 +221,19 @@ class Bench:
             "threads": str(torch.get_num_threads()),
         }
 
-    def _model(self, role: Role) -> LanguageModel:
-        return self.source if role == "source" else self.target
+    def _lora_folder(self, task: Task, name: ModelName) -> Path:
+        return self.plan.work / task / f"{name}-lora"
 
-    def _folder(self, name: str) -> Path:
-        return self.plan.work / self.plan.task / name
+    def _heads_folder(self, direction: Direction) -> Path:
+        return self.plan.work / "heads" / direction.name
 
-    def _trained_tokens(self, lm: LanguageModel) -> int:
-        texts = [example.prompt + example.completion for example in self.split.train]
+    def _compiled_folder(self, task: Task, direction: Direction, prompted: bool) -> Path:
+        return self.plan.work / task / direction.name / ("compiled-prompts" if prompted else "compiled")
+
+    def _trained_tokens(self, task: Task, lm: LanguageModel, config: LoraTrainingConfig) -> int:
+        texts = [example.prompt + example.completion for example in self.split(task).train]
         mean = lm.encode(texts).attention_mask.sum().item() / len(texts)
-        return round(mean * self.plan.lora_of_task.steps * self.plan.lora_of_task.batch_size)
+        return round(mean * config.steps * config.batch_size)
 
     @contextmanager
     def _making(self, folder: Path, *, settings: dict[str, Any], tokens: int = 0) -> Iterator[None]:
@@ -281,6 +247,23 @@ class Bench:
             settings=settings,
         )
         made.write(_beside(folder))
+
+
+def _models_of(directions: Sequence[Direction]) -> list[ModelName]:
+    """Both ends of the directions, each once."""
+    return list(dict.fromkeys(name for way in directions for name in (way.source, way.target)))
+
+
+def _made(folder: Path | None) -> Making:
+    """What is known of how an artifact was made, and of a compiled one what its recipe tells."""
+    if folder is None:
+        return Making()
+    made = Making.read(_beside(folder))
+    if not folder.name.startswith("compiled"):
+        return made
+    recipe = load_translated(folder)
+    settings = {**made.settings, "strength": recipe.strength, "quality": asdict(recipe.quality)}
+    return replace(made, tokens=recipe.tokens, settings=settings)
 
 
 def _beside(folder: Path) -> Path:

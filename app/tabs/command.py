@@ -1,0 +1,95 @@
+"""The equivalent command line of what is chosen, in each tab that makes something."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import gradio as gr
+
+from app import snippets
+from app.tabs.explore import ExploreTab
+from app.tabs.generate import GenerateTab, prompts_of
+from app.tabs.heads import TOKENS, HeadsTab
+from app.workspace import Selection, Workspace
+
+
+@dataclass(frozen=True)
+class Command:
+    """A line, the widgets that it tells of, and what makes it: (models and adapter, values) → line."""
+
+    line: gr.Code
+    widgets: Sequence[Any]
+    make: Callable[..., str]
+
+
+def create_command() -> gr.Code:
+    """A line to copy, at the end of the tab that is being built."""
+    return code_block("The same on the command line")
+
+
+def code_block(label: str, visible: bool = True) -> gr.Code:
+    """A text to read and to copy, in plain ink: the colours of a syntax are too pale to read."""
+    return gr.Code(
+        "", language=None, label=label, interactive=False, lines=1, max_lines=24, wrap_lines=True,
+        show_line_numbers=False, buttons=["copy"], visible=visible,
+    )  # fmt: skip
+
+
+def of_translate(line: gr.Code, tab: GenerateTab) -> Command:
+    """What *Translate* and *Write a recipe* would do; the example prompts are in a file."""
+
+    def make(chosen: Selection, mode: str, segment: int, steps: int, hints: str) -> str:
+        selection = Selection.of(chosen.source, chosen.target, chosen.adapter, mode, segment)
+        return snippets.translate(selection, int(steps), bool(prompts_of(hints)))
+
+    return Command(line, [*tab.options.way, tab.steps, tab.hints], make)
+
+
+def of_fit(line: gr.Code, tab: HeadsTab) -> Command:
+    """What *Train heads* would do."""
+
+    def make(chosen: Selection, effort: str, kind: str, corpus: str) -> str:
+        return snippets.fit(chosen.pair, TOKENS[effort], kind, corpus or "")
+
+    return Command(line, [tab.effort, tab.kind, tab.corpus], make)
+
+
+def of_map(line: gr.Code, tab: ExploreTab) -> Command:
+    """What *Draw the map* would do."""
+
+    def make(chosen: Selection, depth: int, points: int) -> str:
+        return snippets.manifold(chosen, int(depth), int(points))
+
+    return Command(line, [tab.depth, tab.points], make)
+
+
+def wire_commands(commands: Sequence[Command], choice: gr.BrowserState, start: Selection) -> None:
+    """Write the lines now, and whenever the choice or a widget changes, be it by a handler.
+
+    Nothing follows a line. All are written by one handler, which is one question to the server for a change
+    of models, where `change` of three pickers would be many; and not with `always_last`, which goes round
+    without end where a handler sets several of its widgets at once.
+    """
+
+    def write(chosen: object, *values: Any) -> list[str]:
+        """All lines for the choice that the browser keeps, and the values of all widgets."""
+        return lines(Workspace.from_json(chosen).selection, values)
+
+    def lines(chosen: Selection, values: Sequence[Any]) -> list[str]:
+        left = iter(values)
+        return [each.make(chosen, *islice(left, len(each.widgets))) for each in commands]
+
+    widgets = [widget for each in commands for widget in each.widgets]
+    for each, line in zip(commands, lines(start, [widget.value for widget in widgets]), strict=True):
+        each.line.value = line
+    gr.on(
+        [choice.change, *(_told(widget) for widget in widgets)],
+        write, [choice, *widgets], [each.line for each in commands],
+        show_progress="hidden", trigger_mode="multiple", api_visibility="private",
+    )  # fmt: skip
+
+
+def _told(widget: Any) -> Any:
+    """The event that tells of a new value; of a text, once it is written."""
+    return widget.blur if isinstance(widget, gr.Textbox) else widget.change
