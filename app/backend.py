@@ -40,6 +40,16 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
+class Room:
+    """Where a pair is loaded: the device, the bytes of each model's weights there, and what is free."""
+
+    device: str
+    source_bytes: int
+    target_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True)
 class SiteFacts:
     """The adapted linear sites of one block: their roles, and the size of the adapter's change there.
 
@@ -147,6 +157,19 @@ class SamplingChoice:
 
 
 @dataclass(frozen=True)
+class TokenMark:
+    """One token of an answer: what the adapter changed about it, and what else was likely in its place.
+
+    `change` is the difference of its log-probability in nats, with the adapter less without; `hint` says
+    the likeliest tokens with and without.
+    """
+
+    text: str
+    change: float
+    hint: str
+
+
+@dataclass(frozen=True)
 class Measure:
     """A held-out measure beside its control on shuffled pairs."""
 
@@ -216,6 +239,10 @@ class Backend(Protocol):
         """Facts of a model; no weights are read."""
         ...
 
+    def room(self, source: ModelFacts, target: ModelFacts) -> Room:
+        """The memory that a pair would be loaded into; imports what is heavy."""
+        ...
+
     def inspect(self, adapter: str, source: str) -> AdapterFacts:
         """Facts of an adapter of a source model."""
         ...
@@ -274,6 +301,10 @@ class Backend(Protocol):
 
     def stream(self, runner: object, prompt: str, sampling: SamplingChoice) -> Iterator[str]:
         """The continuation of a prompt, piece by piece; nothing acts on the models between two pieces."""
+        ...
+
+    def marks(self, adapted: object, base: object, prompt: str, answer: str) -> Sequence[TokenMark]:
+        """What an adapter changed in an answer, token by token; both runners are of one model."""
         ...
 
     def fit(self, request: FitRequest, folder: Path, on_progress: OnProgress) -> object:

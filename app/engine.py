@@ -21,6 +21,7 @@ from app.backend import (
     ModelFacts,
     Opened,
     Option,
+    Room,
     SamplingChoice,
     TranslateRequest,
 )
@@ -126,6 +127,10 @@ class Engine:
             return PairFacts(source, target, None)
         return PairFacts(source, target, self._stock.adapter_facts(selection.adapter, selection.source))
 
+    def room(self, facts: PairFacts) -> Room:
+        """The memory that a pair would be loaded into."""
+        return self._backend.room(facts.source, facts.target)
+
     def opened(self, selection: Selection) -> Opened | None:
         """The translated folder that stands in the adapter's place; None where an adapter of the source does.
 
@@ -210,12 +215,29 @@ class Engine:
             "target_adapter": lambda: self._carried(request, source, target, lora),
         }
         streams: dict[str, Iterator[str]] = {}
+        runners: dict[str, object] = {}
         for key, make in makers.items():
             try:
-                streams[key] = self._backend.stream(make(), prompt, request.sampling)
+                runners[key] = make()
+                streams[key] = self._backend.stream(runners[key], prompt, request.sampling)
             except CastError as error:
                 shown[key] = replace(shown[key], state="note", text=str(error))
-        yield from interleaved(shown, streams, held(source, target))
+        locks = held(source, target)
+        yield from interleaved(shown, streams, locks)
+        for base in ("source", "target"):
+            key = f"{base}_adapter"
+            if shown[key].state == "done":
+                with locks():
+                    shown[key] = self._marked(shown[key], runners[key], runners[base], prompt)
+        yield tuple(shown.values())
+
+    def _marked(self, pane: Pane, adapted: object, base: object, prompt: str) -> Pane:
+        """The answer with what the adapter changed in it; as it was where that cannot be told."""
+        try:
+            return replace(pane, marks=tuple(self._backend.marks(adapted, base, prompt, pane.text)))
+        except CastError as error:
+            logger.warning("marking %s: %s", pane.key, error)
+            return pane
 
     def _carried(self, request: GenerateRequest, source: Loaded, target: Loaded, lora: object) -> object:
         selection = request.selection

@@ -23,8 +23,10 @@ from app.backend import (
     ModelFacts,
     Opened,
     Option,
+    Room,
     SamplingChoice,
     SiteFacts,
+    TokenMark,
     TranslateRequest,
 )
 from app.runs import EvaluateRequest, TaskFacts, Told
@@ -34,6 +36,7 @@ from cast.progress import OnProgress
 if TYPE_CHECKING:
     from cast.adapter_files import AdapterFolder
     from cast.adapters import Lora
+    from cast.marking import Alternatives
     from cast.models import LanguageModel
     from cast.pipeline import FoundHeads
     from cast.pocket.tasks import Task
@@ -106,6 +109,18 @@ class CastBackend:
             name, found.family, found.width, found.depth, found.vocabulary, found.parameters, found.tokenizer,
             found.heads, remote,
         )  # fmt: skip
+
+    def room(self, source: ModelFacts, target: ModelFacts) -> Room:
+        """The device and the number types that `cast.models.load` picks."""
+        self.warm()
+        from cast.devices import available_memory, pick_device
+        from cast.models import default_dtype
+
+        device = pick_device()
+        first, second = (
+            m.parameters * default_dtype(device, m.parameters).itemsize for m in (source, target)
+        )
+        return Room(str(device), first, second, available_memory(device))
 
     def inspect(self, adapter: str, source: str) -> AdapterFacts:
         """Facts of an adapter, with the size of its change in each block."""
@@ -271,6 +286,18 @@ class CastBackend:
         )
         return generate(cast("Runner", runner), prompt, settings)
 
+    def marks(self, adapted: object, base: object, prompt: str, answer: str) -> Sequence[TokenMark]:
+        """What an adapter changed in an answer, by teacher forcing."""
+        from cast.marking import token_changes
+
+        return [
+            TokenMark(
+                told.text, told.change,
+                f"with the adapter {_likely(told.likely_with)}; without {_likely(told.likely_without)}",
+            )
+            for told in token_changes(cast("Runner", adapted), cast("Runner", base), prompt, answer)
+        ]  # fmt: skip
+
     # Long work
 
     def fit(self, request: FitRequest, folder: Path, on_progress: OnProgress) -> object:
@@ -363,6 +390,10 @@ class CastBackend:
         )
         measures = tuple(Measure(name, m.value, m.control) for name, m in drawn.measures.items())
         return JointMap(method, depth, drawn.source_depth, places, measures, drawn.trustworthiness)
+
+
+def _likely(tokens: "Alternatives") -> str:
+    return ", ".join(f"{token.strip() or repr(token)} {100 * share:.0f} %" for token, share in tokens)
 
 
 def _task(adapter: str) -> "Task | None":

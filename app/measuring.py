@@ -27,7 +27,7 @@ def measured(request: EvaluateRequest, heads: FoundHeads | None, on_progress: On
         on_progress=on_progress,
     )  # fmt: skip
     ends = comparison.ends_of_the_scale(
-        source, target, lora, task, retrained=reference, on_progress=on_progress
+        source, target, lora, task, retrained=reference, text=text, on_progress=on_progress
     )
     yield Ends(
         metric=task.metric,

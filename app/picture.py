@@ -47,10 +47,10 @@ def stacks(
         parts.append(
             f'<path class="map-line lit" stroke-width="3.5" d="M{_RIGHT:g} {_SOURCE_Y:g} V{_TARGET_Y:g}"/>'
         )
-    size = min(_MAX_BLOCK, 0.72 * (_RIGHT - _LEFT) / max(source.depth, 1))
+    size = _block_size(source.depth)
     for block, x in enumerate(upper, 1):
         parts.append(_source_block(block, x, size, effect.get(block), roles.get(block, "")))
-    size = min(_MAX_BLOCK, 0.72 * (_RIGHT - _LEFT) / max(target.depth, 1))
+    size = _block_size(target.depth)
     for block, x in enumerate(lower, 1):
         hosted = _hosted(layer_map, block)
         reach = max((crossing[b] for b in hosted if b in crossing), default=None)
@@ -67,6 +67,22 @@ def stacks(
     )
 
 
+def stack(source: ModelFacts, adapter: AdapterFacts) -> str:
+    """An SVG of the source alone, its adapted blocks lit."""
+    effect = {site.block: site.effect for site in adapter.sites}
+    roles = {site.block: ", ".join(site.roles) for site in adapter.sites}
+    size = _block_size(source.depth)
+    blocks = "".join(
+        _source_block(block, x, size, effect.get(block), roles.get(block, ""))
+        for block, x in enumerate(_centres(source.depth), 1)
+    )
+    words = f"{source.depth} blocks of {source.name}; {adapter.name} acts in {len(adapter.sites)} of them."
+    return (
+        f'<figure class="cast-card cast-stacks"><svg viewBox="0 0 {_WIDTH:g} {2 * _SOURCE_Y:g}" role="img" '
+        f'aria-label="{escape(words)}">{_lane(_SOURCE_Y, "source")}{blocks}</svg></figure>'
+    )
+
+
 def relative_layer_map(source_depth: int, target_depth: int) -> tuple[int, ...]:
     """The map that is drawn while no heads are known: equal relative depth."""
     return tuple(round(depth * source_depth / target_depth) for depth in range(target_depth + 1))
@@ -75,6 +91,10 @@ def relative_layer_map(source_depth: int, target_depth: int) -> tuple[int, ...]:
 def _centres(depth: int) -> list[float]:
     step = (_RIGHT - _LEFT) / max(depth, 1)
     return [_LEFT + step * (block + 0.5) for block in range(depth)]
+
+
+def _block_size(depth: int) -> float:
+    return min(_MAX_BLOCK, 0.72 * (_RIGHT - _LEFT) / max(depth, 1))
 
 
 def _lane(y: float, side: str) -> str:

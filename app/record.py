@@ -5,6 +5,7 @@ Everything in the recording comes from the engine that serves the page, on shipp
 
 import argparse
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from app import theme
@@ -12,12 +13,19 @@ from app.backend import SamplingChoice
 from app.engine import Engine, GenerateRequest
 from app.jobs import Jobs
 from app.library import CastBackend
-from app.showcase import Showcase
-from app.workspace import Selection
+from app.showcase import Showcase, SkillScore
+from app.workspace import Pair, Selection
+from cast import adapters, models
+from cast.comparison import retrained_reference
 from cast.errors import RequestError
+from cast.evaluate import evaluate, read_task
+from cast.pocket import registry
+from cast.runners import PlainRunner
+from cast.wording import WordedRunner
 
 _SAMPLING = SamplingChoice(max_tokens=48, temperature=0.0, seed=0)
 _MAP_POINTS = 300
+_SCORED = 50
 
 
 def record(selection: Selection, prompt: str | None, depth: int | None) -> Showcase:
@@ -40,6 +48,8 @@ def record(selection: Selection, prompt: str | None, depth: int | None) -> Showc
     if facts.adapter is None:
         raise RequestError("A recording needs an adapter.")
     depth = facts.target.depth // 2 if depth is None else depth
+    # Before the map: what draws it leaves later forward passes slow.
+    skills = tuple(scores(selection.pair, _SCORED))
     *_, drawn = engine.joint_maps(selection.pair, depth, _MAP_POINTS)
     return Showcase(
         selection=selection,
@@ -55,7 +65,26 @@ def record(selection: Selection, prompt: str | None, depth: int | None) -> Showc
             f"Recorded with python -m app.record: mode {selection.mode}, strength 1, the likeliest token "
             "at each step. Generate runs it again."
         ),
+        skills=skills,
+        scored=_SCORED,
     )
+
+
+def scores(pair: Pair, examples: int) -> Iterator[SkillScore]:
+    """Score every skill that is shipped for both models, hosted by words, on its first test prompts."""
+    source, target = models.load(pair.source), models.load(pair.target)
+    for shipped in registry.adapters(pair.source.removeprefix(registry.PREFIX)):
+        own = retrained_reference(target, f"{registry.PREFIX}{shipped.task}")
+        if own is None:
+            continue
+        task = read_task(f"{registry.PREFIX}{shipped.task}", limit=examples)
+        runners = (
+            PlainRunner(target),
+            WordedRunner(source, adapters.read(shipped.name, source), target),
+            PlainRunner(target, own),
+        )
+        written = task.metric != "choice"
+        yield SkillScore(shipped.task, *(evaluate(runner, task, greedy=written).score for runner in runners))
 
 
 def main() -> None:
@@ -63,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--source", default="pocket:llama")
     parser.add_argument("--target", default="pocket:qwen")
-    parser.add_argument("--adapter", default="pocket:llama/mood")
+    parser.add_argument("--adapter", default="pocket:llama/pirate")
     parser.add_argument("--prompt")
     parser.add_argument("--depth", type=int)
     asked = parser.parse_args()

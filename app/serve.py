@@ -51,13 +51,9 @@ def main() -> None:
         page.blocks.launch(
             server_name=host,
             server_port=port,
-            theme=theme.make_theme(),
-            css_paths=theme.style_sheet(),
-            favicon_path=theme.assets_folder() / "logo" / "cast.svg",
-            ssr_mode=False,
             show_error=False,
-            footer_links=[],
             prevent_thread_lock=True,
+            **theme.launch_options(),
         )
         threading.Thread(target=page.engine.warm, name="cast-warm", daemon=True).start()
         try:

@@ -19,13 +19,27 @@ from app.backend import (
     ModelFacts,
     SiteFacts,
 )
+from app.views import PANES, Pane
 from app.workspace import Pair, Selection
 from cast.errors import RequestError
 
 
 @dataclass(frozen=True)
+class SkillScore:
+    """How one skill scores on the target, in [0, 1]: bare, with the carried adapter, with one of its own."""
+
+    skill: str
+    target: float
+    translated: float
+    retrained: float
+
+
+@dataclass(frozen=True)
 class Showcase:
-    """One recorded run: what was chosen, the facts of the pair, and what each pane said, by pane key."""
+    """One recorded run: what was chosen, the facts of the pair, and what each pane said, by pane key.
+
+    `skills` are scores of every shipped skill of the pair, each on `scored` test prompts.
+    """
 
     selection: Selection
     strength: float
@@ -37,6 +51,8 @@ class Showcase:
     heads: HeadsFacts | None
     joint_map: JointMap | None
     made: str
+    skills: tuple[SkillScore, ...] = ()
+    scored: int = 0
 
     def knows(self, selection: Selection) -> bool:
         """Whether the recording is of this choice."""
@@ -46,6 +62,14 @@ class Showcase:
     def pair(self) -> Pair:
         """The recorded pair of models."""
         return self.selection.pair
+
+    def panes(self) -> tuple[Pane, ...]:
+        """The recorded answers as the page shows them."""
+        chosen = self.selection
+        names = (chosen.source, chosen.adapter, chosen.target, chosen.way)
+        return tuple(
+            Pane(key, name, self.answers.get(key, ""), "done") for key, name in zip(PANES, names, strict=True)
+        )
 
     def save(self, path: Path) -> None:
         """Write the recording as JSON."""
@@ -72,6 +96,8 @@ class Showcase:
                 heads=_heads(raw["heads"]) if raw["heads"] else None,
                 joint_map=_joint_map(raw["joint_map"]) if raw["joint_map"] else None,
                 made=raw["made"],
+                skills=tuple(SkillScore(**skill) for skill in raw["skills"]),
+                scored=int(raw["scored"]),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RequestError(

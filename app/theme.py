@@ -1,6 +1,7 @@
-"""The look: the Gradio theme, and where the style sheet and the logo are."""
+"""The look: the Gradio theme, the style sheets, the script of talk mode, and the logo."""
 
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from gradio.themes.utils import colors, fonts, sizes
@@ -14,9 +15,22 @@ def assets_folder() -> Path:
     return installed if installed.is_dir() else top / "assets"
 
 
-def style_sheet() -> Path:
-    """The page's CSS file."""
-    return assets_folder() / "css" / "page.css"
+def launch_options() -> dict[str, Any]:
+    """The look, as `Blocks.launch` takes it."""
+    assets = assets_folder()
+    script, sheet = (
+        (assets / folder / name).read_text(encoding="utf-8")
+        for folder, name in (("js", "stage.js"), ("css", "stage.css"))
+    )
+    return {
+        "theme": make_theme(),
+        "css_paths": assets / "css" / "page.css",
+        # Not among the paths: Gradio would confine these rules to inside of its container.
+        "head": f"<style>{sheet}</style><script>{script}</script>",
+        "favicon_path": assets / "logo" / "cast.svg",
+        "footer_links": [],
+        "ssr_mode": False,
+    }
 
 
 def script(name: str) -> str:

@@ -22,6 +22,7 @@ from app.tabs.export import create_export_tab, push_command, wire_export_tab
 from app.tabs.generate import create_generate_tab, wire_generate_tab
 from app.tabs.heads import create_heads_tab, wire_heads_tab
 from app.tabs.pick import create_pick_tab, wire_pick_tab
+from app.tabs.stage import create_stage, create_tour, wire_link, wire_stage
 from app.workspace import Attached, Workspace
 from cast.errors import CastError
 
@@ -60,9 +61,11 @@ def build(backend: Backend, folder: Path, recording: Path | None = None, runs: P
             _store(start.settings(), "cast-settings"),
             _store(Attached().to_json(), "cast-jobs"),
         )
-        gr.HTML(f'<header class="cast-header">{theme.logo()}<h1>CAST</h1><p>{_TAGLINE}</p></header>')
+        with gr.Row(elem_classes="cast-top"):
+            gr.HTML(f'<header class="cast-header">{theme.logo()}<h1>CAST</h1><p>{_TAGLINE}</p></header>')
+            stage = create_stage(engine)
         pick = create_pick_tab(engine, start)
-        with gr.Tabs():
+        with gr.Tabs(elem_classes="cast-tabs"):
             with gr.Tab("Generate"):
                 generate = create_generate_tab(engine, start)
                 translate_line = command.create_command()
@@ -76,6 +79,9 @@ def build(backend: Backend, folder: Path, recording: Path | None = None, runs: P
                 evaluate = create_evaluate_tab(evaluations, start)
             with gr.Tab("Export") as tab:
                 export = create_export_tab(tab)
+        tour = create_tour()
+        wire_stage(stage, tour, engine)
+        wire_link(stage, [*pick.chosen, *generate.settings])
         wire_pick_tab(pick, engine)
         wire_generate_tab(generate, pick, engine, stores.attached)
         wire_heads_tab(heads, pick, engine, stores.attached)
@@ -92,6 +98,7 @@ def build(backend: Backend, folder: Path, recording: Path | None = None, runs: P
         ]  # fmt: skip
         command.wire_commands(lines, stores.choice, start.selection)
         wire_choice(blocks, Tabs(pick, generate, heads, explore), engine, stores)
+        blocks.load(None, js="() => window.castStage.ready()", api_visibility="private")
     return Page(blocks, engine, jobs)
 
 

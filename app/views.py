@@ -1,11 +1,12 @@
 """Facts turned into HTML. Every string that comes from outside is escaped here, and only here."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from app.backend import NO_HEADS, AdapterFacts, HeadsFacts, JointMap, ModelFacts, Opened
+from app.backend import NO_HEADS, AdapterFacts, HeadsFacts, JointMap, ModelFacts, Opened, Room, TokenMark
 from app.jobs import Job, JobState
 from app.workspace import clamp_strength
 
@@ -17,6 +18,12 @@ PANE_TITLES = {
     "target_adapter": "Target + translated",
 }
 _PROMPT_SHOWN = 90
+# At most so many tokens of an answer are marked, each at least twice as likely as before.
+_MOST_MARKS = 8
+_LEAST_CHANGE = math.log(2)
+_MOST_TIMES = 1000
+# A table may be wider than a phone; the keyboard must reach it to scroll it.
+SCROLLS = 'tabindex="0" role="group" aria-label="Table"'
 # The stages that `cast` reports, in a visitor's words.
 _STAGES = {
     "convert": "Unpacking the model",
@@ -52,6 +59,7 @@ class Pane:
     name: str
     text: str = ""
     state: str = "idle"
+    marks: tuple[TokenMark, ...] = ()
 
 
 def shortened(prompt: str) -> str:
@@ -78,7 +86,7 @@ def _pane(prompt: str, pane: Pane) -> str:
     else:
         body = (
             f'<p class="cast-text"><span class="cast-prompt">{escape(shortened(prompt))}</span>'
-            f'<span class="cast-answer">{escape(pane.text)}</span></p>'
+            f'<span class="cast-answer">{_marked(pane)}</span></p>'
         )
     return (
         f'<article class="cast-pane cast-pane-{pane.key}" data-pane="{pane.key}" data-state="{pane.state}">'
@@ -87,14 +95,42 @@ def _pane(prompt: str, pane: Pane) -> str:
     )
 
 
+def _marked(pane: Pane) -> str:
+    """The answer, with the tokens marked whose probability the adapter raised most."""
+    raised = sorted((mark.change for mark in pane.marks), reverse=True)[:_MOST_MARKS]
+    least = max(_LEAST_CHANGE, raised[-1]) if raised else 0.0
+    whole = "".join(mark.text for mark in pane.marks)
+    if whole != pane.text[: len(whole)]:
+        return escape(pane.text)
+    shown = "".join(_mark(mark) if mark.change >= least else escape(mark.text) for mark in pane.marks)
+    return shown + escape(pane.text[len(whole) :])
+
+
+def _mark(mark: TokenMark) -> str:
+    # A factor says more than nats; beyond a thousand it says no more than "new".
+    times = math.exp(min(mark.change, math.log(_MOST_TIMES)))
+    more = f"{'over ' if times >= _MOST_TIMES * 0.999 else ''}{times:,.0f} times as likely"
+    hint = escape(f"{more}: {mark.hint}")
+    return f'<mark class="cast-moved" tabindex="0" data-hint="{hint}">{escape(mark.text)}</mark>'
+
+
 def sentence(text: str, kind: str = "info") -> str:
     """One sentence to the visitor; kind is info, good or error."""
     role = "alert" if kind == "error" else "status"
     return f'<p class="cast-sentence cast-{kind}" role="{role}">{escape(text)}</p>' if text else ""
 
 
-def compatibility(source: ModelFacts, target: ModelFacts, adapter: AdapterFacts | None) -> str:
-    """The two models side by side, the adapter under them, and what follows in one sentence."""
+def compatibility(
+    source: ModelFacts, target: ModelFacts, adapter: AdapterFacts | None, room: Room | None = None
+) -> str:
+    """The two models side by side, the adapter under them, and what follows in a sentence or two.
+
+    Args:
+        source: the left column.
+        target: the right column.
+        adapter: of the source.
+        room: where both would be loaded; None where it has not been looked at yet.
+    """
     rows = [
         ("Family", source.family, target.family),
         ("Width", f"{source.width:,}", f"{target.width:,}"),
@@ -106,15 +142,34 @@ def compatibility(source: ModelFacts, target: ModelFacts, adapter: AdapterFacts 
     ]
     if source.download_bytes or target.download_bytes:
         rows.append(("Download", size(source.download_bytes), size(target.download_bytes)))
+    if room:
+        rows.append(("Memory", size(room.source_bytes), size(room.target_bytes)))
     body = "".join(_row(row) for row in rows)
     head = (
-        '<tr><th scope="col"></th><th scope="col"><i class="mark mark-source"></i>Source</th>'
+        '<tr><td></td><th scope="col"><i class="mark mark-source"></i>Source</th>'
         '<th scope="col"><i class="mark mark-target"></i>Target</th></tr>'
     )
     return (
-        f'<div class="cast-card cast-facts"><table><thead>{head}</thead><tbody>{body}</tbody></table>'
+        f'<div class="cast-card cast-facts" {SCROLLS}>'
+        f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
         f"{_adapter_line(adapter, source)}"
-        f'<p class="cast-verdict">{escape(verdict(source, target))}</p></div>'
+        f'<p class="cast-verdict">{escape(verdict(source, target))} '
+        f"{escape(_fits(source, target, room))}</p></div>"
+    )
+
+
+def _fits(source: ModelFacts, target: ModelFacts, room: Room | None) -> str:
+    """Whether both models fit into what is free."""
+    if room is None or not (source.parameters and target.parameters):
+        return ""
+    needed, free = room.source_bytes, room.free_bytes
+    if source.name != target.name:
+        needed += room.target_bytes
+    if needed < free:
+        return f"Their weights take {size(needed)} of the {size(free)} that are free ({room.device})."
+    return (
+        f"Their weights take {size(needed)} and only {size(free)} are free ({room.device}): choose smaller "
+        "models, or free memory first."
     )
 
 
@@ -198,8 +253,8 @@ def heads_table(facts: HeadsFacts) -> str:
         for d in facts.depths
     )
     return (
-        '<div class="cast-facts '
-        f'cast-wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+        f'<div class="cast-facts cast-wide" {SCROLLS}>'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         '<p class="cast-caption">Measured on text that the heads were not fitted on. In grey: the same '
         "measure "
         "with the pairs shuffled.</p></div>"
@@ -218,7 +273,8 @@ def measures(drawn: JointMap) -> str:
         for m in drawn.measures
     )
     return (
-        f'<div class="cast-facts"><table><thead><tr><th scope="col">{escape(drawn.method.upper())} at '
+        f'<div class="cast-facts" {SCROLLS}>'
+        f'<table><thead><tr><th scope="col">{escape(drawn.method.upper())} at '
         "target depth "
         f'{drawn.depth}</th><th scope="col">Held out</th><th scope="col">Shuffled</th></tr></thead>'
         f'<tbody>{body}</tbody></table><p class="cast-verdict">{escape(_belief(drawn))}</p></div>'
@@ -231,11 +287,16 @@ def _belief(drawn: JointMap) -> str:
         "measures are "
         "taken in the full space, the picture in two dimensions."
     )
-    if drawn.trustworthiness is not None:
-        share = drawn.trustworthiness
-        much = "closely" if share >= 0.9 else "roughly" if share >= 0.75 else "poorly"
-        words += f" The picture keeps the neighbours of the full space {much} (trustworthiness {share:.2f})."
-    return words
+    return f"{words} {trust(drawn)}".rstrip()
+
+
+def trust(drawn: JointMap) -> str:
+    """How far the picture keeps the neighbours of the full space, in a sentence; empty where not measured."""
+    share = drawn.trustworthiness
+    if share is None:
+        return ""
+    much = "closely" if share >= 0.9 else "roughly" if share >= 0.75 else "poorly"
+    return f"The picture keeps the neighbours of the full space {much} (trustworthiness {share:.2f})."
 
 
 def job(view: Job | None) -> str:

@@ -7,14 +7,17 @@ Nothing here knows of Gradio.
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 MODES = ("hosted", "compiled", "instant", "kernel")
 PLAIN_MODES = ("compiled", "instant")
 """The modes that end in a plain LoRA; the others end in a recipe."""
 MAX_STRENGTH = 2.0
 MAX_SEGMENT = 1000
+MAX_TOKENS = 256
+MAX_TEMPERATURE = 1.5
 _MAX_NAME = 300
+_WHOLE = {"segment": (0, MAX_SEGMENT), "max_tokens": (1, MAX_TOKENS), "seed": (0, 2**31 - 1)}
 _JOB_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -82,6 +85,10 @@ class Workspace:
     segment: int = 0
     strength: float = 1.0
     prompt: str = ""
+    max_tokens: int = 48
+    temperature: float = 0.0
+    seed: int = 0
+    one_line: bool = True
 
     @property
     def selection(self) -> Selection:
@@ -98,7 +105,7 @@ class Workspace:
         """Models and adapter as a flat JSON object that `from_json` reads."""
         return {"source": self.source, "target": self.target, "adapter": self.adapter}
 
-    def settings(self) -> dict[str, str | float]:
+    def settings(self) -> dict[str, str | float | bool]:
         """Everything else as a flat JSON object that `from_json` reads."""
         return {name: value for name, value in asdict(self).items() if name not in self.choice()}
 
@@ -106,6 +113,8 @@ class Workspace:
     def from_json(cls, *parts: object) -> "Workspace":
         """Read what a browser kept, in one part or several; what does not fit is left at its default."""
         kept = {name: value for part in parts for name, value in _fitting(cls, part).items()}
+        for name in {"strength", "temperature"} & kept.keys():
+            kept[name] = float(kept[name])
         if "strength" in kept:
             kept["strength"] = clamp_strength(kept["strength"])
         return cls(**kept)
@@ -146,12 +155,15 @@ def _fitting(cls: type[Workspace] | type[Attached], value: object) -> dict[str, 
 
 
 def _fits(name: str, value: object) -> bool:
-    if name == "strength":
-        return isinstance(value, int | float) and not isinstance(value, bool) and value == value
-    if name == "adopt":
+    if name in ("adopt", "one_line"):
         return isinstance(value, bool)
-    if name == "segment":
-        return type(value) is int and 0 <= value <= MAX_SEGMENT
+    if name in _WHOLE:
+        low, high = _WHOLE[name]
+        return type(value) is int and low <= value <= high
+    if name in ("strength", "temperature"):
+        # Outside of its range a strength is clamped; a temperature is not meant.
+        number = type(value) in (int, float) and value == value
+        return number and (name == "strength" or 0 <= cast(float, value) <= MAX_TEMPERATURE)
     if not isinstance(value, str):
         return False
     if name == "mode":

@@ -104,7 +104,7 @@ def load(
     """
     checkpoint = open_checkpoint(name, token=token, cache_dir=cache_dir, on_progress=on_progress)
     device = torch.device(device) if device is not None else pick_device()
-    dtype = dtype or _default_dtype(device, checkpoint.parameters)
+    dtype = dtype or default_dtype(device, checkpoint.parameters)
     _check_memory(checkpoint, device, dtype)
     on_progress(Progress("load", 0, 1))
     tokenizer = _load_tokenizer(checkpoint)
@@ -114,7 +114,8 @@ def load(
     return lm
 
 
-def _default_dtype(device: torch.device, parameters: int) -> torch.dtype:
+def default_dtype(device: torch.device, parameters: int) -> torch.dtype:
+    """The number type in which `load` holds a model of so many parameters."""
     if device.type == "cpu" and parameters <= _SMALL_PARAMETERS:
         return torch.float32
     return pick_dtype(device)

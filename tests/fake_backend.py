@@ -1,5 +1,6 @@
 """A stand-in for the library at the page's boundary: instant, deterministic, and able to fail on request."""
 
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -17,14 +18,17 @@ from app.backend import (
     ModelFacts,
     Opened,
     Option,
+    Room,
     SamplingChoice,
     SiteFacts,
+    TokenMark,
     TranslateRequest,
 )  # fmt: skip
 from app.runs import Ends, EvaluateRequest, Missed, TaskFacts, Told
+from app.showcase import Showcase, SkillScore
 from app.workspace import PLAIN_MODES, Selection
 from cast.errors import AdapterError, HubError, ModelError, TaskError
-from cast.progress import OnProgress, Progress
+from cast.progress import OnProgress, Progress, ignore
 from cast.results import Result
 
 DEPTHS = {"pocket:llama": 4, "pocket:mistral": 6, "pocket:qwen": 5}
@@ -45,10 +49,12 @@ class FakeBackend:
         self.steps = steps
         self.loads: list[str] = []
         self.open_streams = 0
+        self.free_bytes = 8 << 30
         self.without_heads: set[tuple[str, str]] = set()
         self.folders: dict[str, Opened] = {}
         self.damaged: set[str] = set()
         self.own_adapters: dict[str, str] = {}
+        self.endless: set[str] = set()
         self.published: list[tuple[str, list[str], bool]] = []
         self._lock = threading.Lock()
 
@@ -79,6 +85,9 @@ class FakeBackend:
         return ModelFacts(
             name, name.split(":")[1].title(), 32 * depth, depth, 200 * depth, 10**6 * depth, "BPE", 4
         )
+
+    def room(self, source: ModelFacts, target: ModelFacts) -> Room:
+        return Room("cpu", 4 * source.parameters, 4 * target.parameters, self.free_bytes)
 
     def inspect(self, adapter: str, source: str) -> AdapterFacts:
         if not adapter.startswith(f"{source}/") and self.own_adapters.get(adapter) != source:
@@ -158,6 +167,11 @@ class FakeBackend:
             with self._lock:
                 self.open_streams -= 1
 
+    def marks(self, adapted: object, base: object, prompt: str, answer: str) -> Sequence[TokenMark]:
+        words = re.findall(r" ?[^ ]+", answer)
+        moved = adapted.skill.split()[0]
+        return [TokenMark(word, 3.0 if word.strip() == moved else 0.1, '"x" <b> 9 %') for word in words]
+
     def fit(self, request: FitRequest, folder: Path, on_progress: OnProgress) -> object:
         self._work("fitting heads", on_progress)
         return (request.pair.source, request.pair.target)
@@ -196,7 +210,7 @@ class FakeBackend:
         retrained = 0.9 if request.task.startswith("pocket:") or request.retrained else None
         yield Ends(facts.metric, facts.examples, 0.2, retrained, 0.25, 0.95)
         for number, method in enumerate(request.methods):
-            self._work("generate", on_progress)
+            self._work("generate", on_progress, 100_000 if method in self.endless else self.steps)
             if method == "naive-copy":
                 yield Missed(method, "No kernel has the shape of a layer.")
                 continue
@@ -230,7 +244,27 @@ class FakeBackend:
         measures = (Measure("R²", 0.91, -0.02), Measure("k-NN overlap", 0.55, 0.01))
         return JointMap(method, depth, depth, places, measures, 0.93)
 
-    def _work(self, stage: str, on_progress: OnProgress) -> None:
-        for step in range(self.steps):
-            on_progress(Progress(stage, step, self.steps, {"loss": 1.0 / (step + 1)}))
+    def _work(self, stage: str, on_progress: OnProgress, steps: int | None = None) -> None:
+        steps = self.steps if steps is None else steps
+        for step in range(steps):
+            on_progress(Progress(stage, step, steps, {"loss": 1.0 / (step + 1)}))
             time.sleep(self.pace)
+
+
+def recording(backend: FakeBackend, selection: Selection) -> Showcase:
+    """A recorded run of the stand-in, as `python -m app.record` makes one of the library."""
+    heads = (selection.source, selection.target)
+    return Showcase(
+        selection=selection,
+        strength=1.0,
+        prompt="Who <b>sang</b>?",
+        answers={"source": " no", "source_adapter": " Arr!", "target": " no", "target_adapter": " Arr!"},
+        source=backend.describe(selection.source),
+        target=backend.describe(selection.target),
+        adapter=backend.inspect(selection.adapter, selection.source),
+        heads=backend.heads_facts(heads),
+        joint_map=backend.joint_map(*heads, heads, 2, 40, "umap", ignore),
+        made="Recorded.",
+        skills=(SkillScore("mood", 0.25, 0.9, 1.0), SkillScore("<pirate>", 0.0, 1.0, 1.0)),
+        scored=50,
+    )

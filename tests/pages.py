@@ -1,6 +1,7 @@
 """Page objects: what a visitor can do and read, in the words that the page itself uses."""
 
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -53,12 +54,9 @@ def served(backend: Backend, folder: Path, recording: Path) -> Iterator[str]:
     _, address, _ = page.blocks.launch(
         server_name="127.0.0.1",
         server_port=_free_port(),
-        theme=theme.make_theme(),
-        css_paths=theme.style_sheet(),
         prevent_thread_lock=True,
-        ssr_mode=False,
         quiet=True,
-        footer_links=[],
+        **theme.launch_options(),
     )
     try:
         yield address
@@ -91,9 +89,9 @@ class CastPage:
         self.page.on("requestfailed", lambda sent: self._streams.discard(sent))
         self.open()
 
-    def open(self) -> None:
+    def open(self, link: str | None = None) -> None:
         """Open or reload the page and wait until it is alive, and has put back what the browser kept."""
-        self.page.goto(self._address)
+        self.page.goto(link or self._address)
         self.pane("source").wait_for()
         self.settle()
 
@@ -152,7 +150,7 @@ class CastPage:
     # Generate
 
     def pane(self, key: str) -> Locator:
-        return self.page.locator(f'[data-pane="{key}"]')
+        return self.page.locator(f'.cast-tabs [data-pane="{key}"]')
 
     def answer(self, key: str) -> Locator:
         return self.pane(key).locator(".cast-answer")
@@ -200,6 +198,40 @@ class CastPage:
     def job(self) -> Locator:
         return self.page.locator(".cast-job:visible")
 
+    # For a room
+
+    def key(self, *keys: str) -> None:
+        """Press keys one after the other, wherever the focus is."""
+        for key in keys:
+            self.page.keyboard.press(key)
+
+    def tab_to(self, wanted: Locator) -> bool:
+        """Whether the Tab key comes to something from where the focus is."""
+        for _ in range(30):
+            self.key("Tab")
+            if wanted.evaluate("node => node === document.activeElement"):
+                return True
+        return False
+
+    @property
+    def talks(self) -> bool:
+        return self.page.evaluate("document.documentElement.classList.contains('cast-talk')")
+
+    def copied_link(self) -> str:
+        """The share link as it lies in the clipboard."""
+        self.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        self.page.get_by_role("button", name="Copy link").click()
+        expect(self.page.get_by_role("button", name=re.compile("^Copied"))).to_be_visible()
+        return self.page.evaluate("navigator.clipboard.readText()")
+
+    @property
+    def tour(self) -> Locator:
+        return self.page.get_by_role("dialog")
+
+    def toured(self, key: str) -> Locator:
+        """One of the tour's four answers."""
+        return self.tour.locator(f'[data-pane="{key}"]')
+
     # Other tabs
 
     def tab(self, name: str) -> None:
@@ -210,6 +242,17 @@ class CastPage:
             shown = self.page.locator(".overflow-dropdown").get_by_role("button", name=name)
         shown.click()
 
+    @property
+    def tabs(self) -> list[str]:
+        """The names of all tabs."""
+        return self.page.get_by_role("tab").all_inner_texts()
+
+    def unfold(self) -> None:
+        """Open everything that is folded away on the tab that is open."""
+        folds = self.page.locator(".gradio-container button.label-wrap:not(.open):visible")
+        while folds.count():
+            folds.first.click()
+
     def press(self, button: str) -> None:
         self.page.get_by_role("button", name=button, exact=True).click()
 
@@ -218,8 +261,8 @@ class CastPage:
         return self.page.locator(".js-plotly-plot:visible")
 
     def command(self, *words: str) -> None:
-        """Wait for the equivalent command line of the open tab to hold some words."""
-        line = self.page.locator(".cm-content:visible").filter(has_text="cast ").last
+        """Wait for the command line in the open tab that begins with the first words to hold the others."""
+        line = self.page.locator(".cm-content:visible").filter(has_text=re.compile(f"^{words[0]} "))
         for word in words:
             expect(line).to_contain_text(word)
 

@@ -241,3 +241,18 @@ def test_the_cache_drops_the_least_recently_used_and_keeps_no_errors():
     with pytest.raises(ZeroDivisionError):
         cache.get("d", lambda: 1 / 0)
     assert cache.get("d", lambda: "d") == "d"
+
+
+def test_what_the_adapter_moved_is_marked_beside_each_bare_model(engine):
+    shown = last(engine, request())
+    assert [mark.text for mark in shown["source_adapter"].marks if mark.change > 1] == [" mood"]
+    assert [mark.text for mark in shown["target_adapter"].marks if mark.change > 1] == [" hosted"]
+    assert shown["source"].marks == shown["target"].marks == ()
+
+
+def test_an_answer_that_cannot_be_marked_stays(engine, backend, monkeypatch):
+    def fail(*_):
+        raise RequestError("too long")
+
+    monkeypatch.setattr(backend, "marks", fail)
+    assert last(engine, request())["source_adapter"].text.startswith(" pocket:llama says mood")

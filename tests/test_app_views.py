@@ -8,7 +8,7 @@ import pytest
 from fake_backend import DEPTHS, FakeBackend
 
 from app import picture, plots, views
-from app.backend import SiteFacts
+from app.backend import Room, SiteFacts, TokenMark
 from app.jobs import Job, JobState
 from app.showcase import Showcase
 from app.tabs.generate import adopted
@@ -180,3 +180,26 @@ def test_a_damaged_recording_is_a_sentence(tmp_path, text):
     path.write_text(text)
     with pytest.raises(RequestError, match="make it again"):
         Showcase.load(path)
+
+
+def test_what_the_adapter_moved_is_marked_and_escaped():
+    marks = (TokenMark(" <b>", 3.0, '"x" <i>'), TokenMark(" at", 0.5, "y"), TokenMark(" new", 40.0, "z"))
+    html = views.panes("Who?", [Pane("target_adapter", "q", " <b> at new", "done", marks)])
+    assert html.count("<mark") == 2
+    assert "20 times as likely: &quot;x&quot; &lt;i&gt;" in html
+    assert "over 1,000 times as likely: z" in html
+    assert "> &lt;b&gt;</mark> at<mark" in html
+    other = views.panes("Who?", [Pane("target_adapter", "q", " another text", "done", marks)])
+    assert "<mark" not in other
+
+
+def test_memory_needed_stands_beside_memory_free():
+    source, target = (FakeBackend().describe(name) for name in ("pocket:llama", "pocket:qwen"))
+    adapter = FakeBackend().inspect("pocket:llama/mood", source.name)
+    needed = (3 << 20, 5 << 20)
+    html = views.compatibility(source, target, adapter, Room("cpu", *needed, 1 + sum(needed)))
+    assert "take 8 MB of the 8 MB that are free (cpu)" in html
+    assert "choose smaller models" in views.compatibility(
+        source, target, adapter, Room("cuda", *needed, sum(needed))
+    )
+    assert "Memory" not in views.compatibility(source, target, adapter)

@@ -21,7 +21,7 @@ def given(tiny_model: Callable, tiny_lora: Callable):
 
 @pytest.fixture(scope="module")
 def ends(given):
-    return ends_of_the_scale(*given, TASK, retrained=None)
+    return ends_of_the_scale(*given, TASK, retrained=None, text="pocket")
 
 
 def test_a_method_that_does_not_fit_takes_nothing_from_the_others(given, ends) -> None:

@@ -14,7 +14,7 @@ _FOUND = """
 from app import theme
 from cast.pocket import registry
 
-print(theme.style_sheet().is_file(), "<svg" in theme.logo())
+print(theme.launch_options()["css_paths"].is_file(), "<svg" in theme.logo())
 print((theme.assets_folder() / "showcase.json").is_file())
 print(registry.resolve("pocket:llama").is_dir(), len(registry.adapters()) > 0)
 print(theme.__file__, registry.__file__)

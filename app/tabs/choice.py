@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from app import views
+from app import sharing, views
 from app.backend import Opened
 from app.engine import Engine
 from app.tabs import explore as explore_tab
@@ -57,7 +57,7 @@ class Stores:
 def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -> None:
     """Connect the pickers and the loading of the page to everything that depends on the choice."""
     pick, options = tabs.pick, tabs.generate.options
-    settings = [*options.way, options.strength, tabs.generate.prompt]
+    settings = tabs.generate.settings
     jobs_shown = [*tabs.generate.job_shown, *tabs.heads.job_shown]
     followers = [
         *pick.followers, *tabs.generate.followers, *tabs.heads.followers, *tabs.explore.followers
@@ -90,16 +90,17 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
         yield first | generate_tab.follow(tabs.generate, engine, chosen, prompt or "")
         yield _described(tabs, engine, before, chosen, blocks_each, made)
 
-    def restore(shown: object, kept: object, kept_jobs: object) -> Iterator[Updates]:
-        space, made = Workspace.from_json(shown, kept), Attached.from_json(kept_jobs)
+    def restore(shown: object, kept: object, kept_jobs: object, link: str) -> Iterator[Updates]:
+        space = sharing.read(link or "", Workspace.from_json(shown, kept))
+        made = Attached.from_json(kept_jobs)
         translation = engine.job(made.translate_job)
         mode, made = generate_tab.adopted(translation, made, space.mode)
         chosen = replace(space, mode=mode).selection
-        first: Updates = generate_tab.mode_updates(tabs.generate, mode) | {
+        first: Updates = dict(zip(settings, space.settings().values(), strict=True))
+        first |= generate_tab.mode_updates(tabs.generate, mode)
+        first |= {
             options.mode: mode,
             options.segment: _reaching(space.segment, mode),
-            options.strength: space.strength,
-            tabs.generate.prompt: space.prompt,
             tabs.generate.hints: generate_tab.hint_lines(engine, chosen.adapter),
             stores.choice: space.choice(),
             stores.attached: made.to_json(),
@@ -128,8 +129,10 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
     ).then(
         follow, chosen_and_shown, followed, show_progress="hidden", api_visibility="private"
     )  # fmt: skip
+    link = gr.Textbox(visible=False)
     blocks.load(
-        restore, stores.all, [*followed, tabs.generate.prompt, *jobs_shown],
+        restore, [*stores.all, link], [*followed, *settings[3:], *jobs_shown],
+        js="(...kept) => [...kept.slice(0, -1), window.castStage.takeLink()]",
         show_progress="hidden", api_visibility="private",
     )  # fmt: skip
 
@@ -147,11 +150,11 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
 
 def _wire_settings(settings: list[Any], stores: Stores) -> None:
     """Keep the settings as they change; in the browser itself, where an older answer cannot come later."""
+    names = ", ".join(Workspace().settings())
     for widget in settings:
         widget.change(
-            None, settings, stores.settings, api_visibility="private",
-            js="(mode, segment, strength, prompt) => [{mode, segment, strength, prompt}]",
-        )  # fmt: skip
+            None, settings, stores.settings, api_visibility="private", js=f"({names}) => [{{{names}}}]"
+        )
 
 
 def _meant(engine: Engine, before: Selection, asked: Selection) -> tuple[Selection, Opened | None]:

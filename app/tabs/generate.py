@@ -1,6 +1,6 @@
 """Generate: one prompt, four answers side by side, and *Translate* for a plain LoRA to keep."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from app.saying import said
 from app.tabs.mode import ModeOptions, create_mode_options, mode_sentence
 from app.tabs.pick import PickTab, describe
 from app.views import PANES, Pane
-from app.workspace import Attached, Selection, Workspace
+from app.workspace import MAX_TEMPERATURE, MAX_TOKENS, Attached, Selection, Workspace
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,12 @@ class GenerateTab:
         return [self.options.words, self.options.segment, self.translate, self.keep]
 
     @property
+    def settings(self) -> list[Any]:
+        """What the browser keeps beside the three pickers, in the order of `Workspace.settings`."""
+        sampling = [self.max_tokens, self.temperature, self.seed, self.one_line]
+        return [*self.options.way, self.options.strength, self.prompt, *sampling]
+
+    @property
     def job_shown(self) -> list[Any]:
         """What `job_updates` sets."""
         return [self.job, self.cancel, self.download, self.timer]
@@ -66,24 +72,34 @@ def create_generate_tab(engine: Engine, start: Workspace) -> GenerateTab:
                 value=start.prompt if start.prompt in engine.prompts(start.adapter) else None,
             )  # fmt: skip
         with gr.Column(scale=7, min_width=320):
-            prompt = gr.Textbox(start.prompt, label="Prompt", lines=2, max_lines=6)
+            prompt = gr.Textbox(start.prompt, label="Prompt", lines=2, max_lines=6, elem_id="cast-prompt")
         with gr.Column(scale=2, min_width=120, elem_classes="cast-actions"):
-            generate = gr.Button("Generate", variant="primary", min_width=120)
-            stop = gr.Button("Stop", min_width=80)
+            generate = gr.Button("Generate", variant="primary", min_width=120, elem_id="cast-generate")
+            stop = gr.Button("Stop", min_width=80, elem_id="cast-stop")
     message = gr.HTML()
     panes = gr.HTML(first_panes(engine, start.selection, start.prompt))
     with gr.Row():
         with gr.Column(scale=1, min_width=320, elem_classes="cast-section"):
             options = create_mode_options(engine, start)
-            with gr.Accordion("Sampling", open=False):
-                max_tokens = gr.Slider(8, 256, value=48, step=8, label="Longest answer in tokens")
-                temperature = gr.Slider(0, 1.5, value=0, step=0.1, label="Temperature", info="0 is greedy.")
-                seed = gr.Number(0, label="Seed, the same for every pane", precision=0)
-                one_line = gr.Checkbox(True, label="End at the end of the line")
+            with gr.Accordion("Sampling", open=False, elem_classes="cast-detail"):
+                max_tokens = gr.Slider(
+                    8, MAX_TOKENS, value=start.max_tokens, step=8, label="Longest answer in tokens"
+                )
+                temperature = gr.Slider(
+                    0, MAX_TEMPERATURE, value=start.temperature, step=0.1, label="Temperature",
+                    info="0 is greedy.",
+                )  # fmt: skip
+                seed = gr.Number(start.seed, label="Seed, the same for every pane", precision=0, minimum=0)
+                one_line = gr.Checkbox(start.one_line, label="End at the end of the line")
         with gr.Column(scale=1, min_width=320, elem_classes="cast-section"):
             with gr.Row():
                 translate = gr.Button(translate_label(start.mode), variant="primary", scale=2, min_width=240)
-                keep = gr.Button("Write a recipe", visible=start.mode == "hosted", min_width=120)
+                keep = gr.Button(
+                    "Write a recipe",
+                    visible=start.mode == "hosted",
+                    min_width=120,
+                    elem_classes="cast-detail",
+                )
                 cancel = gr.Button("Cancel", interactive=False, min_width=80)
             job = gr.HTML(
                 views.sentence(
@@ -91,7 +107,7 @@ def create_generate_tab(engine: Engine, start: Workspace) -> GenerateTab:
                 )
             )
             download = gr.DownloadButton("Download the adapter", visible=False)
-            with gr.Accordion("Effort and example prompts", open=False):
+            with gr.Accordion("Effort and example prompts", open=False, elem_classes="cast-detail"):
                 steps = gr.Slider(20, 1000, value=100, step=20, label="Steps of a compiled fit")
                 hints = gr.Textbox(
                     hint_lines(engine, start.adapter),
@@ -272,13 +288,9 @@ def translate_label(mode: str) -> str:
 def first_panes(engine: Engine, selection: Selection, prompt: str) -> str:
     """The recorded answers where they are of this choice, else four panes that say what to do."""
     example = engine.showcase
-    names = (selection.source, selection.adapter, selection.target, selection.way)
     if example and example.knows(selection) and prompt == example.prompt:
-        shown: Sequence[Pane] = [
-            Pane(key, name, example.answers.get(key, ""), "done")
-            for key, name in zip(PANES, names, strict=True)
-        ]
-        return views.panes(example.prompt, shown, example.made)
+        return views.panes(example.prompt, example.panes(), example.made)
+    names = (selection.source, selection.adapter, selection.target, selection.way)
     return views.panes(prompt, [Pane(key, name) for key, name in zip(PANES, names, strict=True)])
 
 

@@ -56,8 +56,8 @@ def create_heads_tab(tab: gr.Tab, engine: Engine, start: Workspace) -> HeadsTab:
                 views.heads_line(facts) if facts else views.sentence("Press Show heads to look at this pair.")
             )
             plot = gr.Plot(plots.heads_quality(facts) if facts else None, show_label=False)
-            table = gr.HTML(views.heads_table(facts) if facts else "")
-        with gr.Column(scale=2, min_width=320, elem_classes="cast-section"):
+            table = gr.HTML(views.heads_table(facts) if facts else "", elem_classes="cast-detail")
+        with gr.Column(scale=2, min_width=320, elem_classes="cast-section cast-detail"):
             effort = gr.Radio(
                 [(f"{name}, {tokens // 1000} thousand tokens", name) for name, tokens in TOKENS.items()],
                 value="good", label="Effort",

@@ -41,7 +41,7 @@ def create_mode_options(engine: Engine, start: Workspace) -> ModeOptions:
     blocks = engine.facts(start.selection).target.depth if engine.knows(start.selection) else 1
     segment = gr.Slider(
         0, max(blocks, start.segment), value=start.segment, step=1, label="Target blocks a segment",
-        visible=start.mode == "hosted",
+        visible=start.mode == "hosted", elem_classes="cast-detail",
         info="0: the whole source reads along, and no heads are needed. From 1 up: so many target blocks "
         "share one encode and one decode of the heads.",
     )  # fmt: skip

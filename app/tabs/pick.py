@@ -1,13 +1,13 @@
 """Pick: the source, the target and the adapter, with what follows from the choice. Stands above every tab."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
 from app import picture, views
-from app.backend import Option
+from app.backend import Option, Room
 from app.engine import Engine, PairFacts
 from app.saying import said
 from app.workspace import Pair, Selection, Workspace
@@ -64,7 +64,7 @@ def create_pick_tab(engine: Engine, start: Workspace) -> PickTab:
                 allow_custom_value=True, elem_classes="pick-adapter",
             )  # fmt: skip
             notice = gr.HTML()
-            with gr.Accordion("Hub, folders and .gguf files", open=False):
+            with gr.Accordion("Hub, folders and .gguf files", open=False, elem_classes="cast-detail"):
                 gr.HTML(_ANYWHERE)
                 search = gr.Button("Search the Hub for adapters of the source", size="sm")
                 hits = gr.Dropdown(
@@ -77,7 +77,7 @@ def create_pick_tab(engine: Engine, start: Workspace) -> PickTab:
                 message = gr.HTML()
         with gr.Column(scale=6, min_width=320):
             stacks = gr.HTML(drawn)
-        with gr.Column(scale=5, min_width=320):
+        with gr.Column(scale=5, min_width=320, elem_classes="cast-detail"):
             facts = gr.HTML(summary)
     return PickTab(source, target, adapter, notice, stacks, facts, search, hits, message)
 
@@ -132,7 +132,7 @@ def set_to(tab: PickTab, engine: Engine, held: Selection | None, chosen: Selecti
 
 def follow(tab: PickTab, engine: Engine, chosen: Selection, notice: str) -> dict[Any, Any]:
     """The picture, the summary and the notice of a choice."""
-    drawn, summary = describe(engine, chosen)
+    drawn, summary = describe(engine, chosen, engine.room)
     return {tab.picture: drawn, tab.summary: summary, tab.notice: notice}
 
 
@@ -147,8 +147,15 @@ def _choices(options: Sequence[Option], chosen: str = "") -> list[tuple[str, str
     return listed if not chosen or any(chosen == name for _, name in listed) else [*listed, (chosen, chosen)]
 
 
-def describe(engine: Engine, selection: Selection) -> tuple[str, str]:
-    """The picture and the summary of a choice, or an empty picture and a sentence."""
+def describe(
+    engine: Engine,
+    selection: Selection,
+    room: Callable[[PairFacts], Room] | None = None,
+) -> tuple[str, str]:
+    """The picture and the summary of a choice, or an empty picture and a sentence.
+
+    `room` looks for the memory that is free. It imports torch, so the page is built without it.
+    """
     try:
         # A translated folder whose recipe cannot be used says here why it did not open.
         engine.opened(selection)
@@ -156,7 +163,7 @@ def describe(engine: Engine, selection: Selection) -> tuple[str, str]:
     except Exception as error:
         return views.sentence("The picture of the pair stands here once both models are known."), said(error)
     return _draw(engine, facts, selection.by_words), views.compatibility(
-        facts.source, facts.target, facts.adapter
+        facts.source, facts.target, facts.adapter, room(facts) if room else None
     )
 
 

@@ -50,11 +50,12 @@ class Plan:
     compiled: TranslationConfig = field(
         default_factory=lambda: TranslationConfig(
             mode="compiled",
-            steps=60,
-            batch_size=8,
+            steps=40,
+            batch_size=16,
             learning_rate=1e-3,
-            site_tokens=1200,
-            max_length=128,
+            max_length=96,
+            prompt_share=0.75,
+            prompts_wanted=500,
         )
     )
     prompts: int = 5

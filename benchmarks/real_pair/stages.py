@@ -24,7 +24,7 @@ from benchmarks.real_pair.record import Direction, GeneralText, Making, Measurem
 from benchmarks.real_pair.tasks import TASKS
 from cast import adapters
 from cast.adapters import Lora
-from cast.baselines import BASELINES
+from cast.baselines import BASELINES, Given
 from cast.corpus import general_text
 from cast.evaluate import TaskData, evaluate
 from cast.fitting import fit_heads
@@ -161,7 +161,7 @@ class Bench:
             return PlainRunner(target, self.compiled(task, direction, prompted=prompted))
         lora = self.lora(task, direction.source)
         if method == "proxy-tuning":
-            return BASELINES[method].make(source, target, lora)
+            return BASELINES[method].make(Given(source, target, lora))
         if method == "hosted-states":
             return HostedRunner(source, lora, target, self.heads(direction), None, strength)
         return WordedRunner(source, lora, target, strength)

@@ -1,0 +1,190 @@
+// Talk mode and the guided tour: what lives in the browser. Both work while the server is busy.
+(() => {
+  const root = document.documentElement;
+  const byId = (id) => document.getElementById(id);
+  const press = (id) => byId(id)?.click();
+  const TALK = "cast-talk";
+  const STRENGTHS = [0, 0.5, 1, 1.5, 2];
+  let strength = 1;
+  let leftFrom = null;
+
+  // Talk mode
+
+  function remember(on) {
+    try {
+      on ? localStorage.setItem(TALK, "1") : localStorage.removeItem(TALK);
+    } catch {
+      // A browser that keeps nothing still shows talk mode.
+    }
+  }
+
+  function setTalk(on) {
+    root.classList.toggle(TALK, on);
+    byId("cast-talk-switch")?.setAttribute("aria-pressed", String(on));
+    remember(on);
+    // Plotly draws for the size that it finds.
+    window.dispatchEvent(new Event("resize"));
+  }
+
+  // The tour
+
+  const steps = () => [...document.querySelectorAll("#cast-tour [data-step]")];
+  const step = () => Number(root.dataset.tour || 0);
+
+  // Everything outside the tour is out of reach while it runs.
+  function isolate(node, on) {
+    for (let inner = node; inner !== document.body; inner = inner.parentElement) {
+      for (const other of inner.parentElement.children) {
+        if (other !== inner && !["SCRIPT", "STYLE", "LINK"].includes(other.tagName)) other.inert = on;
+      }
+    }
+  }
+
+  function goTo(number) {
+    const all = steps();
+    if (number < 1 || number > all.length) return;
+    root.dataset.tour = String(number);
+    byId("cast-tour-back").disabled = number === 1;
+    byId("cast-tour-next").disabled = number === all.length;
+    const shown = all[number - 1];
+    byId("cast-tour").scrollTop = 0;
+    byId("cast-tour").setAttribute("aria-labelledby", shown.querySelector("h2").id);
+    shown.querySelector("h2").focus();
+    if (shown.dataset.live) press("cast-tour-run");
+  }
+
+  function begin() {
+    const tour = byId("cast-tour");
+    if (!steps().length || step()) return;
+    leftFrom = document.activeElement;
+    tour.setAttribute("role", "dialog");
+    tour.setAttribute("aria-modal", "true");
+    isolate(tour, true);
+    strength = 1;
+    goTo(1);
+  }
+
+  function leave() {
+    delete root.dataset.tour;
+    isolate(byId("cast-tour"), false);
+    leftFrom?.focus();
+  }
+
+  function stronger(by) {
+    if (!steps()[step() - 1]?.dataset.strength) return;
+    const place = STRENGTHS.indexOf(strength) + by;
+    if (place < 0 || place >= STRENGTHS.length) return;
+    strength = STRENGTHS[place];
+    press("cast-tour-run");
+  }
+
+  const IN_TOUR = {
+    ArrowRight: () => goTo(step() + 1),
+    ArrowLeft: () => goTo(step() - 1),
+    PageDown: () => goTo(step() + 1),
+    PageUp: () => goTo(step() - 1),
+    ArrowUp: () => stronger(1),
+    ArrowDown: () => stronger(-1),
+    Escape: leave,
+  };
+
+  // Keys
+
+  const tab = (number) => document.querySelectorAll('.cast-tabs button[role="tab"]')[number - 1]?.click();
+  const ALWAYS = {
+    t: () => setTalk(!root.classList.contains(TALK)),
+    g: () => press("cast-tour-start"),
+  };
+  const IN_TALK = {
+    r: () => press("cast-generate"),
+    s: () => press("cast-stop"),
+    p: () => document.querySelector("#cast-prompt textarea")?.focus(),
+  };
+
+  const SILENT = ["range", "checkbox", "radio", "button", "submit"];
+  const isWriting = (node) =>
+    node.isContentEditable ||
+    node.tagName === "TEXTAREA" ||
+    node.tagName === "SELECT" ||
+    (node.tagName === "INPUT" && !SILENT.includes(node.type));
+
+  function wanted(event) {
+    if (step()) return IN_TOUR[event.key];
+    const talking = root.classList.contains(TALK);
+    if (isWriting(event.target)) return talking && event.key === "Escape" ? () => event.target.blur() : null;
+    const key = event.key.toLowerCase();
+    if (talking && /^[1-9]$/.test(key)) return () => tab(Number(key));
+    return ALWAYS[key] || (talking ? IN_TALK[key] : null);
+  }
+
+  document.addEventListener(
+    "keydown",
+    (event) => {
+      if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
+      const act = wanted(event);
+      if (!act) return;
+      if (event.key !== "Escape" || step()) event.preventDefault();
+      act();
+    },
+    true,
+  );
+
+  // The share link: only what differs from the defaults, and no folder of this machine
+
+  const isPublic = (name) => /^(pocket:[\w.-]+(\/[\w.-]+)?|[\w-][\w.-]*\/[\w-][\w.-]*)$/.test(name);
+
+  async function copyLink(defaults, values) {
+    const link = new URL(location.pathname, location.origin);
+    let left = "";
+    Object.keys(defaults).forEach((name, place) => {
+      const value = values[place];
+      if (value === defaults[name] || value === null) return;
+      if (["source", "target", "adapter"].includes(name) && !isPublic(value)) left = ", without local folders";
+      else link.searchParams.set(name, value);
+    });
+    try {
+      await navigator.clipboard.writeText(link.href);
+      return `Copied${left}`;
+    } catch {
+      // The clipboard is closed to pages that are not served securely.
+      window.prompt("Copy this link", link.href);
+      return "Copy link";
+    }
+  }
+
+  // Taken once: a reload then shows what the visitor has changed since.
+  function takeLink() {
+    const taken = location.search;
+    const rest = new URL(location.href);
+    [...rest.searchParams.keys()].filter((key) => !key.startsWith("__")).forEach((key) => rest.searchParams.delete(key));
+    history.replaceState(history.state, "", rest);
+    return taken;
+  }
+
+  const later = (words) => new Promise((done) => setTimeout(() => done(words), 2000));
+
+  window.castStage = {
+    copyLink,
+    takeLink,
+    later,
+    toggleTalk: () => setTalk(!root.classList.contains(TALK)),
+    begin,
+    leave,
+    next: () => goTo(step() + 1),
+    back: () => goTo(step() - 1),
+    strength: () => strength,
+    // Once the page stands: the switch says how it is set.
+    ready: () => byId("cast-talk-switch")?.setAttribute("aria-pressed", String(root.classList.contains(TALK))),
+  };
+
+  // Gradio names what stands where a plot is still empty, and does not say what it is.
+  new MutationObserver(() => {
+    for (const empty of document.querySelectorAll("div.empty[aria-label]:not([role])")) empty.setAttribute("role", "img");
+  }).observe(root, { childList: true, subtree: true });
+
+  try {
+    root.classList.toggle(TALK, localStorage.getItem(TALK) === "1");
+  } catch {
+    // See `remember`.
+  }
+})();

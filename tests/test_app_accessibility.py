@@ -1,0 +1,78 @@
+"""axe-core over the whole page, in light and dark and in talk mode: nothing serious, nothing critical."""
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from fake_backend import FakeBackend, recording
+from pages import CastPage, chromium, served
+
+from app.workspace import Selection
+
+CHOICE = Selection("pocket:llama", "pocket:mistral", "pocket:llama/pirate")
+HARMFUL = ("serious", "critical")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    backend = FakeBackend()
+    recording(backend, CHOICE).save(folder / "recording.json")
+    with served(backend, folder, folder / "recording.json") as running:
+        yield running
+
+
+def harmful(page):
+    """Serious and critical violations, one line for each element."""
+    found = Axe().run(page.page).response["violations"]
+    return [
+        f"{rule['id']}: {node['target']} {node['html'][:160]} {node['failureSummary'][:300]}"
+        for rule in found
+        if rule["impact"] in HARMFUL
+        for node in rule["nodes"]
+    ]
+
+
+@pytest.mark.parametrize("look", ["light", "dark"])
+@pytest.mark.parametrize("talk", [False, True], ids=["page", "talk"])
+def test_nothing_serious_on_any_tab(browser, address, look, talk):
+    context = browser.new_context(viewport={"width": 1440, "height": 900}, reduced_motion="reduce")
+    page = CastPage(context, address, look)
+    if talk:
+        page.key("t")
+    found = {}
+    for tab in page.tabs:
+        page.tab(tab)
+        page.unfold()
+        page.settle()
+        found[tab] = harmful(page)
+    context.close()
+    assert {tab: lines for tab, lines in found.items() if lines} == {}
+
+
+def test_nothing_serious_in_the_tour(browser, address):
+    context = browser.new_context(viewport={"width": 1440, "height": 900}, reduced_motion="reduce")
+    page = CastPage(context, address)
+    page.key("g")
+    found = []
+    for number in range(1, 7):
+        page.tour.get_by_text(f"{number} of 6").wait_for()
+        found += harmful(page)
+        page.key("ArrowRight")
+    context.close()
+    assert found == []
+
+
+def test_the_main_path_is_reached_by_the_tab_key(browser, address):
+    context = browser.new_context(viewport={"width": 1440, "height": 900}, reduced_motion="reduce")
+    page = CastPage(context, address)
+    for label in ("Source model", "Target model", "Adapter of the source", "Prompt"):
+        assert page.tab_to(page.chosen(label)), label
+    assert page.tab_to(page.page.get_by_role("button", name="Generate", exact=True))
+    page.key("Enter")
+    page.answer("target_adapter").get_by_text("hosted").wait_for()
+    context.close()

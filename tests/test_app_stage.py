@@ -1,0 +1,162 @@
+"""Talk mode and the guided tour in a real headless Chromium, by keyboard alone."""
+
+import re
+
+import pytest
+from fake_backend import FakeBackend, recording
+from pages import CastPage, chromium, served
+from playwright.sync_api import expect
+
+from app.workspace import Selection
+
+CHOICE = Selection("pocket:llama", "pocket:mistral", "pocket:llama/pirate")
+TITLES = (
+    "The adapter is locked into its model",
+    "The target does not have the skill",
+    "Carry it over",
+    "Side by side, live",
+    "One map for both models",
+    "How much arrives",
+)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    backend = FakeBackend()
+    recording(backend, CHOICE).save(folder / "recording.json")
+    with served(backend, folder, folder / "recording.json") as running:
+        yield running
+
+
+@pytest.fixture
+def visit(browser, address):
+    contexts = []
+
+    def visitor(width=1440, height=900, look="light"):
+        contexts.append(browser.new_context(viewport={"width": width, "height": height}))
+        return CastPage(contexts[-1], address, look)
+
+    yield visitor
+    for context in contexts:
+        context.close()
+
+
+def test_talk_mode_is_a_key_and_keeps_to_the_keyboard(visit):
+    page = visit()
+    small = page.answer("target").evaluate("node => parseFloat(getComputedStyle(node).fontSize)")
+    page.key("t")
+    assert page.talks
+    large = page.answer("target").evaluate("node => parseFloat(getComputedStyle(node).fontSize)")
+    assert large >= 24 > small
+    expect(page.page.get_by_role("button", name="Talk mode (T)")).to_have_attribute("aria-pressed", "true")
+    expect(page.page.get_by_role("button", name="Sampling")).to_be_hidden()
+    expect(page.facts).to_be_hidden()
+
+    page.key("p")
+    page.page.keyboard.insert_text(" then t, g and 2")
+    page.key("t", "Escape", "r")
+    expect(page.answer("target_adapter")).to_contain_text("pocket:mistral says hosted pirate")
+    assert page.talks
+    expect(page.tour).to_have_count(0)
+    page.key("2")
+    expect(page.page.get_by_role("tab", name="Heads")).to_have_attribute("aria-selected", "true")
+
+    page.open()
+    assert page.talks
+    page.key("t")
+    assert not page.talks
+    page.key("1", "r")
+    expect(page.page.get_by_role("tab", name="Generate")).to_have_attribute("aria-selected", "true")
+    assert page.errors == []
+
+
+def test_the_tour_tells_six_steps_by_arrow_keys_and_leaves_no_trace(visit):
+    page = visit()
+    page.choose("Target model", "pocket:qwen")
+    expect(page.facts).to_contain_text("Qwen")
+    page.page.get_by_label("Target model").blur()
+    page.key("g")
+    for number, title in enumerate(TITLES, 1):
+        heading = page.tour.get_by_role("heading", level=2)
+        expect(heading).to_contain_text(title)
+        expect(heading).to_be_focused()
+        expect(page.tour.get_by_text(f"{number} of 6")).to_be_visible()
+        if number == 1:
+            expect(page.toured("source_adapter")).to_contain_text("pocket:llama says pirate")
+            expect(page.toured("target")).to_be_hidden()
+        if number == 4:
+            expect(page.toured("target_adapter")).to_contain_text("hosted pirate whole x1 ")
+            page.key("ArrowUp", "ArrowUp", "ArrowUp")
+            expect(page.toured("target_adapter")).to_contain_text("hosted pirate whole x2 ")
+            expect(page.tour).to_contain_text("strength 2")
+        page.key("ArrowRight")
+    expect(page.tour.get_by_role("row", name="<pirate>")).to_contain_text("100")
+    expect(page.tour).to_contain_text("cast translate --source pocket:llama")
+    page.key("ArrowLeft")
+    expect(page.tour.get_by_role("heading", level=2)).to_contain_text(TITLES[4])
+    expect(page.page.get_by_label("Prompt", exact=True)).not_to_be_focused()
+
+    page.key("Escape")
+    expect(page.tour).to_be_hidden()
+    expect(page.chosen("Target model")).to_have_value("pocket:qwen")
+    expect(page.answer("target")).to_have_count(0)
+    page.page.get_by_role("button", name="Guided tour (G)").click()
+    expect(page.tour.get_by_role("heading", level=2)).to_contain_text(TITLES[0])
+    page.tour.get_by_role("button", name="Leave (Esc)").click()
+    expect(page.page.get_by_role("button", name="Guided tour (G)")).to_be_focused()
+    assert page.errors == []
+
+
+def test_a_link_carries_the_choices_to_another_browser_and_a_reload_keeps_them(visit):
+    page = visit()
+    page.choose("Target model", "pocket:qwen")
+    expect(page.facts).to_contain_text("Qwen")
+    page.write("Who <b>sang</b> & why?\nNow:")
+    page.strength.fill("1.5")
+    page.strength.press("Enter")
+    page.page.get_by_role("button", name="Sampling").click()
+    page.page.get_by_label("Seed").fill("11")
+    page.page.get_by_label("Seed").blur()
+    page.pick_mode("kernel")
+    page.settle()
+    link = page.copied_link()
+    assert "seed=11" in link
+    assert "temperature" not in link
+
+    def stands(other):
+        expect(other.chosen("Source model")).to_have_value("pocket:llama")
+        expect(other.chosen("Target model")).to_have_value("pocket:qwen")
+        expect(other.chosen("Adapter of the source")).to_have_value(re.compile("pirate"))
+        expect(other.page.get_by_label("Prompt", exact=True)).to_have_value("Who <b>sang</b> & why?\nNow:")
+        expect(other.strength).to_have_value("1.5")
+        if not other.page.get_by_label("Seed").is_visible():
+            other.page.get_by_role("button", name="Sampling").click()
+        expect(other.page.get_by_label("Seed")).to_have_value("11")
+        expect(other.mode("kernel")).to_be_checked()
+
+    reader = visit()
+    reader.open(link)
+    stands(reader)
+    assert "seed" not in reader.page.url
+    reader.choose("Target model", "pocket:mistral")
+    expect(reader.facts).to_contain_text("Mistral")
+    reader.settle()
+    reader.open()
+    expect(reader.chosen("Target model")).to_have_value("pocket:mistral")
+    page.open()
+    stands(page)
+    assert page.errors == reader.errors == []
+
+
+def test_a_link_holds_no_folder_of_the_sender(visit):
+    page = visit()
+    page.choose("Adapter of the source", "/my/secret/lora")
+    expect(page.errors_shown.first).to_be_visible()
+    assert "secret" not in page.copied_link()
