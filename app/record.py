@@ -48,7 +48,6 @@ def record(selection: Selection, prompt: str | None, depth: int | None) -> Showc
     if facts.adapter is None:
         raise RequestError("A recording needs an adapter.")
     depth = facts.target.depth // 2 if depth is None else depth
-    # Before the map: what draws it leaves later forward passes slow.
     skills = tuple(scores(selection.pair, _SCORED))
     *_, drawn = engine.joint_maps(selection.pair, depth, _MAP_POINTS)
     return Showcase(
