@@ -30,6 +30,14 @@ BASELINES = {
     "proxy-tuning": "Proxy tuning",
     "truncate-and-pad": "Truncate and pad",
     "naive-copy": "Naive copy",
+    "cross-lora": "Cross-LoRA",
+    "lora-x": "LoRA-X",
+    "theseus": "Theseus",
+    "bico": "BiCo",
+    "reduced-rank-regression": "Reduced-rank regression",
+    "random-heads": "Control: random heads",
+    "random-maps": "Control: random maps",
+    "shuffled-layers": "Control: shuffled layers",
 }
 # Names that results have beside those that can be asked for.
 _NAMES = {**METHODS, **BASELINES, "compiled-prompts": "Compiled LoRA with prompts"}

@@ -135,8 +135,9 @@ def compare(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Answ
         target, args.data, retrained=args.retrained, train=args.train, seed=args.seed, on_progress=on_progress
     )
     heads = pipeline.find_heads(source, target, _folder(args.heads)) if args.heads else None
+    text = args.corpus or pipeline.default_corpus(source, target)
     ends = comparison.ends_of_the_scale(
-        source, target, lora, task, retrained=retrained, text=args.corpus, on_progress=on_progress
+        source, target, lora, task, retrained=retrained, text=text, on_progress=on_progress
     )
     say(f"{task.name}, {source.name} → {target.name}, {len(task.examples)} examples, scored by {task.metric}")
     say(f"  {'source base':<28} {_figure(ends.source_base.score)}")

@@ -69,10 +69,11 @@ def ends_of_the_scale(
         lora: the source adapter.
         task: what is scored.
         retrained: a LoRA that was trained on the target.
-        text: corpus of general text, on whose held-out side the two adapters' own cost is measured.
+        text: corpus of general text, on whose held-out side the two adapters' own cost is measured; with
+            None it is not.
         on_progress: gets the stages of scoring.
     """
-    held_out = held_out_texts(text or default_corpus(source, target))
+    held_out = held_out_texts(text) if text else []
 
     def score(runner: Runner) -> EvalReport:
         return evaluate.evaluate(runner, task, on_progress=on_progress)
@@ -83,8 +84,8 @@ def ends_of_the_scale(
         retrained=score(PlainRunner(target, retrained)) if retrained else None,
         source_base=score(PlainRunner(source)),
         source_adapted=score(PlainRunner(source, lora)),
-        source_off_task=own_off_task(source, lora, held_out),
-        retrained_off_task=own_off_task(target, retrained, held_out) if retrained else None,
+        source_off_task=own_off_task(source, lora, held_out) if held_out else None,
+        retrained_off_task=own_off_task(target, retrained, held_out) if held_out and retrained else None,
     )
 
 
