@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,11 +96,18 @@ class CastPage:
         self.pane("source").wait_for()
         self.settle()
 
-    def asked_within(self, seconds: float) -> int:
-        """How often the page asks the server for something in the coming seconds, with nobody at it."""
-        before = self._asked
-        self.page.wait_for_timeout(1000 * seconds)
-        return self._asked - before
+    def comes_to_rest(self, within: float = 60) -> bool:
+        """Whether, with nobody at it, the page soon asks the server next to nothing for five seconds.
+
+        A slow machine may still be answering what was asked before; a page that goes round never rests.
+        """
+        deadline = time.monotonic() + within
+        while time.monotonic() < deadline:
+            before = self._asked
+            self.page.wait_for_timeout(5000)
+            if self._asked - before <= 1:
+                return True
+        return False
 
     def _count(self, sent: Request) -> None:
         self._asked += "queue/join" in sent.url

@@ -145,6 +145,8 @@ def test_a_link_carries_the_choices_to_another_browser_and_a_reload_keeps_them(v
     reader.open(link)
     stands(reader)
     assert "seed" not in reader.page.url
+    # What the link set in motion ends before the reader chooses.
+    reader.settle()
     reader.choose("Target model", "pocket:mistral")
     expect(reader.facts).to_contain_text("Mistral")
     reader.settle()
