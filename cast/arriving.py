@@ -33,14 +33,10 @@ def held_out_quality(
         strength: factor on the change that should arrive.
     """
     target = runner.lm
-    teacher = WordTeacher(
-        source, target, lora, strength=strength, max_length=config.max_length,
-        answer_share=config.answer_share, seed=config.seed,
-    )  # fmt: skip
+    teacher = WordTeacher(source, target, lora, config, strength=strength)
     told = teacher.tell([Passage(text) for text in texts])
-    missing = []
-    for way in (PlainRunner(target), runner):
-        said = way.logits(told.tokens, told.rows, told.positions).log_softmax(-1).to(told.wanted.device)
-        kl = torch.nn.functional.kl_div(said, told.wanted, log_target=True, reduction="none").sum(-1)
-        missing.append(float(kl @ told.weights / told.weights.sum()))
-    return Quality(kl_carried_base=missing[0], kl_carried_adapted=missing[1])
+    bare, acting = (
+        float(told.missing(way.logits(told.tokens, told.rows, told.positions).to(told.wanted.device)))
+        for way in (PlainRunner(target), runner)
+    )
+    return Quality(kl_carried_base=bare, kl_carried_adapted=acting)

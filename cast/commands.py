@@ -153,7 +153,7 @@ def compare(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Answ
     results, failures = [], []
     for outcome in comparison.compared(
         source, target, lora, ends, methods,
-        heads=heads, text=args.corpus, prompts=prompts, on_progress=on_progress,
+        heads=heads, text=text, prompts=prompts, on_progress=on_progress,
     ):  # fmt: skip
         if isinstance(outcome, comparison.Failure):
             failures.append(outcome)

@@ -65,6 +65,7 @@ def excited(
         seed: of all that is drawn.
         on_progress: gets the stage `generate`.
     """
+    prompts = list(dict.fromkeys(prompts))
     found = answered(source, lora, prompts, on_progress=on_progress)
     for turn, share in enumerate(_ROUNDS):
         texts = expanded(

@@ -1,7 +1,7 @@
 """What a compiled translation is fitted towards, and how far held-out text says that it has come."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cast.activations import residuals
-from cast.carrying import NO_EFFECT, Carrier, Objective
+from cast.carrying import NO_EFFECT, CarriedBatch, Carrier, Loss, Objective
 from cast.corpus import Passage
 from cast.errors import AdapterError, CorpusError
 from cast.models import TokenBatch
@@ -88,25 +88,25 @@ class StatesGoal:
 
     def measure(self, run: Run) -> Outcome:
         """The objective on held-out batches, each pair counting alike."""
-        count = sum(len(batch.pairs) for batch in self._held_out)
         total = missing = 0.0
-        for batch in self._held_out:
-            loss = self._objective(batch, run(batch.tokens, self.depths))
-            share = len(batch.pairs) / count
+        for share, _, _, loss in self._losses(run):
             total += share * float(self._objective.total(loss, self._config))
             missing += share * float(loss.missing)
         return Outcome(total, missing)
 
+    def _losses(self, run: Run) -> Iterator[tuple[float, CarriedBatch, dict[int, Tensor], Loss]]:
+        """Each held-out batch with its share of all pairs, the target's states on it, and its loss."""
+        count = sum(len(batch.pairs) for batch in self._held_out)
+        for batch in self._held_out:
+            states = run(batch.tokens, self.depths)
+            yield len(batch.pairs) / count, batch, states, self._objective(batch, states)
+
     @torch.no_grad()
     def quality(self, run: Run) -> Quality:
         """What is missing of the states by depth, and of the distribution."""
-        count = sum(len(batch.pairs) for batch in self._held_out)
         missing, fvu = 0.0, dict.fromkeys(self.depths, 0.0)
         moved, size = dict.fromkeys(self.depths, 0.0), dict.fromkeys(self.depths, 0.0)
-        for batch in self._held_out:
-            states = run(batch.tokens, self.depths)
-            loss = self._objective(batch, states)
-            share = len(batch.pairs) / count
+        for share, batch, states, loss in self._losses(run):
             missing += share * float(loss.missing)
             for depth in self.depths:
                 fvu[depth] += share * float(loss.fvu_by_depth[depth])

@@ -58,6 +58,13 @@ class AffineHead(nn.Module):
         """Map x [..., in] of any float dtype to y [..., out] float32."""
         return self.mean_out + self.scale_out * self.standardised(self.standardise(x))
 
+    @classmethod
+    def of(cls, matrix: Tensor) -> "AffineHead":
+        """The frozen head x → matrix·x without intercept, of a matrix [out, in]."""
+        head = cls(matrix.shape[1], matrix.shape[0]).requires_grad_(False)
+        head.weight.copy_(matrix)
+        return head
+
     def linear_map(self) -> Tensor:
         """The [out, in] matrix of the map in raw coordinates: how a change of x becomes a change of y."""
         return self.scale_out[:, None] * self.weight / self.scale_in

@@ -141,15 +141,15 @@ def _quality_lines(recipe: Recipe) -> list[str]:
     quality = recipe.quality
     if quality.kl_carried_base is None or quality.kl_carried_adapted is None:
         return []
-    states = quality.fvu is not None
+    carried = (
+        []
+        if quality.fvu is None
+        else [f"- unexplained share of the carried residual change: {quality.fvu:.3f} (1 is the bare target)"]
+    )
     return [
         f"Fitted on {recipe.tokens:,} tokens of text without labels. On held-out text:",
         "",
-        *(
-            [f"- unexplained share of the carried residual change: {quality.fvu:.3f} (1 is the bare target)"]
-            if states
-            else []
-        ),
+        *carried,
         f"- size of the carried effect: {quality.kl_carried_base:.4f} nats a token; still missing: "
         f"{quality.kl_carried_adapted:.4f}",
     ]
@@ -355,11 +355,7 @@ def _goal(work: _Work, held: Sequence[Sequence[Passage]]) -> Goal:
     states = StatesGoal(work.carrier, held, config, work.strength) if work.heads else None
     if states and config.readout == "states":
         return states
-    teacher = WordTeacher(
-        work.source, work.target, work.lora,
-        strength=work.strength, max_length=config.max_length, answer_share=config.answer_share,
-        seed=config.seed,
-    )  # fmt: skip
+    teacher = WordTeacher(work.source, work.target, work.lora, config, strength=work.strength)
     return WordsGoal(teacher, held, states)
 
 

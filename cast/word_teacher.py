@@ -9,6 +9,7 @@ from torch import Tensor
 from cast.adapters import Lora
 from cast.corpus import Passage
 from cast.models import LanguageModel, TokenBatch
+from cast.recipes import TranslationConfig
 from cast.wording import Places, Reading, WordedRunner
 
 # Share of the positions that are looked at which go to those where the LoRA moves most.
@@ -28,6 +29,12 @@ class Told:
     wanted: Tensor
     """float32 [K, V_t] log-probabilities."""
 
+    def missing(self, logits: Tensor) -> Tensor:
+        """KL(wanted ‖ said) in nats a position, of logits [K, V_t] at the K positions."""
+        said = logits.float().log_softmax(-1)
+        kl = torch.nn.functional.kl_div(said, self.wanted, log_target=True, reduction="none").sum(-1)
+        return kl @ self.weights / self.weights.sum()
+
 
 class WordTeacher:
     """Next-token distributions of the hosted source (`cast.wording`) on texts.
@@ -36,11 +43,11 @@ class WordTeacher:
         source: the adapter's model.
         target: the model that shall learn them.
         lora: the adapter.
-        strength: factor on what it changes.
-        max_length: tokens of the target at which a text is cut.
-        answer_share: of a batch's weight, what falls on answers, where it holds some. A label is one token
-            behind a whole prompt, and what an adapter does to a prompt is hardly ever what it is for.
-        seed: of the positions that are looked at where there are too many.
+        config: `max_length`, at which a text is cut, in tokens of the target; `seed`, of the positions that
+            are looked at where there are too many; and `answer_share`: of a batch's weight, what falls on
+            answers, where it holds some. A label is one token behind a whole prompt, and what an adapter does
+            to a prompt is hardly ever what it is for.
+        strength: factor on what the adapter changes.
     """
 
     def __init__(
@@ -48,20 +55,19 @@ class WordTeacher:
         source: LanguageModel,
         target: LanguageModel,
         lora: Lora,
+        config: TranslationConfig,
         *,
-        strength: float,
-        max_length: int,
-        answer_share: float,
-        seed: int,
+        strength: float = 1.0,
     ) -> None:
-        self.target = target
+        self.target, self._config = target, config
         self._runner = WordedRunner(source, lora, target, strength)
-        self._max_length, self._answer_share = max_length, answer_share
-        self._random = torch.Generator().manual_seed(seed)
+        self._random = torch.Generator().manual_seed(config.seed)
 
     def tell(self, passages: Sequence[Passage]) -> Told:
         """What shall be said behind every token of the texts, or behind those that tell most of it."""
-        tokens = self.target.encode([passage.text for passage in passages], max_length=self._max_length)
+        tokens = self.target.encode(
+            [passage.text for passage in passages], max_length=self._config.max_length
+        )
         reading = self._runner.reading(tokens.texts)
         rows, positions = tokens.attention_mask.bool().cpu().nonzero(as_tuple=True)
         starts = [len(passage.text) + 1 if passage.answer is None else passage.answer for passage in passages]
@@ -75,16 +81,15 @@ class WordTeacher:
 
     def missing(self, told: Told, last: Tensor) -> Tensor:
         """KL(wanted ‖ said) in nats a position, of the target's last residuals [B, n, d_t]."""
-        said = self.target.architecture.logits(last[told.rows, told.positions]).float().log_softmax(-1)
-        kl = torch.nn.functional.kl_div(said, told.wanted, log_target=True, reduction="none").sum(-1)
-        return kl @ told.weights / told.weights.sum()
+        return told.missing(self.target.architecture.logits(last[told.rows, told.positions]))
 
     def _importance(self, answering: Tensor) -> Tensor:
         """How much each of N positions counts, from whether it speaks an answer; the mean is 1."""
         share = float(answering.float().mean())
         if share in (0.0, 1.0):
             return torch.ones(len(answering))
-        return torch.where(answering, self._answer_share / share, (1 - self._answer_share) / (1 - share))
+        wanted = self._config.answer_share
+        return torch.where(answering, wanted / share, (1 - wanted) / (1 - share))
 
     def _chosen(self, moved: Tensor) -> tuple[Tensor, Tensor]:
         """Of N positions those whose logits are held, and for how many each stands.

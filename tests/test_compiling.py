@@ -53,9 +53,7 @@ def passages(count: int) -> list[Passage]:
 
 
 def teacher_of(carrier: Carrier) -> WordTeacher:
-    return WordTeacher(
-        carrier.source, carrier.target, carrier.lora, strength=1.0, max_length=128, answer_share=0.75, seed=0
-    )
+    return WordTeacher(carrier.source, carrier.target, carrier.lora, WORDS)
 
 
 @pytest.fixture(scope="module")

@@ -116,3 +116,10 @@ def test_the_second_round_shows_what_the_first_has_found_and_all_is_answered(sou
     assert "The duck came by." not in "".join(written[0]["prompts"])
     assert "The duck came by." in "".join("".join(call["prompts"]) for call in written[1:])
     assert sum(len(call["prompts"]) for call in calls if call["lora"] is lora) == len(passages)
+
+
+def test_a_prompt_that_is_given_twice_counts_once(source) -> None:
+    passages = excited(source, build_lora(source), [*PROMPTS, PROMPTS[0]], 8)
+    prompts = [passage.text[: passage.answer] for passage in passages]
+    assert prompts[:3] == PROMPTS
+    assert len(set(prompts)) == len(prompts) > 3

@@ -49,8 +49,7 @@ def random_maps(given: Given) -> Runner:
     generator = torch.Generator().manual_seed(given.config.seed)
     maps = []
     for site_map in _site_maps(given).maps:
-        encode = AffineHead(site_map.encode.in_features, site_map.encode.out_features).requires_grad_(False)
-        encode.weight.copy_(_as_large(site_map.encode.linear_map(), generator))
+        encode = AffineHead.of(_as_large(site_map.encode.linear_map(), generator))
         maps.append(SiteMap(site_map.pair, encode, _as_large(site_map.decode, generator)))
     return _plain(given, "random maps", SiteMaps(tuple(maps)).instant(given.lora))
 

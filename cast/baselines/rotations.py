@@ -68,7 +68,7 @@ def _rotated(given: Given, name: str, *, by_gradient: bool) -> Lora:
     pairs = given.site_pairs()
     crossed = _crossed(given, pairs, by_gradient)
     maps = tuple(
-        SiteMap(pair, _linear(procrustes(inputs)), procrustes(outputs).T.float())
+        SiteMap(pair, AffineHead.of(procrustes(inputs)), procrustes(outputs).T.float())
         for pair, (inputs, outputs) in zip(pairs, crossed, strict=True)
     )
     return Lora(name, given.target.name, SiteMaps(maps).instant(given.lora))
@@ -148,10 +148,3 @@ def _read(
         logits = lm.architecture.logits(last[:, :-1][real]).float()
         loss = torch.nn.functional.cross_entropy(logits, tokens.input_ids[:, 1:][real], reduction="sum")
         return _Read(tokens, (values.inputs, gradient_at(loss, values.probes)))
-
-
-def _linear(matrix: Tensor) -> AffineHead:
-    """The head x → matrix·x without intercept, matrix [out, in]."""
-    head = AffineHead(matrix.shape[1], matrix.shape[0]).requires_grad_(False)
-    head.weight.copy_(matrix)
-    return head
