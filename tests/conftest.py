@@ -9,9 +9,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from fake_backend import FakeBackend, recording
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from app.jobs import Jobs
+from app.workspace import Selection
 from cast.adapters import Kernel, Lora
 from cast.models import LanguageModel
 
@@ -165,3 +168,56 @@ def build_lora(
 def tiny_lora() -> Callable[..., Lora]:
     """`tiny_lora(lm, rank=2, scaling=1.5, roles=None, seed=0)`: a random LoRA of a model."""
     return build_lora
+
+
+# --- the page; what needs Gradio is imported late, for most tests do without
+
+
+@pytest.fixture
+def backend():
+    """A stand-in for the library, of this test alone."""
+    return FakeBackend()
+
+
+@pytest.fixture
+def jobs():
+    made = Jobs()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from pages import chromium
+
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """A page that opens with a recorded run."""
+    from pages import served
+
+    folder = tmp_path_factory.mktemp("page")
+    recorded = folder / "recording.json"
+    stand_in = FakeBackend()
+    recording(stand_in, Selection("pocket:llama", "pocket:mistral", "pocket:llama/pirate")).save(recorded)
+    with served(stand_in, folder, recorded) as running:
+        yield running
+
+
+@pytest.fixture
+def visit(browser, address):
+    """Opens the page for one more visitor."""
+    from pages import CastPage
+
+    contexts = []
+
+    def visitor(width=1440, height=900, look="light"):
+        contexts.append(browser.new_context(viewport={"width": width, "height": height}))
+        return CastPage(contexts[-1], address, look)
+
+    yield visitor
+    for context in contexts:
+        context.close()

@@ -3,7 +3,7 @@
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from app.backend import (
     TokenMark,
     TranslateRequest,
 )  # fmt: skip
+from app.jobs import Job
 from app.runs import Ends, EvaluateRequest, Missed, TaskFacts, Told
 from app.showcase import Showcase, SkillScore
 from app.workspace import PLAIN_MODES, Selection
@@ -268,3 +269,14 @@ def recording(backend: FakeBackend, selection: Selection) -> Showcase:
         skills=(SkillScore("mood", 0.25, 0.9, 1.0), SkillScore("<pirate>", 0.0, 1.0, 1.0)),
         scored=50,
     )
+
+
+def ended(look: Callable[[], Job | None], seconds: float = 10) -> Job:
+    """The job that `look` finds, once it is over."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        job = look()
+        if job is not None and job.is_over:
+            return job
+        time.sleep(0.005)
+    raise AssertionError("the job did not end")

@@ -2,28 +2,9 @@
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from fake_backend import FakeBackend, recording
-from pages import CastPage, chromium, served
+from pages import CastPage
 
-from app.workspace import Selection
-
-CHOICE = Selection("pocket:llama", "pocket:mistral", "pocket:llama/pirate")
 HARMFUL = ("serious", "critical")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("page")
-    backend = FakeBackend()
-    recording(backend, CHOICE).save(folder / "recording.json")
-    with served(backend, folder, folder / "recording.json") as running:
-        yield running
 
 
 def harmful(page):

@@ -6,17 +6,11 @@ import zipfile
 
 import pytest
 from fake_backend import FakeBackend
-from pages import CastPage, chromium, served
+from pages import served
 from playwright.sync_api import expect
 
 from app.backend import Opened
 from app.workspace import Selection
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +23,6 @@ def address(backend, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     with served(backend, folder, folder / "no-recording.json") as running:
         yield running
-
-
-@pytest.fixture
-def visit(browser, address):
-    contexts = []
-
-    def visitor(width=1440, height=900):
-        contexts.append(browser.new_context(viewport={"width": width, "height": height}))
-        return CastPage(contexts[-1], address)
-
-    yield visitor
-    for context in contexts:
-        context.close()
 
 
 def test_choose_generate_translate_and_read_the_target(visit, backend):

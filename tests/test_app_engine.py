@@ -1,16 +1,15 @@
 """The engine behind the page, on a stand-in for the library."""
 
 import threading
-import time
 from dataclasses import replace
 
 import pytest
-from fake_backend import DEPTHS, FakeBackend
+from fake_backend import DEPTHS, ended
 
 from app.backend import FitRequest, Opened, SamplingChoice, TranslateRequest
 from app.cache import Cache
 from app.engine import Engine, GenerateRequest, TranslateResult
-from app.jobs import Jobs, JobState
+from app.jobs import JobState
 from app.ui import build
 from app.views import PANES
 from app.workspace import Attached, Pair, Selection
@@ -20,15 +19,8 @@ CHOICE = Selection("pocket:llama", "pocket:mistral", "pocket:llama/mood")
 
 
 @pytest.fixture
-def backend():
-    return FakeBackend()
-
-
-@pytest.fixture
-def engine(backend, tmp_path):
-    jobs = Jobs()
-    yield Engine(backend, jobs, tmp_path, None)
-    jobs.close()
+def engine(backend, jobs, tmp_path):
+    return Engine(backend, jobs, tmp_path, None)
 
 
 def request(selection=CHOICE, prompt="Who?", job="", folder="", strength=1.0, tokens=8):
@@ -36,14 +28,8 @@ def request(selection=CHOICE, prompt="Who?", job="", folder="", strength=1.0, to
     return GenerateRequest(selection, strength, prompt, SamplingChoice(tokens, 0.0, 0), made)
 
 
-def finished(engine, job_id):
-    until = time.monotonic() + 5
-    while time.monotonic() < until:
-        job = engine.job(job_id)
-        if job.is_over:
-            return job
-        time.sleep(0.005)
-    raise AssertionError("the job did not end")
+def over(engine, job_id):
+    return ended(lambda: engine.job(job_id), seconds=5)
 
 
 def last(engine, asked):
@@ -123,7 +109,7 @@ def test_opposite_pairs_do_not_lock_each_other_out(engine):
 
 def test_a_translation_is_used_by_the_visitor_who_made_it_only(engine):
     compiled = replace(CHOICE, mode="compiled")
-    job = finished(engine, engine.start_translate(TranslateRequest(compiled, 10)))
+    job = over(engine, engine.start_translate(TranslateRequest(compiled, 10)))
     assert job.state is JobState.DONE
     assert isinstance(job.result, TranslateResult)
     assert job.result.archive.suffix == ".zip"
@@ -181,7 +167,7 @@ def test_a_recipe_whose_adapter_is_a_recipe_is_refused(engine, backend):
 
 def test_a_hosted_translation_can_be_kept(engine):
     chosen = replace(CHOICE, segment=2)
-    job = finished(engine, engine.start_translate(TranslateRequest(chosen, 1)))
+    job = over(engine, engine.start_translate(TranslateRequest(chosen, 1)))
     assert job.result.selection == chosen
     pane = last(engine, request(chosen, job=job.id, strength=0.5))["target_adapter"]
     assert pane.text.startswith(" pocket:mistral says hosted, 2 blocks a segment mood x0.5")
@@ -191,7 +177,7 @@ def test_trained_heads_serve_their_visitor(engine, backend):
     pair = Pair(CHOICE.source, CHOICE.target)
     backend.without_heads.add((pair.source, pair.target))
     assert engine.heads_facts(pair) is None
-    job = finished(engine, engine.start_fit(FitRequest(pair, "pocket", 1000, "mlp")))
+    job = over(engine, engine.start_fit(FitRequest(pair, "pocket", 1000, "mlp")))
     assert engine.heads_facts(pair, job.id).tokens == 120_000
     assert engine.heads_facts(pair) is None
     assert engine.heads_facts(Pair("pocket:qwen", "pocket:llama"), job.id) is not None

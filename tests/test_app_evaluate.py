@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 
 import pytest
 from conftest import TRAINING_TEXT
-from fake_backend import FakeBackend
+from fake_backend import ended
 
 from app import plots, snippets, tables
 from app.engine import Engine
@@ -33,36 +33,14 @@ VISITOR, OTHER = "a" * 32, "b" * 32
 
 
 @pytest.fixture
-def backend():
-    return FakeBackend()
-
-
-@pytest.fixture
-def jobs():
-    made = Jobs()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def made(backend, jobs, tmp_path):
     engine = Engine(backend, jobs, tmp_path, None)
     return Evaluations(backend, engine, jobs, RunStore(tmp_path / "runs"), tmp_path)
 
 
-def ended(evaluations, run_id):
-    until = time.monotonic() + 10
-    while time.monotonic() < until:
-        job = evaluations.job(run_id)
-        if job.is_over:
-            return job
-        time.sleep(0.005)
-    raise AssertionError("the run did not end")
-
-
 def test_a_run_keeps_each_method_and_says_which_was_not_measured(made):
     run_id = made.start(VISITOR, ASKED)
-    assert ended(made, run_id).state is JobState.DONE
+    assert ended(lambda: made.job(run_id)).state is JobState.DONE
     run = made.run(VISITOR, run_id)
     assert (run.state, run.measured, run.task) == ("done", 3, "pocket:mood")
     assert [result.method for result in run.results] == ["hosted", "proxy-tuning"]
@@ -87,7 +65,7 @@ def test_a_cancelled_run_keeps_what_had_ended(made, backend):
     assert not made.cancel(OTHER, run_id)
     asked = time.monotonic()
     assert made.cancel(VISITOR, run_id)
-    assert ended(made, run_id).state is JobState.CANCELLED
+    assert ended(lambda: made.job(run_id)).state is JobState.CANCELLED
     assert time.monotonic() - asked < 2
     run = made.run(VISITOR, run_id)
     assert (run.state, [result.method for result in run.results]) == ("cancelled", ["hosted"])
@@ -99,7 +77,7 @@ def test_a_failure_is_a_sentence_and_loses_nothing(made, tmp_path):
     task.parent.mkdir()
     task.write_text("not json\n")
     run_id = made.start(VISITOR, replace(ASKED, task=str(task)))
-    job = ended(made, run_id)
+    job = ended(lambda: made.job(run_id))
     assert (job.state, job.message) == (
         JobState.FAILED,
         "mine.jsonl, line 1: not JSON; each line must be one object.",
@@ -133,7 +111,7 @@ def test_wrong_requests_are_sentences(made, change, words):
 
 def test_runs_are_found_again_after_a_restart_by_their_own_visitor_only(made, backend, tmp_path):
     run_id = made.start(VISITOR, ASKED)
-    ended(made, run_id)
+    ended(lambda: made.job(run_id))
     half = replace(made.run(VISITOR, run_id), id="c" * 32, state="running", results=())
     store = RunStore(tmp_path / "runs")
     store.write(VISITOR, half)

@@ -3,20 +3,18 @@
 import logging
 import subprocess
 import sys
-import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_backend import FakeBackend
+from fake_backend import ended
 from fake_hub import reachable_hub
 
 from app import snippets
 from app.backend import Opened, TranslateRequest
 from app.engine import Engine
 from app.exports import Exports
-from app.jobs import Jobs
 from app.library import CastBackend
 from app.workspace import Attached, Selection
 from cast import adapters, models
@@ -26,18 +24,6 @@ from cast.recipes import TranslationConfig
 
 CHOICE = Selection("pocket:llama", "pocket:mistral", "pocket:llama/mood", "instant")
 TOKEN = "hf_secretsecretsecret"
-
-
-@pytest.fixture
-def backend():
-    return FakeBackend()
-
-
-@pytest.fixture
-def jobs():
-    made = Jobs()
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -52,9 +38,7 @@ def exports(backend, engine, tmp_path):
 
 def translated(engine, selection=CHOICE):
     job_id = engine.start_translate(TranslateRequest(selection, 10))
-    until = time.monotonic() + 10
-    while time.monotonic() < until and not engine.job(job_id).is_over:
-        time.sleep(0.005)
+    ended(lambda: engine.job(job_id))
     return Attached(translate_job=job_id)
 
 

@@ -2,14 +2,8 @@
 
 import re
 
-import pytest
-from fake_backend import FakeBackend, recording
-from pages import CastPage, chromium, served
 from playwright.sync_api import expect
 
-from app.workspace import Selection
-
-CHOICE = Selection("pocket:llama", "pocket:mistral", "pocket:llama/pirate")
 TITLES = (
     "The adapter is locked into its model",
     "The target does not have the skill",
@@ -18,34 +12,6 @@ TITLES = (
     "One map for both models",
     "How much arrives",
 )
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("page")
-    backend = FakeBackend()
-    recording(backend, CHOICE).save(folder / "recording.json")
-    with served(backend, folder, folder / "recording.json") as running:
-        yield running
-
-
-@pytest.fixture
-def visit(browser, address):
-    contexts = []
-
-    def visitor(width=1440, height=900, look="light"):
-        contexts.append(browser.new_context(viewport={"width": width, "height": height}))
-        return CastPage(contexts[-1], address, look)
-
-    yield visitor
-    for context in contexts:
-        context.close()
 
 
 def test_talk_mode_is_a_key_and_keeps_to_the_keyboard(visit):
@@ -121,7 +87,11 @@ def test_a_link_carries_the_choices_to_another_browser_and_a_reload_keeps_them(v
     page.write("Who <b>sang</b> & why?\nNow:")
     page.strength.fill("1.5")
     page.strength.press("Enter")
+    # An answer to the choice of a target that comes now would close what is opened next.
+    page.settle()
     page.page.get_by_role("button", name="Sampling").click()
+    # A field that has just been built takes its first value a moment later, faster than a hand could type.
+    page.settle()
     page.page.get_by_label("Seed").fill("11")
     page.page.get_by_label("Seed").blur()
     page.pick_mode("kernel")

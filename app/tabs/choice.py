@@ -134,6 +134,10 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
         restore, [*stores.all, link], [*followed, *settings[3:], *jobs_shown],
         js="(...kept) => [...kept.slice(0, -1), window.castStage.takeLink()]",
         show_progress="hidden", api_visibility="private",
+    ).then(
+        # A list that was still being built when its value came shows the page's first one: said once more.
+        None, stores.choice, pick.chosen, js="(kept) => [kept.source, kept.target, kept.adapter]",
+        api_visibility="private",
     )  # fmt: skip
 
     def follow_way(source: str, target: str, adapter: str, mode: str, segment: int) -> Updates:
