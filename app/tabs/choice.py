@@ -136,8 +136,9 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
         show_progress="hidden", api_visibility="private",
     ).then(
         # A list that was still being built when its value came shows the page's first one: said once more.
-        None, stores.choice, pick.chosen, js="(kept) => [kept.source, kept.target, kept.adapter]",
-        api_visibility="private",
+        None, stores.choice, pick.chosen, api_visibility="private",
+        js="async (kept) => { await window.castStage.built('.pick-adapter input');"
+        " return [kept.source, kept.target, kept.adapter] }",
     )  # fmt: skip
 
     def follow_way(source: str, target: str, adapter: str, mode: str, segment: int) -> Updates:

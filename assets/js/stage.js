@@ -161,12 +161,23 @@
     return taken;
   }
 
+  // What a component is told before it is built is lost on it; with nothing to show for it, for ever.
+  const BUILT_WITHIN = 10000;
+  const moment = () => new Promise((done) => setTimeout(done, 50));
+
+  async function built(shown) {
+    const late = performance.now() + BUILT_WITHIN;
+    while (!document.querySelector(shown) && performance.now() < late) await moment();
+    await moment();
+  }
+
   const later = (words) => new Promise((done) => setTimeout(() => done(words), 2000));
 
   window.castStage = {
     copyLink,
     takeLink,
     later,
+    built,
     toggleTalk: () => setTalk(!root.classList.contains(TALK)),
     begin,
     leave,
