@@ -18,12 +18,16 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def captured(lm: "LanguageModel", depths: Collection[int]) -> Iterator[dict[int, Tensor]]:
+def captured(
+    lm: "LanguageModel", depths: Collection[int], shape: tuple[int, ...] | None = None
+) -> Iterator[dict[int, Tensor]]:
     """Capture h_l of every forward pass inside the block.
 
     Args:
         lm: the model.
         depths: which l of 0 … depth to keep.
+        shape: [B, n] of the passes to keep; None for all. A runner may run the final norm once more on the
+            places that it was asked for.
 
     Yields:
         A dictionary l → [B, n, d] in the model's own dtype, filled anew by each forward pass, gradients kept.
@@ -41,7 +45,9 @@ def captured(lm: "LanguageModel", depths: Collection[int]) -> Iterator[dict[int,
         for depth in sorted(set(depths)):
             reader = architecture.blocks[depth] if depth < architecture.depth else architecture.final_norm
             if reader is not None:
-                hook = reader.register_forward_pre_hook(partial(_keep_input, states, depth), with_kwargs=True)
+                hook = reader.register_forward_pre_hook(
+                    partial(_keep_input, states, depth, shape), with_kwargs=True
+                )
             else:  # Without a final norm nothing after the last block always sees all positions.
                 hook = architecture.blocks[-1].register_forward_hook(partial(_keep_output, states, depth))
             stack.callback(hook.remove)
@@ -49,9 +55,16 @@ def captured(lm: "LanguageModel", depths: Collection[int]) -> Iterator[dict[int,
 
 
 def _keep_input(
-    states: dict[int, Tensor], depth: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    states: dict[int, Tensor],
+    depth: int,
+    shape: tuple[int, ...] | None,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> None:
-    states[depth] = args[0] if args else kwargs["hidden_states"]
+    given: Tensor = args[0] if args else kwargs["hidden_states"]
+    if shape is None or given.shape[:-1] == shape:
+        states[depth] = given
 
 
 def _keep_output(

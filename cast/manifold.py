@@ -1,278 +1,369 @@
 """A picture of two models' activations in one space, and the measures that must stand beside it.
 
-A map by UMAP shows neighbourhoods, not distances, and can draw any two clouds apart or together. So both
+A map by UMAP shows neighbourhoods, not distances, and can draw any two clouds apart or together. So all
 clouds are fitted jointly, the map's own faithfulness (trustworthiness) is measured, and the claim that they
 belong together rests on the held-out measures with their shuffled control, not on the picture.
+
+`read_pairs` runs the models, `drawn` and `drawn_along` lay out what was read; `manifold` is both for one
+pair of depths.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import islice
 from typing import Literal
 
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
-from sklearn.manifold import trustworthiness
 from torch import Tensor
 
-from cast.activations import paired_batch
-from cast.adapters import Lora, applied
-from cast.errors import CorpusError, RequestError
-from cast.heads import HeadPair, HeadSet
+from cast.activations import Moments
+from cast.adapters import Lora
+from cast.errors import RequestError
+from cast.fitters import ridge_head
+from cast.heads import HeadSet
 from cast.measures import Measured, Measurement, cosine, debiased_cka, knn_overlap, measured, r_squared
 from cast.models import LanguageModel
 from cast.progress import OnProgress, Progress, ignore
+from cast.projection import Method, Projection, aligned_to, project
+from cast.runners import Runner
+from cast.token_states import TokenPlace, TokenStates, Turns, read_states
 
-Method = Literal["umap", "pca"]
+Spaces = Literal["joint", "own"]
+Decode = Callable[[Tensor], Tensor]
 
-_PCA_DIMENSIONS = 50
-_NEIGHBOURS = 15
-# Trustworthiness sorts all distances: a sample is enough for two digits.
-_TRUSTWORTHINESS_SAMPLE = 1000
-# Fewer points have no neighbourhoods to speak of.
-_FEWEST_POINTS = 20
-_CONTEXT = 24
+# Tokens of other text that a linear map is fitted on where no head belongs to a pair of depths; a share of
+# them chooses its ridge.
+_FITTED_ON = 1500
+_VALIDATION = 0.2
 
 
 @dataclass(frozen=True, eq=False)
-class Projection:
-    """Two clouds of points after one joint fit."""
+class PairStates:
+    """The states of both models at one pair of depths, at N places."""
 
-    method: Method
-    source: np.ndarray
-    """[N, k] float64, k = 2 or 3."""
-    target: np.ndarray
-    """[M, k] float64."""
-    trustworthiness: float
-    """Share of the map's neighbourhoods that are real ones (Venna & Kaski 2001), in [0, 1]."""
-    kept_variance: float
-    """Share of the standardised variance in the principal components that the map was made from."""
+    source_depth: int
+    depth: int
+    """Target depth l."""
+    places: tuple[TokenPlace, ...]
+    source: Tensor
+    """[N, d_s]."""
+    target: Tensor
+    """[N, d_t]."""
+    adapted: Tensor | None
+    """[N, d_s], the source with its adapter."""
+    translated: Tensor | None
+    """[N, d_t], the target with the translation."""
+    decode: Decode
+    """From the source's space to the target's."""
+    by_heads: bool
+    """Whether `decode` is the pair's head; else a linear map that was fitted for this picture."""
 
 
 @dataclass(frozen=True, eq=False)
 class Manifold:
-    """Source and target activations at one depth, token by token, in the target's space.
+    """Source and target activations at one pair of depths, token by token.
 
-    Row i of every array belongs to the same place of the same text.
+    Row i of every array belongs to place i. In spaces `joint` all lie on one map of the target's space, the
+    source's states carried over; in spaces `own` the source's lie on a map of the source's own space, and
+    the target's on another of the target's.
     """
 
+    source_depth: int
     depth: int
     """Target depth l."""
-    source_depth: int
-    """m(l)."""
     method: Method
+    spaces: Spaces
     source: np.ndarray
-    """[N, k]: where D_l(h^S_{m(l)}) lies on the map."""
+    """[N, k]."""
     target: np.ndarray
-    """[N, k]: where h^T_l lies."""
+    """[N, k]."""
     adapted: np.ndarray | None
-    """[N, k]: where D_l(h^{S+}_{m(l)}) lies, with the source's adapter; None without one."""
-    tokens: tuple[str, ...]
-    """The target's token at each place, as it stands in the text."""
-    contexts: tuple[str, ...]
-    """The text up to and with the token, shortened from the left."""
+    """[N, k]: where the source lies with its adapter; None without one."""
+    translated: np.ndarray | None
+    """[N, k]: where the target lies with the translation; None without one."""
+    source_shift: np.ndarray | None
+    """[N]: how far the adapter moves the source, in deviations of a dimension (root mean square)."""
+    target_shift: np.ndarray | None
+    """[N]: how far the translation moves the target."""
+    places: tuple[TokenPlace, ...]
     measures: dict[str, Measured]
-    """R², cosine, k-NN overlap, debiased CKA of the clouds in full width, each with its shuffled control."""
+    """Taken in full width, each with its shuffled control: R², cosine, k-NN overlap and debiased CKA of the
+    carried source and the target, and the cosine of the two shifts where both are known."""
     trustworthiness: float
+    """Of the map; of the worse one of two."""
     kept_variance: float
+    by_heads: bool
 
 
-def project(
-    source_points: np.ndarray,
-    target_points: np.ndarray,
+def read_pairs(
+    source_lm: LanguageModel,
+    target_lm: LanguageModel,
+    heads: HeadSet | None,
+    texts: Iterable[str],
+    pairs: Sequence[tuple[int, int]],
+    *,
+    lora: Lora | None = None,
+    translated: Runner | None = None,
+    points: int = 2000,
+    seed: int = 0,
+    batch_size: int = 16,
+    turns: Turns = nullcontext,
+    on_progress: OnProgress = ignore,
+) -> tuple[PairStates, ...]:
+    """Read both models at the same places, at each of some pairs of depths.
+
+    Args:
+        source_lm: the source model.
+        target_lm: the target model.
+        heads: of this ordered pair of models; where there are none, or none for a pair of depths, a linear
+            map is fitted on further text.
+        texts: held-out general text, none of it fitted on; only as much is read as is needed.
+        pairs: (source depth, target depth).
+        lora: adapter of the source, to show where it moves the tokens.
+        translated: the target with the translated adapter.
+        points: N.
+        seed: of the choice of tokens.
+        batch_size: texts at once.
+        turns: makes a context that is held during each pass of a model.
+        on_progress: gets the stage `activations`.
+
+    Raises:
+        RequestError: a model has no such depth.
+        CorpusError: the texts hold too few aligned tokens.
+    """
+    for lm, depths in zip((source_lm, target_lm), zip(*pairs, strict=True), strict=True):
+        for depth in depths:
+            if not 0 <= depth <= lm.depth:
+                raise RequestError(f"{lm.name} has depths 0 to {lm.depth}; there is no depth {depth}.")
+    iterator = iter(texts)
+
+    def read(
+        pairs: Sequence[tuple[int, int]], points: int, lora: Lora | None = None, runner: Runner | None = None
+    ) -> TokenStates:
+        return read_states(
+            source_lm, target_lm, iterator, points=points, source_depths=[i for i, _ in pairs],
+            target_depths=[j for _, j in pairs], lora=lora, translated=runner, seed=seed,
+            batch_size=batch_size, turns=turns, on_progress=on_progress,
+        )  # fmt: skip
+
+    states = read(pairs, points, lora, translated)
+    headless = [pair for pair in pairs if not _has_head(heads, *pair)]
+    # The iterator goes on: what the map is fitted on is none of what is shown.
+    others = read(headless, _FITTED_ON) if headless else None
+    return tuple(
+        PairStates(
+            source_depth=i,
+            depth=j,
+            places=states.places,
+            source=states.source[i],
+            target=states.target[j],
+            adapted=None if states.adapted is None else states.adapted[i],
+            translated=None if states.translated is None else states.translated[j],
+            decode=_fitted(others, i, j) if others and (i, j) in headless else _head(heads, j),
+            by_heads=(i, j) not in headless,
+        )
+        for i, j in pairs
+    )
+
+
+def _has_head(heads: HeadSet | None, source_depth: int, depth: int) -> bool:
+    return heads is not None and depth in heads.depths and heads.layer_map[depth] == source_depth
+
+
+def _head(heads: HeadSet | None, depth: int) -> Decode:
+    if heads is None:
+        raise RequestError(f"No head belongs to depth {depth}.")
+    decode = heads.at(depth).decode
+
+    def decoded(states: Tensor) -> Tensor:
+        # The heads stay where they are: other users share them.
+        return decode(states.to(next(decode.parameters()).device)).detach().cpu()
+
+    return decoded
+
+
+def _fitted(states: TokenStates, source_depth: int, depth: int) -> Decode:
+    x, y = states.source[source_depth], states.target[depth]
+    # The places stand in the order of their texts, so the last ones are of texts that nothing is fitted on.
+    cut = max(2, round(len(x) * (1 - _VALIDATION)))
+    moments = Moments(x.shape[1], y.shape[1])
+    moments.update(x[:cut], y[:cut])
+    return ridge_head(moments, x[cut:], y[cut:])
+
+
+@torch.no_grad()
+def drawn(
+    states: PairStates,
+    method: Method = "umap",
+    *,
+    dimensions: int = 2,
+    spaces: Spaces = "joint",
+    seed: int = 0,
+    on_progress: OnProgress = ignore,
+) -> Manifold:
+    """Lay out what was read at one pair of depths.
+
+    Args:
+        states: what was read.
+        method: `pca` (linear, instant) or `umap` (its first use compiles for some seconds).
+        dimensions: k, 2 or 3.
+        spaces: see `Manifold`.
+        seed: of UMAP.
+        on_progress: gets the stage `map`; may cancel between two epochs.
+
+    Raises:
+        RequestError: another k, or states that make no map.
+    """
+    if spaces == "joint":
+        maps = [project(_joint_clouds(states), method, dimensions=dimensions, seed=seed, on_progress=on_progress)]
+    else:
+        own = ([states.source, states.adapted], [states.target, states.translated])
+        maps = [
+            project(_known(side), method, dimensions=dimensions, seed=seed, on_progress=on_progress)
+            for side in own
+        ]
+    return _manifold(states, method, spaces, maps)
+
+
+@torch.no_grad()
+def drawn_along(
+    stack: Sequence[PairStates],
     method: Method = "umap",
     *,
     dimensions: int = 2,
     seed: int = 0,
-) -> Projection:
-    """Lay two clouds of one space on one map: standardise the union, keep its first 50 components, project.
+    on_progress: OnProgress = ignore,
+) -> tuple[Manifold, ...]:
+    """Lay out the same places at several pairs of depths, one joint map each, for a picture that moves.
+
+    A map is turned, never bent, to lie on the one before it as well as it can; UMAP also starts from there.
 
     Args:
-        source_points: [N, d].
-        target_points: [M, d].
-        method: `pca` (linear, instant) or `umap` (its first use compiles for some seconds).
-        dimensions: k, 2 or 3.
-        seed: of UMAP; the same seed gives the same map on the same machine.
-
-    Raises:
-        RequestError: fewer than 20 points altogether, values that are not finite, or another k.
+        stack: what was read, from the first depth to the last.
+        method: see `drawn`.
+        dimensions: 2 or 3.
+        seed: of UMAP.
+        on_progress: gets the stage `map`, a step for each depth.
     """
-    if dimensions not in (2, 3):
-        raise RequestError(f"A map has 2 or 3 dimensions, not {dimensions}.")
-    union = np.concatenate([source_points, target_points]).astype(np.float64)
-    if len(union) < _FEWEST_POINTS:
-        raise RequestError(f"{len(union)} points make no map; at least {_FEWEST_POINTS} are needed.")
-    if not np.isfinite(union).all():
-        raise RequestError("Some activations are not finite; load the model in float32 or bfloat16.")
-    deviation = union.std(0)
-    # A dimension that never varies says nothing, and must not be divided by its rounding error.
-    varies = deviation > 1e-12 * (1 + np.abs(union.mean(0)))
-    if varies.sum() < dimensions:
-        raise RequestError("The activations do not vary in enough dimensions; give more varied text.")
-    union = (union[:, varies] - union[:, varies].mean(0)) / deviation[varies]
-    pca = PCA(n_components=min(_PCA_DIMENSIONS, *union.shape), svd_solver="full")
-    reduced = pca.fit_transform(union)
-    mapped = reduced[:, :dimensions] if method == "pca" else _umap(reduced, dimensions, seed)
-    return Projection(
-        method=method,
-        source=mapped[: len(source_points)],
-        target=mapped[len(source_points) :],
-        trustworthiness=_trustworthiness(reduced, mapped, seed),
-        kept_variance=float(pca.explained_variance_ratio_.sum()),
+    maps: list[Projection] = []
+    for step, states in enumerate(stack):
+        # UMAP's epochs are another stage: this one counts the depths.
+        on_progress(Progress("maps over depth", step, len(stack)))
+        before = maps[-1] if maps else None
+        found = project(
+            _joint_clouds(states), method, dimensions=dimensions, seed=seed, start=before,
+            on_progress=lambda progress, step=step: on_progress(
+                Progress("maps over depth", step, len(stack), progress.metrics)
+            ),
+        )  # fmt: skip
+        maps.append(aligned_to(found, before) if before else found)
+    on_progress(Progress("maps over depth", len(stack), len(stack)))
+    return tuple(
+        _manifold(states, method, "joint", [found]) for states, found in zip(stack, maps, strict=True)
     )
-
-
-def _umap(points: np.ndarray, dimensions: int, seed: int) -> np.ndarray:
-    # Imported here: it compiles for seconds, and the linear map needs none of it.
-    from umap import UMAP
-
-    neighbours = min(_NEIGHBOURS, len(points) - 1)
-    # A fixed seed runs on one thread; saying so ourselves avoids UMAP's warning about it.
-    mapper = UMAP(n_components=dimensions, n_neighbors=neighbours, random_state=seed, n_jobs=1)
-    return np.asarray(mapper.fit_transform(points), dtype=np.float64)
-
-
-def _trustworthiness(points: np.ndarray, mapped: np.ndarray, seed: int) -> float:
-    size = min(len(points), _TRUSTWORTHINESS_SAMPLE)
-    chosen = np.random.default_rng(seed).choice(len(points), size=size, replace=False)
-    neighbours = min(_NEIGHBOURS, (size - 1) // 2)
-    return float(trustworthiness(points[chosen], mapped[chosen], n_neighbors=neighbours))
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Activations at aligned places of one batch of texts."""
-
-    source: Tensor  # [N, d_t], decoded
-    target: Tensor  # [N, d_t]
-    adapted: Tensor | None
-    tokens: list[str]
-    contexts: list[str]
 
 
 def manifold(
     source_lm: LanguageModel,
     target_lm: LanguageModel,
-    heads: HeadSet,
+    heads: HeadSet | None,
     texts: Iterable[str],
     depth: int,
     *,
+    source_depth: int | None = None,
     lora: Lora | None = None,
+    translated: Runner | None = None,
     points: int = 2000,
     method: Method = "umap",
     dimensions: int = 2,
+    spaces: Spaces = "joint",
     seed: int = 0,
     batch_size: int = 16,
     on_progress: OnProgress = ignore,
 ) -> Manifold:
-    """Map both models' activations at one target depth, the source's carried over by the decode head.
+    """Map both models' activations at one pair of depths; see `read_pairs` and `drawn`.
 
     Args:
-        source_lm: the source model.
-        target_lm: the target model.
-        heads: of this ordered pair.
-        texts: held-out general text, none of it fitted on; only as much is read as is needed.
         depth: target depth l, 0 … L_t.
-        lora: adapter of the source, to show where it moves the tokens.
-        points: aligned tokens on the map.
-        method: `umap` or `pca`.
-        dimensions: 2 or 3.
-        seed: of the choice of tokens, and of UMAP.
-        batch_size: texts at once.
-        on_progress: gets stages `activations` and `map`.
+        source_depth: the one that the heads pair with it, by default.
 
     Raises:
-        RequestError: the target has no such depth.
+        RequestError: a model has no such depth, or there are neither heads nor a source depth.
         CorpusError: the texts hold too few aligned tokens.
     """
-    if not 0 <= depth <= target_lm.depth:
-        raise RequestError(f"{target_lm.name} has depths 0 to {target_lm.depth}; there is no depth {depth}.")
-    pair = heads.at(depth)
-    places: list[_Place] = []
-    found = 0
-    for place in _places(source_lm, target_lm, heads, pair, texts, depth, lora, batch_size):
-        places.append(place)
-        found += len(place.tokens)
-        on_progress(Progress("activations", min(found, points), points))
-        # Twice as many as are shown, so that the tokens on the map come from many texts.
-        if found >= 2 * points:
-            break
-    if 2 * found < _FEWEST_POINTS:
-        raise CorpusError(
-            f"The texts hold {found} aligned tokens; a map needs {_FEWEST_POINTS // 2} at least."
-        )
-    chosen = np.sort(np.random.default_rng(seed).choice(found, size=min(points, found), replace=False))
-    source, target = (
-        torch.cat(rows)[chosen] for rows in zip(*((p.source, p.target) for p in places), strict=True)
+    if source_depth is None:
+        if heads is None:
+            raise RequestError("Without heads a map needs a source depth as well; name one.")
+        if not 0 <= depth <= target_lm.depth:
+            raise RequestError(
+                f"{target_lm.name} has depths 0 to {target_lm.depth}; there is no depth {depth}."
+            )
+        source_depth = heads.layer_map[depth]
+    (states,) = read_pairs(
+        source_lm, target_lm, heads, texts, [(source_depth, depth)], lora=lora, translated=translated,
+        points=points, seed=seed, batch_size=batch_size, on_progress=on_progress,
+    )  # fmt: skip
+    return drawn(
+        states, method, dimensions=dimensions, spaces=spaces, seed=seed, on_progress=on_progress
     )
-    adapted = torch.cat([p.adapted for p in places if p.adapted is not None])[chosen] if lora else None
-    on_progress(Progress("map", 0, 1))
-    clouds = source if adapted is None else torch.cat([source, adapted])
-    projection = project(clouds.numpy(), target.numpy(), method, dimensions=dimensions, seed=seed)
-    on_progress(Progress("map", 1, 1))
-    tokens = [token for place in places for token in place.tokens]
-    contexts = [context for place in places for context in place.contexts]
+
+
+def _known(clouds: Iterable[Tensor | None]) -> list[np.ndarray]:
+    return [cloud.numpy() for cloud in clouds if cloud is not None]
+
+
+def _joint_clouds(states: PairStates) -> list[np.ndarray]:
+    carried = [None if rows is None else states.decode(rows) for rows in (states.source, states.adapted)]
+    return _known([*carried, states.target, states.translated])
+
+
+def _manifold(states: PairStates, method: Method, spaces: Spaces, maps: Sequence[Projection]) -> Manifold:
+    rows: Iterator[np.ndarray] = (cloud for found in maps for cloud in found.clouds)
+    # The order of `_joint_clouds`, and of the two maps of one's own.
+    source = next(rows)
+    adapted = None if states.adapted is None else next(rows)
+    target = next(rows)
+    translated = None if states.translated is None else next(rows)
     return Manifold(
-        depth=depth,
-        source_depth=heads.layer_map[depth],
+        source_depth=states.source_depth,
+        depth=states.depth,
         method=method,
-        source=projection.source[: len(chosen)],
-        target=projection.target,
-        adapted=None if adapted is None else projection.source[len(chosen) :],
-        tokens=tuple(tokens[index] for index in chosen),
-        contexts=tuple(contexts[index] for index in chosen),
-        measures=_measures(source, target),
-        trustworthiness=projection.trustworthiness,
-        kept_variance=projection.kept_variance,
+        spaces=spaces,
+        source=source,
+        target=target,
+        adapted=adapted,
+        translated=translated,
+        source_shift=_shift(states.source, states.adapted),
+        target_shift=_shift(states.target, states.translated),
+        places=states.places,
+        measures=_measures(states),
+        trustworthiness=min(found.trustworthiness for found in maps),
+        kept_variance=min(found.kept_variance for found in maps),
+        by_heads=states.by_heads,
     )
 
 
-@torch.no_grad()
-def _places(
-    source_lm: LanguageModel,
-    target_lm: LanguageModel,
-    heads: HeadSet,
-    pair: HeadPair,
-    texts: Iterable[str],
-    depth: int,
-    lora: Lora | None,
-    batch_size: int,
-) -> Iterator[_Place]:
-    iterator = iter(texts)
-    while chunk := tuple(islice(iterator, batch_size)):
-        batch = paired_batch(source_lm, target_lm, chunk, heads.layer_map, depths=[depth])
-        adapted = None
-        if lora is not None:
-            with applied(source_lm, lora):
-                moved = paired_batch(source_lm, target_lm, chunk, heads.layer_map, depths=[depth])
-            adapted = pair.decode(moved.source[depth]).cpu()
-        tokens, contexts = _labels(target_lm, chunk, batch.pairs.row, batch.pairs.target_position)
-        yield _Place(
-            pair.decode(batch.source[depth]).cpu(), batch.target[depth].cpu(), adapted, tokens, contexts
-        )
+def _shift(states: Tensor, moved: Tensor | None) -> np.ndarray | None:
+    """[N]: the root mean square, over dimensions that vary, of a shift in deviations of its dimension."""
+    if moved is None:
+        return None
+    deviation = states.double().std(0)
+    varies = deviation > 1e-12
+    shift = (moved.double() - states.double())[:, varies] / deviation[varies]
+    return np.asarray(shift.square().mean(1).sqrt().numpy())
 
 
-def _labels(
-    lm: LanguageModel, texts: tuple[str, ...], row: Tensor, position: Tensor
-) -> tuple[list[str], list[str]]:
-    """The text of each token, and the stretch of text that ends with it."""
-    ends = lm.encode(texts, max_length=256).ends.tolist()
-    tokens, contexts = [], []
-    for r, p in zip(row.tolist(), position.tolist(), strict=True):
-        end = ends[r][p]
-        # Tokens that share a character share their end: the token's own text starts at the end before.
-        start = max((before for before in ends[r][:p] if before < end), default=0)
-        tokens.append(texts[r][max(start, 0) : end])
-        contexts.append(("…" if end > _CONTEXT else "") + texts[r][max(0, end - _CONTEXT) : end])
-    return tokens, contexts
-
-
-def _measures(source: Tensor, target: Tensor) -> dict[str, Measured]:
+def _measures(states: PairStates) -> dict[str, Measured]:
     named: dict[str, Measurement] = {
         "R²": r_squared,
         "cosine": cosine,
         "k-NN overlap": knn_overlap,
         "CKA": debiased_cka,
     }
-    return {name: measured(measure, source, target) for name, measure in named.items()}
+    carried = states.decode(states.source)
+    found = {name: measured(measure, carried, states.target) for name, measure in named.items()}
+    if states.adapted is not None and states.translated is not None:
+        shift = states.decode(states.adapted) - carried
+        found["adapter's shift, cosine"] = measured(cosine, shift, states.translated - states.target)
+    return found

@@ -75,11 +75,7 @@ def knn_overlap(x: Array, y: Array, *, neighbours: int = 10) -> float:
     Returns:
         A share in [0, 1]; by chance it is k / (N - 1).
     """
-    k = min(neighbours, len(x) - 1)
-    if k < 1:
-        return 0.0
-    hits = _nearest(_own_scale(x), k) & _nearest(_own_scale(y), k)
-    return float(hits.sum()) / (len(x) * k)
+    return shared_neighbours(nearest(x, neighbours), nearest(y, neighbours))
 
 
 def debiased_cka(x: Array, y: Array) -> float:
@@ -94,11 +90,7 @@ def debiased_cka(x: Array, y: Array) -> float:
     Returns:
         1 where the two have the same geometry, about 0 where they share none; 0 if N is below 4.
     """
-    if len(x) < 4:
-        return 0.0
-    gram_x, gram_y = (_hollow(_own_scale(rows)) for rows in (x, y))
-    scale = _unbiased_hsic(gram_x, gram_x) * _unbiased_hsic(gram_y, gram_y)
-    return float(_unbiased_hsic(gram_x, gram_y) / scale.sqrt()) if scale > 0 else 0.0
+    return aligned_grams(hollow_gram(x), hollow_gram(y))
 
 
 def _standardised(prediction: Array, truth: Array) -> tuple[Tensor, Tensor]:
@@ -113,16 +105,40 @@ def _own_scale(rows: Array) -> Tensor:
     return _standardised(rows, rows)[1]
 
 
-def _nearest(rows: Tensor, k: int) -> Tensor:
-    """[N, N] bool: which are the k nearest of each row by cosine, itself left out."""
-    similarity = torch.nn.functional.normalize(rows, dim=1)
+def nearest(rows: Array, neighbours: int = 10) -> Tensor:
+    """Which rows are the k nearest of each by cosine, itself left out: half of `knn_overlap`.
+
+    Args:
+        rows: [N, d].
+        neighbours: k; at most N - 1 are used.
+
+    Returns:
+        [N, N] bool.
+    """
+    similarity = torch.nn.functional.normalize(_own_scale(rows), dim=1)
     similarity = similarity @ similarity.T
+    k = max(0, min(neighbours, len(similarity) - 1))
     similarity.fill_diagonal_(-torch.inf)
     return torch.zeros_like(similarity, dtype=torch.bool).scatter_(1, similarity.topk(k, dim=1).indices, True)
 
 
-def _hollow(rows: Tensor) -> Tensor:
+def shared_neighbours(x: Tensor, y: Tensor) -> float:
+    """Share of `nearest` neighbours [N, N] that two views have in common; 0 where there are none."""
+    return float((x & y).sum()) / max(1, int(x.sum()))
+
+
+def hollow_gram(rows: Array) -> Tensor:
+    """Gram matrix [N, N] of standardised rows [N, d] with a zero diagonal: half of `debiased_cka`."""
+    rows = _own_scale(rows)
     return (rows @ rows.T).fill_diagonal_(0)
+
+
+def aligned_grams(x: Tensor, y: Tensor) -> float:
+    """`debiased_cka` of two views by their `hollow_gram`s [N, N]."""
+    if len(x) < 4:
+        return 0.0
+    scale = _unbiased_hsic(x, x) * _unbiased_hsic(y, y)
+    return float(_unbiased_hsic(x, y) / scale.sqrt()) if scale > 0 else 0.0
 
 
 def _unbiased_hsic(a: Tensor, b: Tensor) -> Tensor:
