@@ -4,7 +4,8 @@ The facts are plain values: they can be shipped as JSON, shown before anything h
 compared.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +13,8 @@ from typing import Protocol
 from app.runs import EvaluateRequest, TaskFacts, Told
 from app.workspace import PLAIN_MODES, Pair, Selection
 from cast.progress import OnProgress
+
+Turns = Callable[[], AbstractContextManager[object]]
 
 NO_HEADS = "There are no heads for this pair yet: train them in the Heads tab."
 
@@ -180,17 +183,34 @@ class Measure:
 
 @dataclass(frozen=True)
 class MapPoint:
-    """One aligned token in a joint map: its source state through the heads, and the target's own state."""
+    """One aligned token in a map: where each model's state of it lies, with and without the adapter.
 
-    source: tuple[float, float]
-    target: tuple[float, float]
+    Places are of 2 or 3 numbers. `source_shift` and `target_shift` say how far adapter and translation move
+    the states, in deviations of a dimension; None where nothing acts there.
+    """
+
+    source: tuple[float, ...]
+    target: tuple[float, ...]
     token: str
     context: str
+    after: str = ""
+    adapted: tuple[float, ...] | None = None
+    translated: tuple[float, ...] | None = None
+    source_shift: float | None = None
+    target_shift: float | None = None
+    kind: str = "word"
+    text: int = 0
+    sentence: int = 0
+    position: int = 0
 
 
 @dataclass(frozen=True)
 class JointMap:
-    """A joint projection of N aligned tokens at one target depth."""
+    """N aligned tokens at one pair of depths: on one joint map, or each model on a map of its `own`.
+
+    `by_heads` tells whether the source is carried by the pair's heads, or by a linear map that was fitted for
+    this picture; `note` is a sentence on the adapter that is shown.
+    """
 
     method: str
     depth: int
@@ -198,6 +218,55 @@ class JointMap:
     points: tuple[MapPoint, ...]
     measures: tuple[Measure, ...]
     trustworthiness: float | None = None
+    spaces: str = "joint"
+    by_heads: bool = True
+    note: str = ""
+
+
+Drawn = tuple[JointMap, ...]
+"""What a map shows: one pair of depths, or the same tokens at every target depth in turn."""
+
+
+@dataclass(frozen=True)
+class MapRequest:
+    """What *Draw the map* asks for.
+
+    Attributes:
+        selection: the pair; its adapter is shown where `adapter` says so.
+        depth: target depth.
+        source_depth: None for the one that belongs to the target depth.
+        points: tokens.
+        view: `joint`, `own` (two maps), or `along` (every target depth in turn).
+        dimensions: 2 or 3.
+        method: `umap` (PCA comes first), or `pca` alone.
+        adapter: whether to show where the adapter moves the tokens.
+    """
+
+    selection: Selection
+    depth: int
+    source_depth: int | None = None
+    points: int = 300
+    view: str = "joint"
+    dimensions: int = 2
+    method: str = "umap"
+    adapter: bool = True
+
+
+@dataclass(frozen=True)
+class GridFacts:
+    """One measure of every source depth (rows) against every target depth, and its shuffled control."""
+
+    name: str
+    values: tuple[tuple[float, ...], ...]
+    controls: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """All layers against all layers, measured on so many tokens."""
+
+    grids: tuple[GridFacts, ...]
+    tokens: int
 
 
 def _same(name: str, other: str) -> bool:
@@ -339,15 +408,20 @@ class Backend(Protocol):
         """Publish a folder on the Hub with a visitor's token, and return its address."""
         ...
 
-    def joint_map(
+    def maps(
         self,
         source: object,
         target: object,
-        heads: object,
-        depth: int,
-        points: int,
-        method: str,
+        heads: object | None,
+        lora: object | None,
+        translated: object | None,
+        request: MapRequest,
+        turns: Turns,
         on_progress: OnProgress,
-    ) -> JointMap:
-        """Draw one map; the models are not touched any more once the stage `map` is reported."""
+    ) -> Iterator[Drawn]:
+        """Draw what is asked, PCA first; `translated` is a runner, `turns` is held while a model runs."""
+        ...
+
+    def layers(self, source: object, target: object, turns: Turns, on_progress: OnProgress) -> LayerFacts:
+        """Compare all layers of two models; `turns` is held while a model runs."""
         ...

@@ -4,7 +4,6 @@ Models are loaded on demand, are read-only to visitors and shared between them (
 trains takes models of its own, so it never stops a stream.
 """
 
-import contextlib
 import logging
 import shutil
 import uuid
@@ -17,7 +16,6 @@ from app.backend import (
     Backend,
     FitRequest,
     HeadsFacts,
-    JointMap,
     ModelFacts,
     Opened,
     Option,
@@ -26,6 +24,7 @@ from app.backend import (
     TranslateRequest,
 )
 from app.jobs import Job, Jobs
+from app.maps import Maps
 from app.picture import relative_layer_map
 from app.showcase import Showcase
 from app.stock import Stock, needed
@@ -33,7 +32,7 @@ from app.streams import Loaded, held, interleaved
 from app.views import PANES, Pane
 from app.workspace import Attached, Pair, Selection
 from cast.errors import AdapterError, CastError, RequestError
-from cast.progress import OnProgress, Progress
+from cast.progress import OnProgress
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +87,7 @@ class Engine:
         self._jobs = jobs
         self._folder = folder
         self._stock = Stock(backend, max_models)
+        self.maps = Maps(backend, self._stock, folder, self._find_heads, self._translation)
         self.showcase = showcase
         if showcase:
             self._stock.learn(showcase)
@@ -241,7 +241,7 @@ class Engine:
 
     def _carried(self, request: GenerateRequest, source: Loaded, target: Loaded, lora: object) -> object:
         selection = request.selection
-        carried = self._translation(request, source, target)
+        carried = self._translation(selection, request.made, source, target)
         if carried is not None:
             return self._backend.carried_runner(carried, source.model, target.model, request.strength)
         if selection.mode != "hosted":
@@ -255,13 +255,14 @@ class Engine:
             source.model, target.model, lora, heads, selection.segment, request.strength
         )
 
-    def _translation(self, request: GenerateRequest, source: Loaded, target: Loaded) -> object | None:
+    def _translation(
+        self, selection: Selection, made: Attached, source: Loaded, target: Loaded
+    ) -> object | None:
         """What was opened last, the last job made, or is shipped: the first that is of this choice."""
-        selection = request.selection
-        opened = self._backend.opened(request.made.folder)
+        opened = self._backend.opened(made.folder)
         if opened and opened.selection == selection:
             return self._stock.reopened(opened, source, target)
-        job = self._jobs.get(request.made.translate_job)
+        job = self._jobs.get(made.translate_job)
         if job and isinstance(job.result, TranslateResult) and job.result.selection == selection:
             return job.result.carried
         return self._stock.shipped(selection, target)
@@ -315,23 +316,6 @@ class Engine:
     def cancel(self, job_id: str) -> bool:
         """Ask a job to stop."""
         return self._jobs.cancel(job_id)
-
-    # Maps
-
-    def joint_maps(self, pair: Pair, depth: int, points: int, heads_job: str = "") -> Iterator[JointMap]:
-        """Source states through the heads and target states of the same tokens: PCA at once, then UMAP."""
-        source, target = self._stock.pair(pair)
-        heads = needed(self._find_heads(source, target, heads_job))
-        for method in ("pca", "umap"):
-            with held(source, target)() as locks:
-                # Laying out the map takes longer than reading the models, and needs them no more.
-                def let_go(progress: Progress, locks: contextlib.ExitStack = locks) -> None:
-                    if progress.stage == "map":
-                        locks.close()
-
-                yield self._backend.joint_map(
-                    source.model, target.model, heads, depth, points, method, let_go
-                )
 
     # Heads
 

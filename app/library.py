@@ -15,11 +15,11 @@ from app.backend import (
     NO_HEADS,
     AdapterFacts,
     DepthFacts,
+    Drawn,
     FitRequest,
     HeadsFacts,
-    JointMap,
-    MapPoint,
-    Measure,
+    LayerFacts,
+    MapRequest,
     ModelFacts,
     Opened,
     Option,
@@ -28,6 +28,7 @@ from app.backend import (
     SiteFacts,
     TokenMark,
     TranslateRequest,
+    Turns,
 )
 from app.runs import EvaluateRequest, TaskFacts, Told
 from app.workspace import PLAIN_MODES, Selection
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 
 _EXAMPLES = 6
 _HINTS = 5
-_MAP_SEED = 17
 _BLOCK = re.compile(r"\.(\d+)\.")
 
 
@@ -161,6 +161,7 @@ class CastBackend:
             if self._imported:
                 return
             import cast.generation
+            import cast.layerwise
             import cast.manifold
             import cast.pipeline  # noqa: F401
 
@@ -369,27 +370,25 @@ class CastBackend:
 
         return push(folder, repo, token, private=private)
 
-    def joint_map(
-        self, source: object, target: object, heads: object, depth: int, points: int, method: str,
-        on_progress: OnProgress,
-    ) -> JointMap:  # fmt: skip
-        """A map of held-out text."""
-        from cast.corpus import general_text
-        from cast.manifold import manifold
+    def maps(
+        self, source: object, target: object, heads: object | None, lora: object | None,
+        translated: object | None, request: MapRequest, turns: Turns, on_progress: OnProgress,
+    ) -> Iterator[Drawn]:  # fmt: skip
+        """What `cast manifold` draws."""
+        from app.mapping import drawn_maps
 
-        drawn = manifold(
-            cast("LanguageModel", source), cast("LanguageModel", target), cast("FoundHeads", heads).heads,
-            general_text(None, seed=_MAP_SEED, held_out=True), depth, points=points,
-            method="pca" if method == "pca" else "umap", on_progress=on_progress,
+        found = cast("FoundHeads", heads).heads if heads is not None else None
+        return drawn_maps(
+            cast("LanguageModel", source), cast("LanguageModel", target), found, cast("Lora | None", lora),
+            cast("Runner | None", translated), request, turns, on_progress,
         )  # fmt: skip
-        places = tuple(
-            MapPoint((float(s[0]), float(s[1])), (float(t[0]), float(t[1])), token, context)
-            for s, t, token, context in zip(
-                drawn.source, drawn.target, drawn.tokens, drawn.contexts, strict=True
-            )
-        )
-        measures = tuple(Measure(name, m.value, m.control) for name, m in drawn.measures.items())
-        return JointMap(method, depth, drawn.source_depth, places, measures, drawn.trustworthiness)
+
+    def layers(self, source: object, target: object, turns: Turns, on_progress: OnProgress) -> LayerFacts:
+        """What `cast layers` measures."""
+        from app.mapping import measured_layers
+
+        models = cast("LanguageModel", source), cast("LanguageModel", target)
+        return measured_layers(*models, turns, on_progress)
 
 
 def _likely(tokens: "Alternatives") -> str:

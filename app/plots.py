@@ -13,14 +13,10 @@ from typing import TYPE_CHECKING
 from app.runs import BASELINES, Run, lettered, method_label
 
 if TYPE_CHECKING:
-    import numpy as np
     import plotly.graph_objects as go
 
-    from app.backend import HeadsFacts, JointMap
-    from cast.manifold import Manifold
+    from app.backend import HeadsFacts
     from cast.results import Result
-
-Places = Sequence[tuple[float, float]]
 
 # One meaning a colour, as in assets/css/page.css.
 SOURCE = "#0072B2"
@@ -29,8 +25,8 @@ ADAPTER = "#009E73"
 
 _RUN_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 
-_INK = "#7d8a99"
-_GRID = "rgba(125, 138, 153, 0.25)"
+INK = "#7d8a99"
+GRID = "rgba(125, 138, 153, 0.25)"
 
 
 def heads_quality(facts: HeadsFacts) -> go.Figure:
@@ -55,17 +51,11 @@ def heads_quality(facts: HeadsFacts) -> go.Figure:
             line={"color": colour, "dash": "dot", "width": 1},
             marker={"symbol": f"{symbol}-open", "size": 6}, opacity=0.8,
         )  # fmt: skip
-    _quiet(figure, height=320)
+    quiet(figure, height=320)
     figure.update_xaxes(title="Target depth", dtick=1 if len(depths) <= 16 else None)
     lowest = min((min(values) for _, *both, _, _ in lines for values in both), default=0.0)
     figure.update_yaxes(title="Held-out measure", range=[min(-0.1, lowest - 0.05), 1.02])
     return figure
-
-
-def joint_map(drawn: JointMap) -> go.Figure:
-    """Source states through the heads (circles) and target states (squares), joined by token."""
-    hover = [_hover(p.token, p.context) for p in drawn.points]
-    return _map([p.source for p in drawn.points], [p.target for p in drawn.points], None, hover)
 
 
 def recovered_lift(runs: Sequence[Run]) -> go.Figure | None:
@@ -83,7 +73,7 @@ def recovered_lift(runs: Sequence[Run]) -> go.Figure | None:
             continue
         rows += len(dots)
         methods, values, lows, highs = zip(*dots, strict=True)
-        colours = [_INK if method in BASELINES else ADAPTER for method in methods]
+        colours = [INK if method in BASELINES else ADAPTER for method in methods]
         figure.add_scatter(
             y=[method_label(method) for method in methods], x=values,
             name=f"{letter}: {escape(run.title)},<br>{run.time}", mode="markers",
@@ -91,19 +81,19 @@ def recovered_lift(runs: Sequence[Run]) -> go.Figure | None:
             error_x={
                 "array": [high - value for value, high in zip(values, highs, strict=True)],
                 "arrayminus": [value - low for value, low in zip(values, lows, strict=True)],
-                "color": _INK, "thickness": 2, "width": 6,
+                "color": INK, "thickness": 2, "width": 6,
             },
             customdata=[f"{low:.2f} to {high:.2f}" for low, high in zip(lows, highs, strict=True)],
             hovertemplate="%{y}: %{x:.2f} (%{customdata})<extra></extra>",
         )  # fmt: skip
     if not rows:
         return None
-    _quiet(figure, height=150 + 40 * rows)
+    quiet(figure, height=150 + 40 * rows)
     figure.update_layout(scattermode="group", showlegend=len(runs) > 1, margin={"l": 16})
     figure.update_xaxes(title="Recovered lift (1 is retraining)" if known else "Score")
     figure.update_yaxes(autorange="reversed", automargin=True)
     for place in (0, 1):
-        figure.add_vline(place, line={"color": _INK, "width": 1, "dash": "dot"})
+        figure.add_vline(place, line={"color": INK, "width": 1, "dash": "dot"})
     return figure
 
 
@@ -116,80 +106,14 @@ def _dot(result: Result, by_lift: bool) -> tuple[str, float, float, float] | Non
     return result.method, value, low, high
 
 
-def manifold_figure(drawn: Manifold) -> go.Figure:
-    """A map by `cast.manifold` with its measures under it, and the adapted source where there is one."""
-    adapted = None if drawn.adapted is None else _places(drawn.adapted)
-    hover = [_hover(token, context) for token, context in zip(drawn.tokens, drawn.contexts, strict=True)]
-    figure = _map(_places(drawn.source), _places(drawn.target), adapted, hover)
-    held_out = "; ".join(f"{n} {m.value:.2f} ({m.control:.2f})" for n, m in drawn.measures.items())
-    words = (
-        f"{drawn.method.upper()}, target depth {drawn.depth}, source depth {drawn.source_depth}, "
-        f"trustworthiness {drawn.trustworthiness:.2f}. Held out (pairs shuffled): {held_out}."
-    )
-    figure.add_annotation(
-        text=words, xref="paper", yref="paper", x=0, y=-0.04, xanchor="left", yanchor="top", showarrow=False
-    )
-    return figure
-
-
-def _places(rows: np.ndarray) -> Places:
-    return [(float(row[0]), float(row[1])) for row in rows]
-
-
-def _hover(token: str, context: str) -> str:
-    return f"{escape(context)}<br><b>{escape(token)}</b>"
-
-
-def _map(source: Places, target: Places, adapted: Places | None, hover: Sequence[str]) -> go.Figure:
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
-    figure.add_scatter(
-        **_joined(source, target), mode="lines", line={"color": _GRID, "width": 1}, name="same token",
-        hoverinfo="skip",
-    )  # fmt: skip
-    sides = [
-        ("source through the heads", source, SOURCE, "circle"),
-        ("target", target, TARGET, "square"),
-    ]
-    if adapted is not None:
-        sides.append(("source + adapter through the heads", adapted, ADAPTER, "triangle-up"))
-        figure.add_scatter(
-            **_joined(source, adapted), mode="lines", line={"color": ADAPTER, "width": 1, "dash": "dot"},
-            name="moved by the adapter", hoverinfo="skip", opacity=0.5,
-        )  # fmt: skip
-    for name, places, colour, symbol in sides:
-        figure.add_scatter(
-            x=[p[0] for p in places], y=[p[1] for p in places], mode="markers", name=name, text=hover,
-            hovertemplate="%{text}<extra>" + name + "</extra>",
-            marker={
-                "color": colour, "symbol": symbol, "size": 7, "opacity": 0.85,
-                "line": {"color": "rgba(255, 255, 255, 0.7)", "width": 0.7},
-            },
-        )  # fmt: skip
-    _quiet(figure, height=560)
-    figure.update_xaxes(showticklabels=False, showgrid=False, zeroline=False)
-    figure.update_yaxes(showticklabels=False, showgrid=False, zeroline=False)
-    return figure
-
-
-def _joined(first: Places, second: Places) -> dict[str, list[float | None]]:
-    """One line from each place of `first` to its place of `second`."""
-    x: list[float | None] = []
-    y: list[float | None] = []
-    for a, b in zip(first, second, strict=True):
-        x += [a[0], b[0], None]
-        y += [a[1], b[1], None]
-    return {"x": x, "y": y}
-
-
-def _quiet(figure: go.Figure, height: int) -> None:
+def quiet(figure: go.Figure, height: int) -> None:
+    """Give a figure the page's look."""
     figure.update_layout(
         template="none", height=height, paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "IBM Plex Sans, system-ui, sans-serif", "size": 14, "color": _INK},
+        font={"family": "IBM Plex Sans, system-ui, sans-serif", "size": 14, "color": INK},
         margin={"l": 48, "r": 16, "t": 16, "b": 48},
         legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
         hoverlabel={"align": "left"},
     )  # fmt: skip
-    figure.update_xaxes(gridcolor=_GRID, zerolinecolor=_GRID)
-    figure.update_yaxes(gridcolor=_GRID, zerolinecolor=_GRID)
+    figure.update_xaxes(gridcolor=GRID, zerolinecolor=GRID)
+    figure.update_yaxes(gridcolor=GRID, zerolinecolor=GRID)

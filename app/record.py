@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from app import theme
-from app.backend import SamplingChoice
+from app.backend import MapRequest, SamplingChoice
 from app.engine import Engine, GenerateRequest
 from app.jobs import Jobs
 from app.library import CastBackend
@@ -49,7 +49,7 @@ def record(selection: Selection, prompt: str | None, depth: int | None) -> Showc
         raise RequestError("A recording needs an adapter.")
     depth = facts.target.depth // 2 if depth is None else depth
     skills = tuple(scores(selection.pair, _SCORED))
-    *_, drawn = engine.joint_maps(selection.pair, depth, _MAP_POINTS)
+    *_, (drawn,) = engine.maps.drawn(MapRequest(selection, depth, points=_MAP_POINTS))
     return Showcase(
         selection=selection,
         strength=1.0,
@@ -66,6 +66,7 @@ def record(selection: Selection, prompt: str | None, depth: int | None) -> Showc
         ),
         skills=skills,
         scored=_SCORED,
+        layers=engine.maps.compared(selection.pair),
     )
 
 

@@ -59,5 +59,4 @@ def main() -> None:
         try:
             page.blocks.block_thread()
         finally:
-            # A running job would keep the interpreter from ending.
-            page.jobs.close()
+            page.close()

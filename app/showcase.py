@@ -12,8 +12,10 @@ from typing import Any
 from app.backend import (
     AdapterFacts,
     DepthFacts,
+    GridFacts,
     HeadsFacts,
     JointMap,
+    LayerFacts,
     MapPoint,
     Measure,
     ModelFacts,
@@ -53,6 +55,7 @@ class Showcase:
     made: str
     skills: tuple[SkillScore, ...] = ()
     scored: int = 0
+    layers: LayerFacts | None = None
 
     def knows(self, selection: Selection) -> bool:
         """Whether the recording is of this choice."""
@@ -98,6 +101,7 @@ class Showcase:
                 made=raw["made"],
                 skills=tuple(SkillScore(**skill) for skill in raw["skills"]),
                 scored=int(raw["scored"]),
+                layers=_layers(raw["layers"]) if raw.get("layers") else None,
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RequestError(
@@ -116,7 +120,17 @@ def _heads(raw: Mapping[str, Any]) -> HeadsFacts:
 
 
 def _joint_map(raw: Mapping[str, Any]) -> JointMap:
+    places = ("source", "target", "adapted", "translated")
     points = tuple(
-        MapPoint(tuple(p["source"]), tuple(p["target"]), p["token"], p["context"]) for p in raw["points"]
+        MapPoint(**p | {name: tuple(p[name]) for name in places if p.get(name) is not None})
+        for p in raw["points"]
     )
     return JointMap(**{**raw, "points": points, "measures": tuple(Measure(**m) for m in raw["measures"])})
+
+
+def _layers(raw: Mapping[str, Any]) -> LayerFacts:
+    grids = tuple(
+        GridFacts(grid["name"], *(tuple(map(tuple, grid[key])) for key in ("values", "controls")))
+        for grid in raw["grids"]
+    )
+    return LayerFacts(grids, int(raw["tokens"]))

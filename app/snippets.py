@@ -4,6 +4,7 @@ import json
 import shlex
 from collections.abc import Sequence
 
+from app.backend import MapRequest
 from app.runs import EvaluateRequest
 from app.workspace import Pair, Selection
 
@@ -32,10 +33,14 @@ def fit(pair: Pair, tokens: int, kind: str, corpus: str) -> str:
     return shlex.join([*words, "--out", "heads/"])
 
 
-def manifold(selection: Selection, depth: int, points: int) -> str:
-    """`cast manifold` for a pair."""
-    words = ["cast", "manifold", *_pair(selection.pair), "--layer", str(depth), "--points", str(points)]
-    words += ["--adapter", selection.adapter] if selection.adapter else []
+def manifold(request: MapRequest) -> str:
+    """`cast manifold` for what *Draw the map* would do; the translation shown is the visitor's own."""
+    chosen = request.selection
+    words = ["cast", "manifold", *_pair(chosen.pair), "--layer", str(request.depth)]
+    words += [] if request.source_depth is None else ["--source-layer", str(request.source_depth)]
+    words += ["--points", str(request.points), "--method", request.method]
+    words += ["--dimensions", str(request.dimensions), "--view", request.view]
+    words += ["--adapter", chosen.adapter] if chosen.adapter and request.adapter else []
     return shlex.join([*words, "--out", "map.html"])
 
 

@@ -178,7 +178,7 @@ class _Fit:
         self._across = (_WIDTH - 2 * _MARGIN) / ((max(x for x, _ in places) - self._left) or 1.0)
         self._down = (_HEIGHT - 2 * _MARGIN) / ((self._top - min(y for _, y in places)) or 1.0)
 
-    def __call__(self, place: tuple[float, float]) -> tuple[float, float]:
+    def __call__(self, place: tuple[float, ...]) -> tuple[float, float]:
         return (
             _MARGIN + (place[0] - self._left) * self._across,
             _MARGIN + (self._top - place[1]) * self._down,

@@ -39,6 +39,11 @@ class Page:
     engine: Engine
     jobs: Jobs
 
+    def close(self) -> None:
+        """Ask everything in the background to stop: a running job would keep the interpreter from ending."""
+        self.jobs.close()
+        self.engine.maps.close()
+
 
 def build(backend: Backend, folder: Path, recording: Path | None = None, runs: Path | None = None) -> Page:
     """Build the page on a backend.
@@ -85,7 +90,7 @@ def build(backend: Backend, folder: Path, recording: Path | None = None, runs: P
         wire_pick_tab(pick, engine)
         wire_generate_tab(generate, pick, engine, stores.attached)
         wire_heads_tab(heads, pick, engine, stores.attached)
-        wire_explore_tab(explore, pick, engine, stores.attached)
+        wire_explore_tab(explore, pick, generate.options.way, engine, stores.attached)
         measured = _store(Kept().to_json(), "cast-runs")
         wire_evaluate_tab(evaluate, generate.hints, evaluations, stores, measured)
         wire_restore(blocks, evaluate, evaluations, measured)

@@ -265,31 +265,6 @@ def _measured(value: float, control: float) -> str:
     return f'<td>{figure(value)} <span class="control">{figure(control)}</span></td>'
 
 
-def measures(drawn: JointMap) -> str:
-    """The measures of a map beside their shuffled control, and how far the picture may be believed."""
-    body = "".join(
-        f'<tr><th scope="row">{escape(m.name)}</th><td>{figure(m.value)}</td>'
-        f'<td class="control">{figure(m.control)}</td></tr>'
-        for m in drawn.measures
-    )
-    return (
-        f'<div class="cast-facts" {SCROLLS}>'
-        f'<table><thead><tr><th scope="col">{escape(drawn.method.upper())} at '
-        "target depth "
-        f'{drawn.depth}</th><th scope="col">Held out</th><th scope="col">Shuffled</th></tr></thead>'
-        f'<tbody>{body}</tbody></table><p class="cast-verdict">{escape(_belief(drawn))}</p></div>'
-    )
-
-
-def _belief(drawn: JointMap) -> str:
-    words = (
-        f"{len(drawn.points):,} tokens; source depth {drawn.source_depth} is read through the heads. The "
-        "measures are "
-        "taken in the full space, the picture in two dimensions."
-    )
-    return f"{words} {trust(drawn)}".rstrip()
-
-
 def trust(drawn: JointMap) -> str:
     """How far the picture keeps the neighbours of the full space, in a sentence; empty where not measured."""
     share = drawn.trustworthiness

@@ -205,15 +205,39 @@ def _train_lora(parser: argparse.ArgumentParser) -> None:
 def _manifold(parser: argparse.ArgumentParser) -> None:
     _pair(parser)
     parser.add_argument(
-        "--layer", type=int, required=True, metavar="L", help="target depth, 0 is the embedding"
+        "--layer", type=int, metavar="L", help="target depth, 0 is the embedding; not for --view along"
+    )
+    parser.add_argument(
+        "--source-layer", type=int, metavar="L", help="default: the one that goes with --layer"
     )
     parser.add_argument("--adapter", metavar="A", help="also show where this source adapter moves the tokens")
+    parser.add_argument(
+        "--translated", metavar="DIR", help="also show where a translated folder moves them in the target"
+    )
     parser.add_argument("--heads", metavar="DIR")
+    parser.add_argument(
+        "--view", choices=("joint", "own", "along"), default="joint",
+        help="one joint map (default), a map of each model's own, or a joint map along all layers",
+    )  # fmt: skip
     parser.add_argument("--method", choices=("umap", "pca"), default="umap")
+    parser.add_argument("--dimensions", type=int, choices=(2, 3), default=2)
+    parser.add_argument(
+        "--colour", choices=("model", "kind", "position", "sentence", "shift"), default="model",
+        help="what the tokens are coloured by; shift is the adapter's effect",
+    )  # fmt: skip
     parser.add_argument("--points", type=int, default=2000, help="tokens on the map (default 2000)")
     _text(parser)
     _device(parser)
-    parser.add_argument("--out", required=True, metavar="F.html")
+    parser.add_argument("--out", required=True, metavar="F.html", help="a page, or F.csv for the tokens")
+
+
+def _layers(parser: argparse.ArgumentParser) -> None:
+    _pair(parser)
+    parser.add_argument("--points", type=int, default=600, help="tokens to compare on (default 600)")
+    parser.add_argument("--measure", choices=("CKA", "R²", "k-NN overlap"), default="CKA")
+    _text(parser)
+    _device(parser)
+    parser.add_argument("--out", metavar="F.html", help="also draw the grid of one measure as a page")
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:
@@ -253,6 +277,7 @@ COMMANDS = (
     Command("generate", "generate text, streaming", _generate),
     Command("train-lora", "train an ordinary LoRA on a task file (the retrained reference)", _train_lora),
     Command("manifold", "draw source and target activations in one map", _manifold),
+    Command("layers", "compare every layer of a source with every layer of a target", _layers),
     Command("inspect", "say what a model, an adapter or a heads folder is", _inspect),
     Command("search", "find LoRAs of a model on the Hub", _search),
     Command("push", "publish a folder to the Hub", _push),

@@ -17,7 +17,6 @@ import torch
 from cast import (
     adapters,
     comparison,
-    corpus,
     generation,
     hub,
     models,
@@ -214,40 +213,88 @@ def train_lora(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> A
 
 def manifold(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Answer:
     """`cast manifold`."""
-    from app import plots
-    from cast import manifold as maps
+    from app import mapping, plots_map, views_map
+    from app.backend import MapRequest
+    from app.workspace import Selection
 
-    out = Path(args.out)
-    if out.exists():
-        raise OutputError(f"{out} is there already; name another file.")
+    out = _new_file(args.out)
+    if args.layer is None and args.view != "along":
+        raise RequestError("Name a target depth with --layer, or show all of them with --view along.")
     source, target = _load_pair(args, args.target, on_progress)
-    found = pipeline.heads_for(source, target, _folder(args.heads), text=args.corpus, on_progress=on_progress)
+    found = pipeline.find_heads(source, target, _folder(args.heads))
     lora = adapters.read(args.adapter, source) if args.adapter else None
-    text = args.corpus or pipeline.default_corpus(source, target)
-    drawn = maps.manifold(
-        source,
-        target,
-        found.heads,
-        corpus.general_text(text, seed=args.seed, held_out=True),
-        args.layer,
-        lora=lora,
-        points=args.points,
-        method=args.method,
-        seed=args.seed,
-        on_progress=on_progress,
-    )
+    moved = _moved_states(args.translated, source, target, on_progress) if args.translated else None
+    request = MapRequest(
+        Selection(args.source, args.target, args.adapter or ""), args.layer or 0, args.source_layer,
+        args.points, args.view, args.dimensions, args.method,
+    )  # fmt: skip
+    *_, drawn = mapping.drawn_maps(
+        source, target, found.heads if found else None, lora, moved, request, on_progress=on_progress,
+        text=args.corpus, seed=args.seed,
+    )  # fmt: skip
     with readable_write_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        plots.manifold_figure(drawn).write_html(out, include_plotlyjs=True)
-    measures = {name: asdict(value) for name, value in drawn.measures.items()}
-    say(f"{len(drawn.tokens)} tokens of {source.name} (block {drawn.source_depth}) and {target.name}: {out}")
-    for name, value in measures.items():
-        say(f"  {name:<14} " + "  ".join(f"{key} {figure:.3f}" for key, figure in value.items()))
+        if out.suffix == ".csv":
+            out.write_text(views_map.csv_of(drawn), encoding="utf-8")
+        else:
+            plots_map.write_html(drawn, args.colour, out)
+    say(f"{len(drawn[0].points)} tokens of {source.name} and {target.name}: {out}")
+    for one in drawn:
+        say(f"  target depth {one.depth}, source depth {one.source_depth}")
+        for measure in one.measures:
+            say(f"    {measure.name:<24} {measure.value:.3f}   shuffled {measure.control:.3f}")
+    say(f"  {views_map.belief(drawn)}")
     return {
         "file": str(out),
-        "measures": as_json(measures),
-        "trustworthiness": as_json(drawn.trustworthiness),
+        "maps": [
+            {
+                "source_depth": one.source_depth,
+                "depth": one.depth,
+                "measures": {m.name: {"value": m.value, "control": m.control} for m in one.measures},
+                "trustworthiness": one.trustworthiness,
+            }
+            for one in drawn
+        ],
     }
+
+
+def layers(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Answer:
+    """`cast layers`."""
+    from app import mapping, plots_map
+
+    out = _new_file(args.out) if args.out else None
+    source, target = _load_pair(args, args.target, on_progress)
+    facts = mapping.measured_layers(
+        source, target, on_progress=on_progress, text=args.corpus, points=args.points, seed=args.seed
+    )
+    if out:
+        with readable_write_errors(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            plots_map.layer_grid(facts, args.measure).write_html(out, include_plotlyjs=True)
+    for grid in facts.grids:
+        chance = max(map(max, grid.controls))
+        say(f"{grid.name}: source depths down, target depths across (shuffled: at most {chance:.2f})")
+        for depth, row in enumerate(grid.values):
+            say(f"  {depth:>3}  " + " ".join(f"{value:6.2f}" for value in row))
+    return {"file": str(out) if out else None, **as_json(asdict(facts))}
+
+
+def _new_file(name: str) -> Path:
+    out = Path(name)
+    if out.exists():
+        raise OutputError(f"{out} is there already; name another file.")
+    return out
+
+
+def _moved_states(name: str, source: LanguageModel, target: LanguageModel, on_progress: OnProgress) -> Runner:
+    """The target with a translated folder that changes its states."""
+    made = pipeline.reopened(Path(name), source, target, on_progress=on_progress)
+    if made.lora is None and made.heads is None and made.maps is None:
+        raise RequestError(
+            f"{name} is hosted by words: it moves the target's words and none of its states, so there is "
+            "nothing to draw; leave --translated out."
+        )
+    return made.runner(source, target)
 
 
 def inspect(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Answer:

@@ -1,4 +1,4 @@
-"""How alike every layer of a source is to every layer of a target, without heads: three measures, three grids.
+"""How alike every layer of a source is to every layer of a target, without heads, by three measures.
 
 CKA and neighbours compare two spaces of any widths. R² is that of a linear map from one to the other, fitted
 on some texts and measured on others.
@@ -44,12 +44,6 @@ class LayerGrids:
     grids: Mapping[str, Grid]
     tokens: int
     """Tokens that were read; R² is fitted on a part of them and measured on the rest."""
-
-    def best(self, name: str) -> tuple[int, int]:
-        """(source depth, target depth) at which a measure is largest."""
-        values = self.grids[name].values
-        source, target = np.unravel_index(int(values.argmax()), values.shape)
-        return int(source), int(target)
 
 
 @torch.no_grad()

@@ -216,7 +216,9 @@ def drawn(
         RequestError: another k, or states that make no map.
     """
     if spaces == "joint":
-        maps = [project(_joint_clouds(states), method, dimensions=dimensions, seed=seed, on_progress=on_progress)]
+        maps = [
+            project(_joint_clouds(states), method, dimensions=dimensions, seed=seed, on_progress=on_progress)
+        ]
     else:
         own = ([states.source, states.adapted], [states.target, states.translated])
         maps = [
@@ -248,17 +250,18 @@ def drawn_along(
     """
     maps: list[Projection] = []
     for step, states in enumerate(stack):
-        # UMAP's epochs are another stage: this one counts the depths.
-        on_progress(Progress("maps over depth", step, len(stack)))
+        now = Progress("map", step, len(stack))
         before = maps[-1] if maps else None
+
+        def epoch(_: Progress, now: Progress = now) -> None:
+            # What is counted are the depths; between two epochs the work may be cancelled.
+            on_progress(now)
+
         found = project(
-            _joint_clouds(states), method, dimensions=dimensions, seed=seed, start=before,
-            on_progress=lambda progress, step=step: on_progress(
-                Progress("maps over depth", step, len(stack), progress.metrics)
-            ),
-        )  # fmt: skip
+            _joint_clouds(states), method, dimensions=dimensions, seed=seed, start=before, on_progress=epoch
+        )
         maps.append(aligned_to(found, before) if before else found)
-    on_progress(Progress("maps over depth", len(stack), len(stack)))
+    on_progress(Progress("map", len(stack), len(stack)))
     return tuple(
         _manifold(states, method, "joint", [found]) for states, found in zip(stack, maps, strict=True)
     )
@@ -285,8 +288,21 @@ def manifold(
     """Map both models' activations at one pair of depths; see `read_pairs` and `drawn`.
 
     Args:
+        source_lm: the source model.
+        target_lm: the target model.
+        heads: of this ordered pair, or None.
+        texts: held-out general text.
         depth: target depth l, 0 … L_t.
         source_depth: the one that the heads pair with it, by default.
+        lora: adapter of the source.
+        translated: the target with the translated adapter.
+        points: tokens on the map.
+        method: `umap` or `pca`.
+        dimensions: 2 or 3.
+        spaces: one joint map, or one of each model's own.
+        seed: of the choice of tokens, and of UMAP.
+        batch_size: texts at once.
+        on_progress: gets stages `activations` and `map`.
 
     Raises:
         RequestError: a model has no such depth, or there are neither heads nor a source depth.
@@ -304,9 +320,7 @@ def manifold(
         source_lm, target_lm, heads, texts, [(source_depth, depth)], lora=lora, translated=translated,
         points=points, seed=seed, batch_size=batch_size, on_progress=on_progress,
     )  # fmt: skip
-    return drawn(
-        states, method, dimensions=dimensions, spaces=spaces, seed=seed, on_progress=on_progress
-    )
+    return drawn(states, method, dimensions=dimensions, spaces=spaces, seed=seed, on_progress=on_progress)
 
 
 def _known(clouds: Iterable[Tensor | None]) -> list[np.ndarray]:

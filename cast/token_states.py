@@ -77,7 +77,9 @@ class _Chunk:
     pairs: AlignedPairs
 
     def take(self, rows: Tensor) -> "_Chunk":
-        return _Chunk(self.source, self.target, AlignedPairs(*(column[rows] for column in self.pairs.columns())))
+        return _Chunk(
+            self.source, self.target, AlignedPairs(*(column[rows] for column in self.pairs.columns()))
+        )
 
 
 @torch.no_grad()
@@ -142,12 +144,17 @@ def read_states(
         read.append((plain, own, adapted, moved))
         done += len(chunk.pairs)
     on_progress(Progress("activations", done, wanted))
-    plain, own, adapted, moved = (_joined(side) for side in zip(*read, strict=True))
-    return TokenStates(_places(target, chunks), plain or {}, own or {}, adapted, moved)
+    joined = [_joined(side) for side in zip(*read, strict=True)]
+    return TokenStates(_places(target, chunks), joined[0] or {}, joined[1] or {}, joined[2], joined[3])
 
 
 def _chosen(
-    source: LanguageModel, target: LanguageModel, texts: Iterable[str], points: int, seed: int, batch_size: int
+    source: LanguageModel,
+    target: LanguageModel,
+    texts: Iterable[str],
+    points: int,
+    seed: int,
+    batch_size: int,
 ) -> list[_Chunk]:
     """Batches of text with the places that were drawn in each; batches without any are left out."""
     iterator, found = iter(texts), 0

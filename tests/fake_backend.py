@@ -10,10 +10,14 @@ from pathlib import Path
 from app.backend import (
     AdapterFacts,
     DepthFacts,
+    Drawn,
     FitRequest,
+    GridFacts,
     HeadsFacts,
     JointMap,
+    LayerFacts,
     MapPoint,
+    MapRequest,
     Measure,
     ModelFacts,
     Opened,
@@ -23,13 +27,14 @@ from app.backend import (
     SiteFacts,
     TokenMark,
     TranslateRequest,
+    Turns,
 )  # fmt: skip
 from app.jobs import Job
 from app.runs import Ends, EvaluateRequest, Missed, TaskFacts, Told
 from app.showcase import Showcase, SkillScore
 from app.workspace import PLAIN_MODES, Selection
 from cast.errors import AdapterError, HubError, ModelError, TaskError
-from cast.progress import OnProgress, Progress, ignore
+from cast.progress import OnProgress, Progress
 from cast.results import Result
 
 DEPTHS = {"pocket:llama": 4, "pocket:mistral": 6, "pocket:qwen": 5}
@@ -57,6 +62,7 @@ class FakeBackend:
         self.own_adapters: dict[str, str] = {}
         self.endless: set[str] = set()
         self.published: list[tuple[str, list[str], bool]] = []
+        self.maps_asked: list[tuple[MapRequest, object | None, object | None]] = []
         self._lock = threading.Lock()
 
     def models(self) -> Sequence[Option]:
@@ -233,23 +239,59 @@ class FakeBackend:
         self.published.append((repo, sorted(path.name for path in folder.iterdir()), private))
         return f"https://hub/{repo}"
 
-    def joint_map(
-        self, source: object, target: object, heads: object, depth: int, points: int, method: str,
-        on_progress: OnProgress,
-    ) -> JointMap:  # fmt: skip
-        places = tuple(
-            MapPoint((i % 7, i % 5), (i % 7 + 0.2, i % 5 - 0.1), f"tok{i}", f"… <i>{i}</i> …")
-            for i in range(points)
-        )
-        on_progress(Progress("map", 0, 1))
-        measures = (Measure("R²", 0.91, -0.02), Measure("k-NN overlap", 0.55, 0.01))
-        return JointMap(method, depth, depth, places, measures, 0.93)
+    def maps(
+        self, source: object, target: object, heads: object | None, lora: object | None,
+        translated: object | None, request: MapRequest, turns: Turns, on_progress: OnProgress,
+    ) -> Iterator[Drawn]:  # fmt: skip
+        with turns():
+            self.maps_asked.append((request, lora, translated))
+        depths = range(DEPTHS[str(target)] + 1) if request.view == "along" else [request.depth]
+        for method in ("pca", "umap") if request.method == "umap" else ("pca",):
+            self._work("map", on_progress)
+            yield tuple(
+                joint_map(depth, request, method, heads, lora is not None, translated is not None)
+                for depth in depths
+            )
+
+    def layers(self, source: object, target: object, turns: Turns, on_progress: OnProgress) -> LayerFacts:
+        self._work("layers", on_progress)
+        return layer_facts(str(source), str(target))
 
     def _work(self, stage: str, on_progress: OnProgress, steps: int | None = None) -> None:
         steps = self.steps if steps is None else steps
         for step in range(steps):
             on_progress(Progress(stage, step, steps, {"loss": 1.0 / (step + 1)}))
             time.sleep(self.pace)
+
+
+def joint_map(
+    depth: int, request: MapRequest, method: str, heads: object | None, adapted: bool, translated: bool
+) -> JointMap:
+    """A map of made-up places."""
+
+    def place(i: int, by: float) -> tuple[float, ...]:
+        return (i % 7 + by, i % 5 - by / 2, float(i % 3))[: request.dimensions]
+
+    points = tuple(
+        MapPoint(
+            place(i, 0), place(i, 0.2), f"tok{i}", f"… <i>{i}</i> … tok{i}", " after",
+            place(i, 0.4) if adapted else None, place(i, 0.6) if translated else None,
+            0.5 if adapted else None, 0.25 if translated else None, ("word", "number")[i % 2], 0, i // 9, i,
+        )
+        for i in range(request.points)
+    )  # fmt: skip
+    measures = (Measure("R²", 0.91, -0.02), Measure("k-NN overlap", 0.55, 0.01))
+    beside = depth if request.source_depth is None else request.source_depth
+    spaces = "own" if request.view == "own" else "joint"
+    return JointMap(method, depth, beside, points, measures, 0.93, spaces, heads is not None)
+
+
+def layer_facts(source: str, target: str) -> LayerFacts:
+    """Made-up grids: the last source layer and the last target layer are the most alike."""
+    rows, columns = DEPTHS[source] + 1, DEPTHS[target] + 1
+    values = tuple(tuple((i + j) / 20 for j in range(columns)) for i in range(rows))
+    controls = tuple(tuple(0.01 for _ in range(columns)) for _ in range(rows))
+    return LayerFacts(tuple(GridFacts(n, values, controls) for n in ("CKA", "R²", "k-NN overlap")), 600)
 
 
 def recording(backend: FakeBackend, selection: Selection) -> Showcase:
@@ -264,7 +306,8 @@ def recording(backend: FakeBackend, selection: Selection) -> Showcase:
         target=backend.describe(selection.target),
         adapter=backend.inspect(selection.adapter, selection.source),
         heads=backend.heads_facts(heads),
-        joint_map=backend.joint_map(*heads, heads, 2, 40, "umap", ignore),
+        joint_map=joint_map(2, MapRequest(selection, 2, points=40), "umap", heads, True, False),
+        layers=layer_facts(*heads),
         made="Recorded.",
         skills=(SkillScore("mood", 0.25, 0.9, 1.0), SkillScore("<pirate>", 0.0, 1.0, 1.0)),
         scored=50,

@@ -62,7 +62,7 @@ def served(backend: Backend, folder: Path, recording: Path) -> Iterator[str]:
     try:
         yield address
     finally:
-        page.jobs.close()
+        page.close()
         page.blocks.close(verbose=False)
 
 

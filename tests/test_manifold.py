@@ -1,6 +1,7 @@
 """The map of two models' activations: one joint fit, labelled places, measures with their control."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 
 import numpy as np
@@ -9,11 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cast.adapters import Lora
-from cast.errors import CorpusError, RequestError
+from cast.errors import Cancelled, CorpusError, RequestError
 from cast.fitting import FitConfig, fit_heads
 from cast.heads import HeadSet
-from cast.manifold import manifold, project
+from cast.hosting import HostedRunner
+from cast.layerwise import MEASURES, compare_layers
+from cast.manifold import drawn, drawn_along, manifold, read_pairs
 from cast.models import LanguageModel
+from cast.progress import Progress
+from cast.projection import aligned_to, project
+from cast.runners import PlainRunner
+from cast.token_states import kind_of
+from cast.wording import WordedRunner
 
 ANIMALS = ("fox", "owl", "hen", "cat", "dog", "🦊")
 TEXTS = [
@@ -43,37 +51,60 @@ def clouds(seed: int = 0, rows: int = 60, width: int = 12) -> tuple[np.ndarray, 
 @given(st.integers(0, 99), st.sampled_from([2, 3]))
 def test_a_pair_lies_together_on_a_joint_map(seed: int, dimensions: int) -> None:
     source, target = clouds(seed)
-    result = project(source, target, "pca", dimensions=dimensions)
-    assert result.source.shape == result.target.shape == (60, dimensions)
-    between = np.linalg.norm(result.source - result.target, axis=1).mean()
-    assert between < 0.1 * np.linalg.norm(result.target - result.target.mean(0), axis=1).mean()
+    first, second = project([source, target], "pca", dimensions=dimensions).clouds
+    assert first.shape == second.shape == (60, dimensions)
+    between = np.linalg.norm(first - second, axis=1).mean()
+    assert between < 0.1 * np.linalg.norm(second - second.mean(0), axis=1).mean()
 
 
 def test_a_massive_dimension_does_not_rule_the_map() -> None:
     source, target = clouds()
     scale = np.ones(12)
     scale[3] = 1e4
-    plain, scaled = project(source, target, "pca"), project(source * scale, target * scale, "pca")
-    np.testing.assert_allclose(np.abs(plain.target), np.abs(scaled.target), atol=1e-6)
+    plain, scaled = (project([source * by, target * by], "pca").clouds[1] for by in (1, scale))
+    np.testing.assert_allclose(np.abs(plain), np.abs(scaled), atol=1e-6)
 
 
 def test_trustworthiness_tells_a_faithful_map_from_a_crushed_one() -> None:
     """Twelve independent dimensions do not fit into two; two do."""
     source, target = clouds()
-    flat = project(source[:, :2], target[:, :2], "pca")
+    flat = project([source[:, :2], target[:, :2]], "pca")
     assert flat.trustworthiness > 0.99
     assert flat.kept_variance == pytest.approx(1.0)
-    assert project(source, target, "pca").trustworthiness < 0.95
+    assert project([source, target], "pca").trustworthiness < 0.95
 
 
 @pytest.mark.filterwarnings("ignore:Tensorflow not installed:ImportWarning")
 def test_umap_is_a_joint_fit_that_its_seed_decides() -> None:
-    source, target = clouds(rows=30)
-    first, again = (project(source, target, "umap", seed=3) for _ in range(2))
-    np.testing.assert_array_equal(first.source, again.source)
-    np.testing.assert_array_equal(first.target, again.target)
-    spread = np.linalg.norm(first.target - first.target.mean(0), axis=1).mean()
-    assert np.linalg.norm(first.source - first.target, axis=1).mean() < spread / 2
+    pair = clouds(rows=30)
+    first, again = (project(pair, "umap", seed=3).clouds for _ in range(2))
+    np.testing.assert_array_equal(first[0], again[0])
+    np.testing.assert_array_equal(first[1], again[1])
+    spread = np.linalg.norm(first[1] - first[1].mean(0), axis=1).mean()
+    assert np.linalg.norm(first[0] - first[1], axis=1).mean() < spread / 2
+
+
+@pytest.mark.filterwarnings("ignore:Tensorflow not installed:ImportWarning")
+def test_umap_is_cancelled_between_two_epochs() -> None:
+    seen = []
+
+    def cancel(progress: Progress) -> None:
+        seen.append(progress)
+        if progress.total > 1:
+            raise Cancelled("enough")
+
+    with pytest.raises(Cancelled):
+        project(clouds(rows=30), "umap", on_progress=cancel)
+    assert seen[-1].stage == "map"
+    assert seen[-1].done < seen[-1].total
+
+
+def test_a_map_is_turned_to_lie_on_the_one_before_it() -> None:
+    before = project(clouds(), "pca")
+    turned = np.array([[0.0, 1.0], [-1.0, 0.0]])
+    found = replace(before, clouds=tuple(cloud @ turned + 3 for cloud in before.clouds))
+    for cloud, expected in zip(aligned_to(found, before).clouds, before.clouds, strict=True):
+        np.testing.assert_allclose(cloud, expected, atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -87,19 +118,33 @@ def test_umap_is_a_joint_fit_that_its_seed_decides() -> None:
 )
 def test_what_makes_no_map_is_refused(source, target, dimensions: int, message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        project(source, target, "pca", dimensions=dimensions)
+        project([source, target], "pca", dimensions=dimensions)
 
 
 def test_every_point_is_a_labelled_place_of_the_text(pair, heads: HeadSet) -> None:
     result = manifold(*pair, heads, TEXTS, 1, points=150, method="pca", seed=1)
     assert result.source.shape == result.target.shape == (150, 2)
-    assert (result.depth, result.source_depth) == (1, heads.layer_map[1])
-    assert len(result.tokens) == len(result.contexts) == 150
-    assert all(token for token in result.tokens)
-    for token, context in zip(result.tokens, result.contexts, strict=True):
-        assert context.endswith(token)
-        assert any(context.removeprefix("…") in text for text in TEXTS)
-    assert result.adapted is None
+    assert (result.depth, result.source_depth, result.by_heads) == (1, heads.layer_map[1], True)
+    assert len(result.places) == 150
+    for place in result.places:
+        assert place.token
+        assert place.context.endswith(place.token)
+        text = TEXTS[place.text]
+        assert place.context.removeprefix("…") + place.after.removesuffix("…") in text
+    assert result.adapted is result.translated is None
+    # Two sentences to a text.
+    assert {place.sentence // 2 for place in result.places} == {place.text for place in result.places}
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "end", "kind"),
+    [
+        ("a fox", 1, 5, "word"), ("a Fox", 1, 5, "capitalised word"), ("a fox", 3, 5, "rest of a word"),
+        ("it said 12.", 7, 10, "number"), ("it.", 2, 3, "punctuation"), ("a  b", 1, 2, "space"),
+    ],
+)  # fmt: skip
+def test_kinds_of_tokens(text: str, start: int, end: int, kind: str) -> None:
+    assert kind_of(text, start, end) == kind
 
 
 def test_the_measures_stand_beside_their_control(pair, heads: HeadSet) -> None:
@@ -118,7 +163,72 @@ def test_an_adapter_moves_the_source_and_nothing_else(
     assert at_input.adapted is not None
     assert deep.adapted is not None
     np.testing.assert_allclose(at_input.adapted, at_input.source)
+    np.testing.assert_array_equal(at_input.source_shift, 0)
+    assert (deep.source_shift > 0).all()
     assert np.abs(deep.adapted - deep.source).max() > 0.01
+
+
+def test_a_translation_moves_the_target_where_it_moves_states(
+    pair, heads: HeadSet, tiny_lora: Callable[..., Lora]
+) -> None:
+    lora, own = tiny_lora(pair[0]), tiny_lora(pair[1], seed=1)
+    runners = {
+        "lora": PlainRunner(pair[1], own),
+        "hosted": HostedRunner(pair[0], lora, pair[1], heads, 1),
+        "stack": HostedRunner(pair[0], lora, pair[1], heads, None),
+        "words": WordedRunner(pair[0], lora, pair[1]),
+    }
+    moved = {}
+    for name, runner in runners.items():
+        result = manifold(
+            *pair, heads, TEXTS, 2, lora=lora, translated=runner, points=40, method="pca", spaces="own"
+        )
+        moved[name] = result.target_shift.max()
+        assert result.translated.shape == result.adapted.shape == (40, 2)
+    assert min(moved["lora"], moved["hosted"], moved["stack"]) > 0.01
+    assert moved["words"] == 0
+    # The whole stack carries the source's shift itself.
+    told = manifold(
+        *pair, heads, TEXTS, 2, lora=lora, translated=runners["stack"], points=40, method="pca"
+    ).measures["adapter's shift, cosine"]
+    assert told.value > 0.99 > told.control + 0.5
+
+
+def test_a_pair_of_depths_without_a_head_is_carried_by_a_linear_map(pair, heads: HeadSet) -> None:
+    for given in (heads, None):
+        result = manifold(*pair, given, TEXTS, 1, source_depth=3, points=60, method="pca")
+        assert not result.by_heads
+        assert result.measures["R²"].value > result.measures["R²"].control + 0.3
+    with pytest.raises(RequestError, match="needs a source depth"):
+        manifold(*pair, None, TEXTS, 1, method="pca")
+
+
+def test_along_the_layers_the_same_tokens_move_a_little_at_a_time(pair, heads: HeadSet) -> None:
+    pairs = [(heads.layer_map[depth], depth) for depth in range(3)]
+    stack = read_pairs(*pair, heads, TEXTS, pairs, points=80)
+    along = drawn_along(stack, "pca")
+    assert [one.depth for one in along] == [0, 1, 2]
+    assert along[0].places == along[2].places
+    alone = drawn(stack[1], "pca")
+
+    def step(before: np.ndarray, after: np.ndarray) -> float:
+        return float(np.linalg.norm(before - before.mean(0) - (after - after.mean(0)), axis=1).mean())
+
+    assert step(along[0].target, along[1].target) <= step(along[0].target, alone.target) + 1e-9
+    assert along[1].measures == alone.measures
+
+
+def test_all_layers_are_compared_with_all_layers(pair) -> None:
+    same = compare_layers(pair[0], pair[0], TEXTS, points=200)
+    assert set(same.grids) == set(MEASURES)
+    for name in MEASURES:
+        values, controls = same.grids[name].values, same.grids[name].controls
+        assert values.shape == controls.shape == (4, 4)
+        assert values.diagonal() == pytest.approx(1.0, abs=0.02)
+        assert controls.max() < 0.3
+    other = compare_layers(*pair, TEXTS, points=200)
+    assert other.grids["CKA"].values.shape == (4, 3)
+    assert other.tokens == 200
 
 
 def test_an_endless_stream_is_read_no_further_than_needed(pair, heads: HeadSet) -> None:

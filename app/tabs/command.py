@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from app import snippets
-from app.tabs.explore import ExploreTab
+from app.tabs.explore import ExploreTab, request_of
 from app.tabs.generate import GenerateTab, prompts_of
 from app.tabs.heads import TOKENS, HeadsTab
 from app.workspace import Selection, Workspace
@@ -58,10 +58,10 @@ def of_fit(line: gr.Code, tab: HeadsTab) -> Command:
 def of_map(line: gr.Code, tab: ExploreTab) -> Command:
     """What *Draw the map* would do."""
 
-    def make(chosen: Selection, depth: int, points: int) -> str:
-        return snippets.manifold(chosen, int(depth), int(points))
+    def make(chosen: Selection, *asked: Any) -> str:
+        return snippets.manifold(request_of(chosen, *asked))
 
-    return Command(line, [tab.depth, tab.points], make)
+    return Command(line, tab.asked, make)
 
 
 def wire_commands(commands: Sequence[Command], choice: gr.BrowserState, start: Selection) -> None:
