@@ -422,6 +422,8 @@ class Backend(Protocol):
         """Draw what is asked, PCA first; `translated` is a runner, `turns` is held while a model runs."""
         ...
 
-    def layers(self, source: object, target: object, turns: Turns, on_progress: OnProgress) -> LayerFacts:
-        """Compare all layers of two models; `turns` is held while a model runs."""
+    def layers(
+        self, source: object, target: object, heads: object | None, turns: Turns, on_progress: OnProgress
+    ) -> LayerFacts:
+        """Compare all layers of two models on the heads' text; `turns` is held while a model runs."""
         ...

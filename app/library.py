@@ -383,12 +383,15 @@ class CastBackend:
             cast("Runner | None", translated), request, turns, on_progress,
         )  # fmt: skip
 
-    def layers(self, source: object, target: object, turns: Turns, on_progress: OnProgress) -> LayerFacts:
+    def layers(
+        self, source: object, target: object, heads: object | None, turns: Turns, on_progress: OnProgress
+    ) -> LayerFacts:
         """What `cast layers` measures."""
         from app.mapping import measured_layers
 
+        found = cast("FoundHeads", heads).heads if heads is not None else None
         models = cast("LanguageModel", source), cast("LanguageModel", target)
-        return measured_layers(*models, turns, on_progress)
+        return measured_layers(*models, found, turns, on_progress)
 
 
 def _likely(tokens: "Alternatives") -> str:

@@ -48,7 +48,7 @@ def drawn_maps(
         request: what to draw; its selection is not looked at.
         turns: makes a context that is held while a model runs.
         on_progress: gets the stages of `read_pairs` and `drawn`.
-        text: held-out text; the pair's own by default.
+        text: its held-out part is read; by default the text of the heads, else the pair's own.
         seed: of tokens and map.
         batch_size: texts at once.
 
@@ -64,7 +64,7 @@ def drawn_maps(
         mapped = table[request.depth] if known else 0
         pairs = [(mapped if request.source_depth is None else request.source_depth, request.depth)]
     states = read_pairs(
-        source, target, heads, general_text(text or default_corpus(source, target), seed=seed, held_out=True),
+        source, target, heads, _held_out(source, target, heads, text, seed),
         pairs, lora=lora, translated=translated, points=request.points, seed=seed, batch_size=batch_size,
         turns=turns, on_progress=on_progress,
     )  # fmt: skip
@@ -120,6 +120,7 @@ def _rounded(rows: np.ndarray | None, at: int) -> tuple[float, ...] | None:
 def measured_layers(
     source: LanguageModel,
     target: LanguageModel,
+    heads: HeadSet | None = None,
     turns: Turns = nullcontext,
     on_progress: OnProgress = ignore,
     *,
@@ -127,11 +128,18 @@ def measured_layers(
     points: int = 600,
     seed: int = _SEED,
 ) -> LayerFacts:
-    """All layers of two models against each other on held-out text."""
-    texts = general_text(text or default_corpus(source, target), seed=seed, held_out=True)
+    """All layers of two models against each other on held-out text; the heads only say which text."""
+    texts = _held_out(source, target, heads, text, seed)
     return layer_facts(
         compare_layers(source, target, texts, points=points, seed=seed, turns=turns, on_progress=on_progress)
     )
+
+
+def _held_out(
+    source: LanguageModel, target: LanguageModel, heads: HeadSet | None, text: str | None, seed: int
+) -> Iterator[str]:
+    own = heads.recipe.corpus if heads else default_corpus(source, target)
+    return general_text(text or own, seed=seed, held_out=True)
 
 
 def layer_facts(found: LayerGrids) -> LayerFacts:

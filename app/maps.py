@@ -81,13 +81,13 @@ class Maps:
 
         yield from self._followed("map", "Draw the map.", work, found)
 
-    def layers(self, pair: Pair, before: str = "") -> Iterator[LayerFacts | Job]:
+    def layers(self, pair: Pair, made: Attached, before: str = "") -> Iterator[LayerFacts | Job]:
         """Compare all layers of a pair in the background; otherwise as `draw`."""
         self.cancel(before)
         found: SimpleQueue[LayerFacts] = SimpleQueue()
 
         def work(on_progress: OnProgress) -> None:
-            found.put(self.compared(pair, on_progress))
+            found.put(self.compared(pair, made, on_progress))
 
         yield from self._followed("layers", "Compare all layers.", work, found)
 
@@ -105,10 +105,13 @@ class Maps:
         ):  # fmt: skip
             yield tuple(replace(one, note=shown.note) for one in drawn)
 
-    def compared(self, pair: Pair, on_progress: OnProgress = ignore) -> LayerFacts:
+    def compared(
+        self, pair: Pair, made: Attached | None = None, on_progress: OnProgress = ignore
+    ) -> LayerFacts:
         """Compare all layers now."""
         source, target = self._stock.pair(pair)
-        return self._backend.layers(source.model, target.model, held(source, target), on_progress)
+        heads = self._find_heads(source, target, made.heads_job if made else "")
+        return self._backend.layers(source.model, target.model, heads, held(source, target), on_progress)
 
     def written(self, drawn: Drawn, colour: str, kind: str) -> Path:
         """Write a map as a page of its own (`HTML`), or its tokens as a table (`CSV`).

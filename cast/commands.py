@@ -264,8 +264,15 @@ def layers(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Answe
 
     out = _new_file(args.out) if args.out else None
     source, target = _load_pair(args, args.target, on_progress)
+    found = pipeline.find_heads(source, target)
     facts = mapping.measured_layers(
-        source, target, on_progress=on_progress, text=args.corpus, points=args.points, seed=args.seed
+        source,
+        target,
+        found.heads if found else None,
+        on_progress=on_progress,
+        text=args.corpus,
+        points=args.points,
+        seed=args.seed,
     )
     if out:
         with readable_write_errors(out):

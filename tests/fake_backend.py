@@ -253,7 +253,9 @@ class FakeBackend:
                 for depth in depths
             )
 
-    def layers(self, source: object, target: object, turns: Turns, on_progress: OnProgress) -> LayerFacts:
+    def layers(
+        self, source: object, target: object, heads: object | None, turns: Turns, on_progress: OnProgress
+    ) -> LayerFacts:
         self._work("layers", on_progress)
         return layer_facts(str(source), str(target))
 

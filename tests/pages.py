@@ -268,6 +268,33 @@ class CastPage:
     def plot(self) -> Locator:
         return self.page.locator(".js-plotly-plot:visible")
 
+    def find_tokens(self, words: str) -> None:
+        self.page.get_by_label("Find tokens").fill(words)
+
+    @property
+    def highlighted(self) -> Locator:
+        return self.page.locator(".cast-finder [role=status]")
+
+    def chosen_points(self) -> list[list[int]]:
+        """Which points are highlighted in each trace of tokens."""
+        return self.page.evaluate(
+            "document.querySelector('#cast-map .js-plotly-plot').data"
+            ".filter((trace) => trace.meta === 'tokens').map((trace) => trace.selectedpoints)"
+        )
+
+    def click_token(self, pane: int, token: int) -> None:
+        """Click a token's mark in one of the panes."""
+        self._click(
+            """([pane, token]) => {
+                const plot = document.querySelector("#cast-map .js-plotly-plot");
+                const trace = plot.data.filter((one) => one.meta === "tokens")[pane];
+                const {xaxis, yaxis} = plot._fullData.find((one) => one.uid === trace.uid || one._input === trace);
+                const axes = [plot._fullLayout["xaxis" + xaxis?.slice(1)], plot._fullLayout["yaxis" + yaxis?.slice(1)]];
+                return axes;
+            }""",
+            [pane, token],
+        )
+
     def command(self, *words: str) -> None:
         """Wait for the command line in the open tab that begins with the first words to hold the others."""
         line = self.page.locator(".cm-content:visible").filter(has_text=re.compile(f"^{words[0]} "))

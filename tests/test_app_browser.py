@@ -194,14 +194,39 @@ def test_heads_are_shown_and_trained(visit, backend):
     expect(page.job).to_contain_text("Done in")
 
 
-def test_explore_draws_a_joint_map_beside_its_measures(visit):
+def test_explore_draws_a_map_beside_its_measures_and_saves_it(visit):
     page = visit()
     page.tab("Explore")
     page.press("Draw the map")
-    expect(page.page.get_by_text("UMAP at target depth")).to_be_visible()
-    expect(page.page.get_by_text("Shuffled")).to_be_visible()
+    expect(page.page.get_by_text("UMAP at target depth 2, source depth 2")).to_be_visible()
     expect(page.page.get_by_text("trustworthiness 0.93")).to_be_visible()
-    expect(page.plot).to_be_visible()
+    expect(page.page.get_by_text("moves the target's words and none of its states")).to_be_visible()
+    page.find_tokens("tok1")
+    expect(page.highlighted).to_contain_text("tok10")
+    assert page.chosen_points() == [[1, *range(10, 20), *range(100, 200)]] * 2
+    rows = page.download("Save CSV").read_text("utf-8").splitlines()
+    assert len(rows) == 301
+    assert page.download("Save SVG").read_text("utf-8").startswith("<svg")
+    page.page.get_by_label("Along the layers").check()
+    page.press("Draw the map")
+    page.page.get_by_text("Play").click()
+    expect(page.page.get_by_text("Target depth (source depth): 6")).to_be_visible()
+
+
+def test_a_click_on_one_pane_or_on_a_cell_is_followed(visit):
+    page = visit()
+    page.tab("Explore")
+    page.page.get_by_label("Two linked panes").check()
+    page.press("Draw the map")
+    expect(page.page.get_by_text("not across")).to_be_visible()
+    page.click_token(0, 4)
+    expect(page.highlighted).to_contain_text("1 highlighted")
+    assert page.chosen_points() == [[4], [4]]
+    page.click_cell(1, 5)
+    expect(page.page.get_by_text("UMAP at target depth 5, source depth 1")).to_be_visible()
+    page.command("cast manifold", "--layer 5 --source-layer 1", "--view own")
+    page.page.get_by_label("number input for Source depth").fill("99")
+    assert page.errors == []
 
 
 def test_two_visitors_never_see_each_others_choice(visit):

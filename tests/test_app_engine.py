@@ -13,7 +13,7 @@ from app.jobs import JobState
 from app.ui import build
 from app.views import PANES
 from app.workspace import Attached, Pair, Selection
-from cast.errors import CastError, HeadsError, RequestError
+from cast.errors import CastError, RequestError
 
 CHOICE = Selection("pocket:llama", "pocket:mistral", "pocket:llama/mood")
 
@@ -190,21 +190,10 @@ def test_jobs_need_a_choice(engine):
         engine.start_fit(FitRequest(Pair("pocket:llama", ""), "pocket", 10, "mlp"))
 
 
-def test_maps_come_as_pca_and_then_as_umap(engine):
-    pair = Pair(CHOICE.source, CHOICE.target)
-    assert [drawn.method for drawn in engine.joint_maps(pair, 3, 50)] == ["pca", "umap"]
-
-
-def test_maps_need_heads(engine, backend):
-    backend.without_heads.add((CHOICE.source, CHOICE.target))
-    with pytest.raises(HeadsError, match="train them"):
-        next(engine.joint_maps(CHOICE.pair, 3, 50))
-
-
 def test_no_endpoint_is_public(backend, tmp_path):
     page = build(backend, tmp_path, tmp_path / "none.json")
     assert page.blocks.get_api_info()["named_endpoints"] == {}
-    page.jobs.close()
+    page.close()
 
 
 def test_the_layer_map_spans_both_stacks(engine):

@@ -13,6 +13,7 @@ from conftest import TRAINING_TEXT
 from fake_backend import ended
 
 from app import plots, snippets, tables
+from app.backend import MapRequest
 from app.engine import Engine
 from app.evaluations import Evaluations
 from app.jobs import Jobs, JobState
@@ -252,7 +253,11 @@ def test_the_command_lines_are_the_ones_that_the_program_takes():
     assert (compiled.steps, compiled.prompts, compiled.target) == (60, "prompts.txt", [CHOICE.target])
     fit = parsed(snippets.fit(CHOICE.pair, 40_000, "affine", "a b.txt"))
     assert (fit.tokens, fit.head, fit.corpus) == (40_000, "linear", "a b.txt")
-    assert parsed(snippets.manifold(CHOICE, 3, 300)).layer == 3
+    drawn = parsed(snippets.manifold(MapRequest(CHOICE, 3, 2, 400, "own", 3, "pca")))
+    assert (drawn.layer, drawn.source_layer, drawn.points, drawn.adapter) == (3, 2, 400, CHOICE.adapter)
+    assert (drawn.view, drawn.dimensions, drawn.method) == ("own", 3, "pca")
+    bare = parsed(snippets.manifold(MapRequest(CHOICE, 3, adapter=False)))
+    assert (bare.adapter, bare.source_layer) == (None, None)
     assert parsed(snippets.push("mood-for-mistral", "me/x", True)).private
 
 

@@ -1,12 +1,13 @@
 """The page's backend on the real library, with tiny random models: plumbing only, no figure is quoted."""
 
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
 
-from app.backend import FitRequest, SamplingChoice, TranslateRequest
+from app.backend import FitRequest, MapRequest, SamplingChoice, TranslateRequest
 from app.engine import Engine, GenerateRequest
 from app.jobs import Jobs, JobState
 from app.library import CastBackend
@@ -136,12 +137,32 @@ def test_opening_reads_no_heads_that_are_not_there(backend, chosen, loaded, head
         backend.reopened(backend.opened(str(tmp_path / "out")), *loaded)
 
 
-def test_a_map_lets_go_of_the_models_before_it_is_drawn(backend, loaded, heads):
-    stages = []
-    drawn = backend.joint_map(*loaded, heads, 1, 40, "pca", lambda progress: stages.append(progress.stage))
-    assert (len(drawn.points), drawn.method) == (40, "pca")
+def test_maps_hold_the_models_for_their_passes_alone(backend, loaded, heads, chosen):
+    held, within = [], []
+
+    @contextmanager
+    def turns():
+        held.append(True)
+        yield
+        held.pop()
+
+    def report(progress):
+        within.append(bool(held))
+
+    lora = adapters.read(chosen.adapter, loaded[0])
+    asked = MapRequest(chosen, 1, points=40, dimensions=3, method="pca")
+    ((drawn,),) = backend.maps(*loaded, heads, lora, None, asked, turns, report)
+    assert (len(drawn.points), drawn.method, drawn.by_heads) == (40, "pca", True)
+    assert all(len(point.source) == len(point.adapted) == 3 for point in drawn.points)
+    assert all(point.translated is None and point.source_shift >= 0 for point in drawn.points)
     assert {measure.name for measure in drawn.measures} == {"R²", "cosine", "k-NN overlap", "CKA"}
-    assert stages[-1] == "map"
+    along = replace(asked, view="along", dimensions=2)
+    (all_depths,) = backend.maps(*loaded, heads, None, None, along, turns, report)
+    assert [one.depth for one in all_depths] == list(range(loaded[1].depth + 1))
+    facts = backend.layers(*loaded, heads, turns, report)
+    assert len(facts.grids[0].values) == loaded[0].depth + 1
+    assert within
+    assert not any(within)
 
 
 def test_the_engine_runs_the_real_library(backend, chosen, tmp_path):

@@ -3,12 +3,11 @@
 import dataclasses
 import xml.etree.ElementTree as ET
 
-import numpy as np
 import pytest
-from fake_backend import DEPTHS, FakeBackend
+from fake_backend import DEPTHS, FakeBackend, joint_map, layer_facts
 
 from app import picture, plots, views
-from app.backend import Room, SiteFacts, TokenMark
+from app.backend import MapRequest, Room, SiteFacts, TokenMark
 from app.jobs import Job, JobState
 from app.showcase import Showcase
 from app.tabs.generate import adopted
@@ -17,8 +16,6 @@ from app.tabs.pick import keep_adapter
 from app.views import Pane
 from app.workspace import MODES, Attached, Selection
 from cast.errors import RequestError
-from cast.manifold import Manifold
-from cast.measures import Measured
 from cast.progress import Progress
 
 BACKEND = FakeBackend()
@@ -151,25 +148,15 @@ def test_the_heads_plot_shows_each_measure_with_its_control():
     assert list(figure.data[0].x) == list(range(7))
 
 
-def test_the_map_of_the_command_line_shows_the_adapter_and_its_measures():
-    rows = np.arange(6.0).reshape(3, 2)
-    measures = {"R²": Measured(0.9, -0.1)}
-    drawn = Manifold(
-        1, 1, "pca", rows, rows + 1, rows + 2, ("a", "<b>", "c"), ("x", "y", "z"), measures, 0.9, 0.8
-    )
-    figure = plots.manifold_figure(drawn)
-    names = {trace.name for trace in figure.data}
-    assert {"target", "source + adapter through the heads", "moved by the adapter"} <= names
-    assert "R² 0.90 (-0.10)" in figure.layout.annotations[0].text
-    assert any("&lt;b&gt;" in text for trace in figure.data if trace.text for text in trace.text)
-
-
 def test_a_recording_is_read_back_as_it_was_written(tmp_path):
     first, second, adapter = facts()
     heads = BACKEND.heads_facts((first.name, second.name))
-    drawn = BACKEND.joint_map(first.name, second.name, heads, 2, 5, "umap", lambda progress: None)
     choice = Selection(first.name, second.name, adapter.name)
-    recorded = Showcase(choice, 1.0, "Who?", {"source": "x"}, first, second, adapter, heads, drawn, "made")
+    drawn = joint_map(2, MapRequest(choice, 2, points=5), "umap", heads, True, False)
+    recorded = Showcase(
+        choice, 1.0, "Who?", {"source": "x"}, first, second, adapter, heads, drawn, "made",
+        layers=layer_facts(first.name, second.name),
+    )  # fmt: skip
     recorded.save(tmp_path / "a" / "showcase.json")
     assert Showcase.load(tmp_path / "a" / "showcase.json") == recorded
 

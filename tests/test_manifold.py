@@ -195,8 +195,8 @@ def test_a_translation_moves_the_target_where_it_moves_states(
 
 
 def test_a_pair_of_depths_without_a_head_is_carried_by_a_linear_map(pair, heads: HeadSet) -> None:
-    for given in (heads, None):
-        result = manifold(*pair, given, TEXTS, 1, source_depth=3, points=60, method="pca")
+    for known in (heads, None):
+        result = manifold(*pair, known, TEXTS, 1, source_depth=3, points=60, method="pca")
         assert not result.by_heads
         assert result.measures["R²"].value > result.measures["R²"].control + 0.3
     with pytest.raises(RequestError, match="needs a source depth"):

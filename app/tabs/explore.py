@@ -156,7 +156,7 @@ def wire_explore_tab(
         "concurrency_id": "maps", "api_visibility": "private",
     }  # fmt: skip
     tab.draw.click(*arguments, **how)
-    wire_layers(tab.layers, pick, depths, tab.finder, engine).then(*arguments, **how)
+    wire_layers(tab.layers, pick, depths, tab.finder, engine, attached).then(*arguments, **how)
     tab.stop.click(engine.maps.cancel, tab.job, None, show_progress="hidden", api_visibility="private")
     tab.depth.input(
         go_along, [pick.source, pick.target, tab.depth], tab.source_depth, show_progress="hidden",

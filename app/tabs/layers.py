@@ -12,7 +12,7 @@ from app.engine import Engine
 from app.jobs import Job
 from app.saying import said
 from app.tabs.pick import PickTab
-from app.workspace import Pair, Selection
+from app.workspace import Attached, Pair, Selection
 from cast.errors import RequestError
 
 MEASURES = ("CKA", "R²", "k-NN overlap")
@@ -50,7 +50,12 @@ def create_layers(engine: Engine, pair: Pair, at: tuple[int, int] | None) -> Lay
 
 
 def wire_layers(
-    part: LayersPart, pick: PickTab, depths: list[Any], clicks: gr.HTML, engine: Engine
+    part: LayersPart,
+    pick: PickTab,
+    depths: list[Any],
+    clicks: gr.HTML,
+    engine: Engine,
+    attached: gr.BrowserState,
 ) -> gr.events.Dependency:
     """Connect the comparison, the choice of a measure, and the cells.
 
@@ -60,6 +65,7 @@ def wire_layers(
         depths: the sliders of source and target depth.
         clicks: passes on, as `select`, which cell was clicked.
         engine: what compares.
+        attached: what the visitor has made.
 
     Returns:
         The event after which the sliders stand at the clicked pair.
@@ -67,11 +73,11 @@ def wire_layers(
     pair = [pick.source, pick.target]
 
     def compare(
-        source: str, target: str, measure: str, i: int, j: int, before: str
+        source: str, target: str, measure: str, i: int, j: int, kept: object, before: str
     ) -> Iterator[tuple[Any, ...]]:
         chosen = Pair(source or "", target or "")
         try:
-            for found in engine.maps.layers(chosen, before or ""):
+            for found in engine.maps.layers(chosen, Attached.from_json(kept), before or ""):
                 if isinstance(found, Job):
                     words = gr.skip() if found.is_over else views.job(found)
                     yield words, gr.skip(), gr.skip(), found.id
@@ -94,7 +100,7 @@ def wire_layers(
         return *at, grid(facts, measure, at, layer_table(engine, Pair(source or "", target or "")))
 
     part.compare.click(
-        compare, [*pair, part.measure, *depths, part.job], [*part.followers, part.job],
+        compare, [*pair, part.measure, *depths, attached, part.job], [*part.followers, part.job],
         show_progress="hidden", trigger_mode="multiple", concurrency_limit=16, api_visibility="private",
     )  # fmt: skip
     gr.on(
