@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from textwrap import wrap
@@ -94,6 +95,9 @@ def token_map(drawn: Drawn, colour: str = "model") -> go.Figure:
         dragmode="lasso" if flat else "orbit", legend={"itemsizing": "constant"},
         modebar={"orientation": "h"}, clickmode="event",
     )  # fmt: skip
+    if first.spaces == "own":
+        # Above the titles of the panes.
+        figure.update_layout(legend={"y": 1.08}, margin={"t": 72})
     bare = {"showticklabels": False, "showgrid": False, "zeroline": False, "title": ""}
     if flat:
         figure.update_xaxes(**bare)
@@ -190,16 +194,21 @@ def _painted(drawn: JointMap, side: _Side, colour: str) -> dict[str, Any]:
         hues = [point.sentence * _GOLDEN_ANGLE % 360 for point in points]
         return {"color": [f"hsl({hue:.0f}, 60%, 50%)" for hue in hues]}
     if colour == "position":
-        return _scaled([float(point.position) for point in points], "position", side)
-    if colour == "shift" and any(shift is not None for shift in side.shifts):
-        return _scaled([shift or 0.0 for shift in side.shifts], "effect", side)
+        values = [float(point.position) for point in points]
+        return _scaled(values, max(values), "position", side)
+    known = [shift for each in _sides(drawn) for shift in each.shifts if shift is not None]
+    if colour == "shift" and known:
+        return _scaled([shift or 0.0 for shift in side.shifts], max(known), "effect", side)
     return {"color": side.colour}
 
 
-def _scaled(values: Sequence[float], title: str, side: _Side) -> dict[str, Any]:
+def _scaled(values: Sequence[float], most: float, title: str, side: _Side) -> dict[str, Any]:
+    """A scale from 0 that both models share, and one bar for it."""
     bar = {"title": {"text": title}, "thickness": 12, "len": 0.6}
-    # One bar for both models: they share the scale where they share the values.
-    return {"color": values, "colorscale": _SCALE, "showscale": side.symbol == "circle", "colorbar": bar}
+    return {
+        "color": values, "colorscale": _SCALE, "cmin": 0, "cmax": most or 1.0,
+        "showscale": side.symbol == "circle", "colorbar": bar,
+    }  # fmt: skip
 
 
 def _name_kinds(figure: go.Figure, drawn: JointMap) -> None:
@@ -211,9 +220,11 @@ def _name_kinds(figure: go.Figure, drawn: JointMap) -> None:
 
 
 def _hover(point: MapPoint) -> str:
+    # Plotly knows no other names of characters than these three.
+    escaped = partial(escape, quote=False)
     before = point.context.removesuffix(point.token)
     told = [
-        f"{escape(before)}<b>{escape(point.token)}</b>{escape(point.after)}".replace("\n", "⏎"),
+        f"{escaped(before)}<b>{escaped(point.token)}</b>{escaped(point.after)}".replace("\n", "⏎"),
         point.kind,
     ]
     shifts = (("adapter", point.source_shift), ("translation", point.target_shift))
@@ -293,10 +304,10 @@ def write_html(drawn: Drawn, colour: str, path: Path) -> None:
     words += [f"{each.depth}: {views_map.caption(each.measures)}" for each in drawn]
     words += [views_map.belief(drawn), one.note]
     lines = [line for text in words if text for line in wrap(text, _CAPTION_WIDTH)]
+    told = "<br>".join(escape(line, quote=False) for line in lines)
     below = 72 if len(drawn) > 1 else 8
     figure.add_annotation(
-        text="<br>".join(map(escape, lines)), xref="paper", yref="paper", x=0, y=0, xanchor="left",
-        yanchor="top", yshift=-below, align="left", showarrow=False, font={"size": 12},
+        text=told, xref="paper", yref="paper", x=0, y=0, xanchor="left", yanchor="top", yshift=-below, align="left", showarrow=False, font={"size": 12},
     )  # fmt: skip
     room = below + 18 * len(lines) + 16
     figure.update_layout(margin={"b": room}, height=_HEIGHT + room)
@@ -330,9 +341,9 @@ def layer_grid(
     )  # fmt: skip
     # Light under dark, to be seen on every colour of the scale.
     marks = [
-        (range(len(table)), table, "circle-open", 36, 2, _LIGHT),
+        (range(len(table)), table, "circle-open", 30, 2, _LIGHT),
         *[
-            ([chosen[1]], [chosen[0]], "square-open", 36, width, colour)
+            ([chosen[1]], [chosen[0]], "square-open", 30, width, colour)
             for width, colour in ((7, _LIGHT), (3, _DARK))
             if chosen
         ],

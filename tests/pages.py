@@ -282,18 +282,36 @@ class CastPage:
             ".filter((trace) => trace.meta === 'tokens').map((trace) => trace.selectedpoints)"
         )
 
-    def click_token(self, pane: int, token: int) -> None:
-        """Click a token's mark in one of the panes."""
-        self._click(
-            """([pane, token]) => {
-                const plot = document.querySelector("#cast-map .js-plotly-plot");
-                const trace = plot.data.filter((one) => one.meta === "tokens")[pane];
-                const {xaxis, yaxis} = plot._fullData.find((one) => one.uid === trace.uid || one._input === trace);
-                const axes = [plot._fullLayout["xaxis" + xaxis?.slice(1)], plot._fullLayout["yaxis" + yaxis?.slice(1)]];
-                return axes;
-            }""",
-            [pane, token],
+    def click_token(self, side: int, token: int) -> None:
+        """Click the mark of a token in the trace of the source (0) or the target (1)."""
+        self._click_at(
+            "#cast-map",
+            "(plot, [side, token]) => {"
+            " const full = plot._fullData.filter((one) => one.meta === 'tokens')[side];"
+            " return [full.xaxis, full.x[token], full.yaxis, full.y[token]]; }",
+            [side, token],
         )
+
+    def click_cell(self, source_depth: int, target_depth: int) -> None:
+        """Click a cell in the grid of all layers."""
+        where = [target_depth, source_depth]
+        self._click_at("#cast-layers", "(plot, [x, y]) => ['x', x, 'y', y]", where)
+
+    def _click_at(self, plot: str, place: str, values: list[int]) -> None:
+        found = self.page.locator(f"{plot} .js-plotly-plot")
+        found.scroll_into_view_if_needed()
+        x, y = found.evaluate(
+            "(plot, values) => { const [xaxis, x, yaxis, y] = ("
+            + place
+            + ")(plot, values), box = plot.getBoundingClientRect(), layout = plot._fullLayout;"
+            " const across = layout[xaxis.replace('x', 'xaxis')], down = layout[yaxis.replace('y', 'yaxis')];"
+            " return [box.x + across._offset + across.l2p(x), box.y + down._offset + down.l2p(y)]; }",
+            values,
+        )
+        self.page.mouse.move(x - 3, y - 3)
+        self.page.mouse.move(x, y)
+        self.page.wait_for_timeout(200)  # plotly looks for what is under the pointer a moment later
+        self.page.mouse.click(x, y)
 
     def command(self, *words: str) -> None:
         """Wait for the command line in the open tab that begins with the first words to hold the others."""

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FORBIDDEN_IN_CAST = {"gradio", "plotly", "app"}
-# The bodies of `cast app`, `cast manifold` and `cast layers` are the only places where `cast` reaches for the page.
+# Only in the bodies of `cast app`, `cast manifold` and `cast layers` does `cast` reach for the page.
 FACE = "cast.commands"
 
 

@@ -185,7 +185,9 @@ def _wire_exports(tab: ExploreTab, engine: Engine) -> None:
         tab.exports[kind].click(
             lambda drawn, colour, kind=kind: write(kind, drawn, colour), [tab.shown, tab.colour],
             [tab.file, tab.message], show_progress="minimal", api_visibility="private",
-        ).success(None, js="() => window.castMap.take()", api_visibility="private")  # fmt: skip
+        ).success(
+            None, tab.file, js="(file) => window.castMap.take(file)", api_visibility="private"
+        )  # fmt: skip
 
 
 def request_of(

@@ -94,10 +94,9 @@ window.castMap = {
     const size = plot && { width: plot.offsetWidth, height: plot.offsetHeight };
     if (plot) window.Plotly.downloadImage(plot, { format, filename: "cast-map", scale: 2, ...size });
   },
-  // Gradio gives the link its address a moment after the answer is there.
-  take: (before, tries = 20) => {
-    const link = document.querySelector("#cast-map-file a[href], a#cast-map-file[href]");
-    if (link && link.href !== before) link.click();
-    else if (tries) setTimeout(window.castMap.take, 100, before, tries - 1);
+  take: (file) => {
+    if (!file) return;
+    const link = Object.assign(document.createElement("a"), { href: file.url, download: file.orig_name });
+    link.click();
   },
 };
