@@ -305,13 +305,14 @@ def write_html(drawn: Drawn, colour: str, path: Path) -> None:
     words += [views_map.belief(drawn), one.note]
     lines = [line for text in words if text for line in wrap(text, _CAPTION_WIDTH)]
     told = "<br>".join(escape(line, quote=False) for line in lines)
-    below = 72 if len(drawn) > 1 else 8
+    below = 112 if len(drawn) > 1 else 8
     figure.add_annotation(
-        text=told, xref="paper", yref="paper", x=0, y=0, xanchor="left", yanchor="top", yshift=-below, align="left", showarrow=False, font={"size": 12},
+        text=told, xref="paper", yref="paper", x=0, y=0, xanchor="left", yanchor="top",
+        yshift=-below, align="left", showarrow=False, font={"size": 12},
     )  # fmt: skip
     room = below + 18 * len(lines) + 16
     figure.update_layout(margin={"b": room}, height=_HEIGHT + room)
-    figure.write_html(path, include_plotlyjs=True, config={"displaylogo": False})
+    figure.write_html(path, include_plotlyjs=True, config={"displaylogo": False}, auto_play=False)
 
 
 def layer_grid(

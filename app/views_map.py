@@ -8,7 +8,7 @@ from html import escape
 from app.backend import Drawn, JointMap, LayerFacts, Measure
 from app.views import SCROLLS, figure, sentence, trust
 
-# Twice what chance gives counts as something; less is read as nothing.
+# A share of common neighbours that is less above chance than this is read as nothing.
 _CLEAR = 0.1
 _AXES = "xyz"
 
