@@ -34,6 +34,7 @@ from cast.models import LanguageModel
 from cast.pipeline import FoundHeads
 from cast.pocket import registry
 from cast.pocket.tasks import TASKS
+from cast.recipes import TranslationConfig
 from cast.results import file_name
 from cast.runners import PlainRunner
 from cast.storage import cache_folder
@@ -63,7 +64,14 @@ class Run:
     def path(self) -> Path:
         """Where its result is kept."""
         names = (f"{registry.PREFIX}{name}" for name in (self.source, self.target, self.task))
-        return self.results / file_name(self.method, *names, self.seed)
+        (config,) = comparison.methods_named([self.method.removesuffix(_PROMPTED)])
+        kind = config.text_kind(self.prompts) if isinstance(config, TranslationConfig) else "general"
+        return self.results / file_name(self.method, *names, self.seed, text=kind)
+
+    @property
+    def prompts(self) -> list[str]:
+        """Example prompts of the task, where the method takes some."""
+        return example_prompts(self.task) if self.method.endswith(_PROMPTED) else []
 
 
 def grid(arguments: argparse.Namespace) -> Iterator[Run]:
@@ -128,11 +136,10 @@ def carry_out(run: Run, revision: str) -> str:
     )
     lora = adapters.read(f"{registry.PREFIX}{run.source}/{run.task}", source)
     method = run.method.removesuffix(_PROMPTED)
-    prompts = example_prompts(run.task) if run.method != method else []
     configs = comparison.methods_named([method], seed=run.seed, steps=run.steps)
     heads = heads_of(run.source, run.target, run.seed)
     (result,) = comparison.compare(
-        source, target, lora, ends, configs, heads=heads, prompts=prompts, revision=revision
+        source, target, lora, ends, configs, heads=heads, prompts=run.prompts, revision=revision
     )
     replace(result, examples=run.limit).write_result(run.results)
     lift = "left out" if result.lift is None else f"{result.lift:.2f}"

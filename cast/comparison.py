@@ -210,7 +210,7 @@ def made_by(
         facts = {
             "seed": method.seed,
             "strength": made.recipe.strength,
-            "text": "prompts" if prompts else "general",
+            "text": method.text_kind(prompts),
             "tokens": made.recipe.tokens,
         }
     facts |= {"method": _name(method, prompts), "seconds": round(time.monotonic() - started, 2)}

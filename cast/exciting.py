@@ -21,7 +21,7 @@ from cast.runners import PlainRunner
 # Shown to the base model at once; more leave small contexts no room to write.
 _SHOTS = 3
 _SEPARATOR = "\n\n"
-_ANSWER_TOKENS = 32
+ANSWER_TOKENS = 64
 _BATCH = 32
 # A new prompt is at most so many times as long as the longest example, and at least so many times as long as
 # the shortest, in characters.
@@ -235,7 +235,7 @@ def answered(
     answers = generate_many(
         PlainRunner(source, lora),
         prompts,
-        max_new_tokens=_ANSWER_TOKENS,
+        max_new_tokens=ANSWER_TOKENS,
         batch_size=_BATCH,
         on_progress=on_progress,
     )

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,6 +11,8 @@ from cast.errors import AdapterError, RequestError
 
 Mode = Literal["compiled", "hosted", "instant", "kernel"]
 Readout = Literal["words", "states"]
+TextKind = Literal["general", "prompts", "self-generated"]
+"""What is read for a fit; what an adapter makes of general text by itself counts as self-generated."""
 DecodeFit = Literal["adjoint", "ridge", "procrustes"]
 EncodeFit = Literal["affine", "mlp"]
 _CHOICES: dict[str, Any] = {
@@ -58,12 +60,15 @@ class TranslationConfig:
     target."""
     hold_weight: float = 1.0
     """Compiled: weight of keeping the base's distribution where the tokenizers share no character end."""
-    prompt_share: float = 0.5
-    """Compiled: share of the rows of a batch that are drawn from `prompts`, where some are given."""
+    prompt_share: float = 0.75
+    """Compiled: share of the rows of a batch that have an answer: prompts, or `moments`."""
     answer_share: float = 0.75
     """Compiled: share of a batch's weight that falls on the adapted source's answers to `prompts`."""
     prompts_wanted: int = 200
     """Compiled: to how many prompts a smaller number of given ones is expanded by the source's base model."""
+    moments: int = 1000
+    """Compiled, without prompts: so many passages of general text are cut where the adapter acts most, and
+    the source with its adapter goes on; see `cast.moments`. 0 leaves general text as it is."""
     site_tokens: int = 10_000
     """Aligned pairs on which site maps are fitted (kernel, instant, and the start of compiled)."""
     site_decode: DecodeFit = "adjoint"
@@ -103,6 +108,12 @@ class TranslationConfig:
     def takes_heads(self) -> bool:
         """Whether heads help where there are some: a compiled LoRA starts from what they carry over."""
         return self.needs_heads or self.mode == "compiled"
+
+    def text_kind(self, prompts: Sequence[str]) -> TextKind:
+        """What a translation is fitted on, where such prompts are given."""
+        if prompts:
+            return "prompts"
+        return "self-generated" if self.mode == "compiled" and self.moments else "general"
 
     def served_rank(self, source_rank: int) -> int:
         """Rank of the compiled LoRA for a source adapter of rank `source_rank`."""

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cast.errors import RequestError
+from cast.recipes import TextKind
 from cast.storage import write_atomically
-
-TextKind = Literal["general", "prompts", "self-generated"]
 
 _PACKAGES = ("torch", "transformers", "peft", "numpy")
 

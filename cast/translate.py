@@ -26,6 +26,7 @@ from cast.heads import HeadSet
 from cast.hosting import HostedRunner
 from cast.kernel_mode import KernelRunner
 from cast.models import LanguageModel
+from cast.moments import moments
 from cast.prediction import in_words, predicted
 from cast.progress import OnProgress, Progress, ignore
 from cast.recipes import RECIPE_FILE, Quality, Recipe, TranslationConfig, read_recipe
@@ -331,7 +332,9 @@ def answered_prompts(
     *,
     on_progress: OnProgress = ignore,
 ) -> list[Passage]:
-    """The prompts that a compiled fit reads: made more, each with the adapter's answer; none without any.
+    """What a compiled fit reads beside general text, with the adapter's answers.
+
+    It is the prompts, made more; or, without prompts, what the adapter makes of general text by itself.
 
     Args:
         source: the adapter's model.
@@ -342,7 +345,10 @@ def answered_prompts(
         on_progress: gets stage `generate`.
     """
     if not prompts:
-        return []
+        return moments(
+            source, lora, texts[-config.moments :] if config.moments else [],
+            max_length=config.max_length, on_progress=on_progress,
+        )  # fmt: skip
     return excited(
         source, lora, prompts, config.prompts_wanted,
         words=words_of(texts), seed=config.seed, on_progress=on_progress,
