@@ -20,8 +20,6 @@ from cast.models import LanguageModel, TokenBatch
 from cast.progress import OnProgress, ignore
 
 _BATCH = 32
-# Of passages, the share with the strongest places.
-_STRONGEST = 0.75
 # An answer with fewer tokens has ended by itself; read again, it may have a few less than were written.
 _FINISHED = ANSWER_TOKENS - 4
 # Nats by which the adapter must have made an answer more likely, and the share of answers that are kept.
@@ -33,6 +31,7 @@ def moments(
     source: LanguageModel,
     lora: Lora,
     texts: Sequence[str],
+    count: int,
     *,
     max_length: int = 256,
     on_progress: OnProgress = ignore,
@@ -42,7 +41,8 @@ def moments(
     Args:
         source: the adapter's model.
         lora: the adapter.
-        texts: general text; fewer passages come out than go in.
+        texts: general text.
+        count: texts that are gone on with, those in which the adapter acts most; fewer passages come out.
         max_length: tokens at which a text is cut.
         on_progress: gets the stage `generate`.
 
@@ -50,8 +50,8 @@ def moments(
         Passages with answers, the surest first; none where the adapter finishes nothing.
     """
     places = sorted(_places(source, lora, texts, max_length), reverse=True)
-    beginnings = [beginning for _, beginning in places[: round(_STRONGEST * len(places))]]
-    said = answered(source, lora, list(dict.fromkeys(beginnings)), on_progress=on_progress)
+    beginnings = list(dict.fromkeys(beginning for _, beginning in places[:count]))
+    said = answered(source, lora, beginnings, on_progress=on_progress)
     sure = [(sureness, passage) for passage, sureness in _judged(source, lora, said) if sureness is not None]
     sure.sort(key=lambda pair: pair[0], reverse=True)
     return [passage for _, passage in sure[: round(_SUREST * len(sure))]]

@@ -346,7 +346,7 @@ def answered_prompts(
     """
     if not prompts:
         return moments(
-            source, lora, texts[-config.moments :] if config.moments else [],
+            source, lora, texts[2 * config.batch_size :] if config.moments else [], config.moments,
             max_length=config.max_length, on_progress=on_progress,
         )  # fmt: skip
     return excited(

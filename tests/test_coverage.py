@@ -65,7 +65,7 @@ def test_energy_follows_the_singular_directions_of_the_kernel(source: LanguageMo
 
 
 def test_the_fitting_text_is_covered_with_its_share_of_prompts(source: LanguageModel) -> None:
-    lora, config = build_lora(source), TranslationConfig(batch_size=2)
+    lora, config = build_lora(source), TranslationConfig(batch_size=2, prompt_share=0.5)
     prompts, texts = corpus(20, 50), corpus(20)
     assert covered(source, lora, texts, (), config) == measured_coverage(source, lora, texts[:4])
     mixed = covered(source, lora, texts, prompts, config)
