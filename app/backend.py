@@ -300,8 +300,12 @@ class Backend(Protocol):
         """A few prompts of a shipped adapter's task, without answers, none of them among `prompts`."""
         ...
 
-    def search(self, source: str) -> Sequence[Option]:
-        """Adapters of a model on the Hub."""
+    def search_models(self, words: str) -> Sequence[Option]:
+        """Models on the Hub whose name contains these words."""
+        ...
+
+    def search_adapters(self, source: str, words: str) -> Sequence[Option]:
+        """Adapters of a model on the Hub whose name contains these words."""
         ...
 
     def describe(self, name: str) -> ModelFacts:

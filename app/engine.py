@@ -114,10 +114,6 @@ class Engine:
         """A few prompts of a shipped adapter's task, without answers, none of them among `prompts`."""
         return tuple(self._backend.hints(adapter))
 
-    def search(self, source: str) -> tuple[Option, ...]:
-        """Adapters of a Hub model, most downloaded first."""
-        return tuple(self._backend.search(source))
-
     def facts(self, selection: Selection) -> PairFacts:
         """Describe the chosen models and adapter from their configurations; no weights are read."""
         if not selection.source or not selection.target:

@@ -31,6 +31,7 @@ from app.backend import (
     Turns,
 )
 from app.runs import EvaluateRequest, TaskFacts, Told
+from app.searching import hit_label
 from app.workspace import PLAIN_MODES, Selection
 from cast.progress import OnProgress
 
@@ -85,18 +86,17 @@ class CastBackend:
         task = _task(adapter)
         return [example.prompt for example in task.train(_HINTS)] if task else []
 
-    def search(self, source: str) -> Sequence[Option]:
+    def search_models(self, words: str) -> Sequence[Option]:
+        """Models for text on the Hub."""
+        from cast import hub
+
+        return [Option(hit.repo_id, hit_label(hit)) for hit in hub.search_models(words)]
+
+    def search_adapters(self, source: str, words: str) -> Sequence[Option]:
         """Adapters of a Hub model that their own configuration confirms."""
         from cast import hub
 
-        return [
-            Option(
-                hit.repo_id,
-                f"{hit.repo_id}: rank {hit.rank}, {', '.join(hit.targets)}; {hit.downloads:,} downloads; "
-                f"{hit.licence or 'no licence stated'}",
-            )
-            for hit in hub.search_adapters(source)
-        ]
+        return [Option(hit.repo_id, hit_label(hit)) for hit in hub.search_adapters(source, words)]
 
     def describe(self, name: str) -> ModelFacts:
         """Facts of a model from its configuration and tokenizer."""

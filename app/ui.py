@@ -13,6 +13,7 @@ from app.evaluations import Evaluations
 from app.exports import Exports
 from app.jobs import Jobs
 from app.runs import Kept, RunStore
+from app.searching import HubSearch
 from app.showcase import Showcase
 from app.tabs import command
 from app.tabs.choice import Stores, Tabs, wire_choice
@@ -87,7 +88,7 @@ def build(backend: Backend, folder: Path, recording: Path | None = None, runs: P
         tour = create_tour()
         wire_stage(stage, tour, engine)
         wire_link(stage, [*pick.chosen, *generate.settings])
-        wire_pick_tab(pick, engine)
+        wire_pick_tab(pick, engine, HubSearch(backend))
         wire_generate_tab(generate, pick, engine, stores.attached)
         wire_heads_tab(heads, pick, engine, stores.attached)
         wire_explore_tab(explore, pick, generate.options.way, engine, stores.attached)

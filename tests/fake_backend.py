@@ -61,6 +61,8 @@ class FakeBackend:
         self.damaged: set[str] = set()
         self.own_adapters: dict[str, str] = {}
         self.endless: set[str] = set()
+        self.hub: dict[str, list[str]] = {}
+        self.searched: list[str] = []
         self.published: list[tuple[str, list[str], bool]] = []
         self.maps_asked: list[tuple[MapRequest, object | None, object | None]] = []
         self._lock = threading.Lock()
@@ -82,8 +84,14 @@ class FakeBackend:
             else []
         )
 
-    def search(self, source: str) -> Sequence[Option]:
-        raise HubError("The Hub cannot be reached; choose a pocket model or a local folder.")
+    def search_models(self, words: str) -> Sequence[Option]:
+        self.searched.append(words)
+        if words not in self.hub:
+            raise HubError("The Hub cannot be reached; what ships can still be chosen.")
+        return [Option(name, f"{name} · 7 downloads · mit") for name in self.hub[words]]
+
+    def search_adapters(self, source: str, words: str) -> Sequence[Option]:
+        return self.search_models(words or source)
 
     def describe(self, name: str) -> ModelFacts:
         if name not in DEPTHS:

@@ -136,12 +136,24 @@ class CastPage:
         field.press("Enter")
         field.blur()
 
+    def type_into(self, label: str, words: str) -> None:
+        """Type letter by letter into an emptied picker, and leave it open."""
+        field = self.page.get_by_label(label, exact=True)
+        field.click()
+        field.fill("")
+        field.press_sequentially(words, delay=20)
+
+    @property
+    def found(self) -> Locator:
+        """What the search on the Hub says."""
+        return self.page.locator(".cast-found.prose")
+
     def chosen(self, label: str) -> Locator:
         return self.page.get_by_label(label, exact=True)
 
     @property
     def notice(self) -> Locator:
-        return self.page.locator(".cast-pickers .cast-sentence").first
+        return self.page.locator(".cast-notice .cast-sentence")
 
     @property
     def facts(self) -> Locator:

@@ -123,12 +123,6 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
         follow, chosen_and_shown, followed,
         show_progress="hidden", trigger_mode="always_last", api_visibility="private",
     )  # fmt: skip
-    pick.hub_hits.input(
-        lambda hit: hit or gr.skip(), pick.hub_hits, pick.adapter, show_progress="hidden",
-        api_visibility="private",
-    ).then(
-        follow, chosen_and_shown, followed, show_progress="hidden", api_visibility="private"
-    )  # fmt: skip
     link = gr.Textbox(visible=False)
     blocks.load(
         restore, [*stores.all, link], [*followed, *settings[3:], *jobs_shown],
@@ -192,8 +186,6 @@ def _described(
     """What has to be read first; what is of the pair alone stays as it is while the pair does."""
     opened = engine.still_open(made.folder, chosen)
     updates = pick_tab.follow(tabs.pick, engine, chosen, views.opened(opened) if opened else "")
-    if before is not None and chosen.source != before.source:
-        updates |= pick_tab.without_hits(tabs.pick)
     if before is None or opened or chosen.target != before.target:
         updates |= mode_tab.follow(tabs.generate.options, engine, chosen.pair, segment)
     if before is None or chosen.pair != before.pair:
