@@ -16,6 +16,8 @@ from cast.progress import OnProgress
 
 Turns = Callable[[], AbstractContextManager[object]]
 
+EFFORTS = {"quick": 40_000, "good": 120_000, "best": 400_000}
+"""Tokens on which heads are trained, by how good they shall be."""
 NO_HEADS = "There are no heads for this pair yet: train them in the Heads tab."
 
 
@@ -40,6 +42,7 @@ class ModelFacts:
     tokenizer: str
     heads: int = 0
     download_bytes: int = 0
+    licence: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,9 +112,14 @@ class FitRequest:
     """What *Train heads* asks for; an empty corpus is the pair's default text."""
 
     pair: Pair
-    corpus: str
-    tokens: int
-    kind: str
+    corpus: str = ""
+    tokens: int = EFFORTS["good"]
+    kind: str = "mlp"
+
+    @property
+    def selection(self) -> Selection:
+        """The pair as a choice without an adapter."""
+        return Selection(self.pair.source, self.pair.target, "")
 
 
 @dataclass(frozen=True)
@@ -119,7 +127,7 @@ class TranslateRequest:
     """What *Translate* asks for: a selection, the steps of a compiled fit, and a few example prompts."""
 
     selection: Selection
-    steps: int
+    steps: int = 100
     prompts: tuple[str, ...] = ()
 
 
@@ -314,6 +322,14 @@ class Backend(Protocol):
 
     def room(self, source: ModelFacts, target: ModelFacts) -> Room:
         """The memory that a pair would be loaded into; imports what is heavy."""
+        ...
+
+    def fit_seconds(self, request: FitRequest, source: ModelFacts, target: ModelFacts) -> float:
+        """How long *Train heads* may take on this device, by the models' sizes; imports what is heavy."""
+        ...
+
+    def translate_seconds(self, request: TranslateRequest, source: ModelFacts, target: ModelFacts) -> float:
+        """How long *Translate* may take where the pair has heads; 0 where the mode runs at once."""
         ...
 
     def inspect(self, adapter: str, source: str) -> AdapterFacts:

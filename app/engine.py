@@ -23,8 +23,10 @@ from app.backend import (
     SamplingChoice,
     TranslateRequest,
 )
+from app.expecting import Expectations, Expected
 from app.jobs import Job, Jobs
 from app.maps import Maps
+from app.paces import Paces
 from app.picture import relative_layer_map
 from app.showcase import Showcase
 from app.stock import Stock, needed
@@ -81,13 +83,20 @@ class Engine:
     """The page's only way to models; one for all visitors, made in `app.ui.build`."""
 
     def __init__(
-        self, backend: Backend, jobs: Jobs, folder: Path, showcase: Showcase | None, max_models: int = 4
+        self,
+        backend: Backend,
+        jobs: Jobs,
+        folder: Path,
+        showcase: Showcase | None,
+        max_models: int = 4,
+        kept: Path | None = None,
     ) -> None:
         self._backend = backend
         self._jobs = jobs
         self._folder = folder
         self._stock = Stock(backend, max_models)
         self.maps = Maps(backend, self._stock, folder, self._find_heads, self._translation)
+        self._expectations = Expectations(backend, Paces(kept))
         self.showcase = showcase
         if showcase:
             self._stock.learn(showcase)
@@ -126,6 +135,11 @@ class Engine:
     def room(self, facts: PairFacts) -> Room:
         """The memory that a pair would be loaded into."""
         return self._backend.room(facts.source, facts.target)
+
+    def expected(self, request: FitRequest | TranslateRequest) -> Expected:
+        """How long *Train heads* or *Translate* may take on this device; no weights are read."""
+        facts = self.facts(request.selection)
+        return self._expectations.of(request, facts.source, facts.target)
 
     def opened(self, selection: Selection) -> Opened | None:
         """The translated folder that stands in the adapter's place; None where an adapter of the source does.
@@ -285,7 +299,9 @@ class Engine:
 
         def work(on_progress: OnProgress) -> TranslateResult:
             out.parent.mkdir(parents=True, exist_ok=True)
-            carried = self._backend.translate(request, own, out, on_progress)
+            carried = self._timed(
+                request, lambda told: self._backend.translate(request, own, out, told), on_progress
+            )
             archive = shutil.make_archive(str(out), "zip", out)
             return TranslateResult(selection, carried, out, Path(archive))
 
@@ -301,9 +317,24 @@ class Engine:
 
         def work(on_progress: OnProgress) -> HeadsResult:
             out.parent.mkdir(parents=True, exist_ok=True)
-            return HeadsResult(pair, self._backend.fit(request, out, on_progress))
+            heads = self._timed(request, lambda told: self._backend.fit(request, out, told), on_progress)
+            return HeadsResult(pair, heads)
 
         return self._jobs.start("heads", f"Train heads from {pair.source} to {pair.target}.", work)
+
+    def _timed(
+        self,
+        request: FitRequest | TranslateRequest,
+        work: Callable[[OnProgress], object],
+        on_progress: OnProgress,
+    ) -> object:
+        """Do the work, so that the next of its kind is expected better."""
+
+        def facts() -> tuple[ModelFacts, ModelFacts]:
+            pair = request.selection.pair
+            return self._stock.model_facts(pair.source), self._stock.model_facts(pair.target)
+
+        return self._expectations.timed(request, facts, work, on_progress)
 
     def job(self, job_id: str) -> Job | None:
         """A job by its id; None where the server knows no such job."""

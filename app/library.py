@@ -38,11 +38,13 @@ from cast.progress import OnProgress
 if TYPE_CHECKING:
     from cast.adapter_files import AdapterFolder
     from cast.adapters import Lora
+    from cast.estimates import Shape
+    from cast.fitting import FitConfig
     from cast.marking import Alternatives
     from cast.models import LanguageModel
     from cast.pipeline import FoundHeads
     from cast.pocket.tasks import Task
-    from cast.recipes import Mode
+    from cast.recipes import Mode, TranslationConfig
     from cast.runners import Runner
     from cast.translate import TranslatedAdapter
 
@@ -101,13 +103,15 @@ class CastBackend:
     def describe(self, name: str) -> ModelFacts:
         """Facts of a model from its configuration and tokenizer."""
         self.warm()
+        from cast.checkpoints import is_remote
+        from cast.hub import is_cached
         from cast.models import describe
 
         found = describe(name)
-        remote = 0 if name.startswith("pocket:") or Path(name).expanduser().exists() else found.weight_bytes
+        remote = found.weight_bytes if is_remote(name) and not is_cached(name) else 0
         return ModelFacts(
             name, found.family, found.width, found.depth, found.vocabulary, found.parameters, found.tokenizer,
-            found.heads, remote,
+            found.heads, remote, found.licence or "",
         )  # fmt: skip
 
     def room(self, source: ModelFacts, target: ModelFacts) -> Room:
@@ -121,6 +125,21 @@ class CastBackend:
             m.parameters * default_dtype(device, m.parameters).itemsize for m in (source, target)
         )
         return Room(str(device), first, second, available_memory(device))
+
+    def fit_seconds(self, request: FitRequest, source: ModelFacts, target: ModelFacts) -> float:
+        """By `cast.estimates`."""
+        self.warm()
+        from cast.estimates import fit_seconds
+
+        return fit_seconds(_shape(source), _shape(target), _fit_config(request))
+
+    def translate_seconds(self, request: TranslateRequest, source: ModelFacts, target: ModelFacts) -> float:
+        """By `cast.estimates`."""
+        self.warm()
+        from cast.estimates import translate_seconds
+
+        config = _translation_config(request)
+        return translate_seconds(_shape(source), _shape(target), config, prompts=bool(request.prompts))
 
     def inspect(self, adapter: str, source: str) -> AdapterFacts:
         """Facts of an adapter, with the size of its change in each block."""
@@ -304,17 +323,16 @@ class CastBackend:
     def fit(self, request: FitRequest, folder: Path, on_progress: OnProgress) -> object:
         """Train heads on models of its own."""
         self.warm()
-        from cast.fitting import FitConfig
         from cast.models import load
         from cast.pipeline import FoundHeads, fit
 
         source, target = (
             load(name, on_progress=on_progress) for name in (request.pair.source, request.pair.target)
         )
-        config = FitConfig(kind="affine" if request.kind == "affine" else "mlp", tokens=request.tokens)
         heads = fit(
-            source, target, folder, text=request.corpus or None, config=config, on_progress=on_progress
-        )
+            source, target, folder, text=request.corpus or None, config=_fit_config(request),
+            on_progress=on_progress,
+        )  # fmt: skip
         return FoundHeads(heads, folder)
 
     def translate(
@@ -325,12 +343,10 @@ class CastBackend:
         from cast.adapters import read
         from cast.models import load
         from cast.pipeline import translate_adapter
-        from cast.recipes import TranslationConfig
 
         chosen = request.selection
         source, target = (load(name, on_progress=on_progress) for name in (chosen.source, chosen.target))
-        mode = cast("Mode", chosen.mode)
-        config = TranslationConfig(mode, segment=chosen.segment, steps=request.steps)
+        config = _translation_config(request)
         found = cast("FoundHeads | None", heads or self.find_heads(source, target))
         carried = translate_adapter(
             source, target, read(chosen.adapter, source), config,
@@ -396,6 +412,25 @@ class CastBackend:
 
 def _likely(tokens: "Alternatives") -> str:
     return ", ".join(f"{token.strip() or repr(token)} {100 * share:.0f} %" for token, share in tokens)
+
+
+def _shape(facts: ModelFacts) -> "Shape":
+    from cast.estimates import Shape
+
+    return Shape(facts.width, facts.depth, facts.vocabulary, facts.parameters)
+
+
+def _fit_config(request: FitRequest) -> "FitConfig":
+    from cast.fitting import FitConfig
+
+    return FitConfig(kind="affine" if request.kind == "affine" else "mlp", tokens=request.tokens)
+
+
+def _translation_config(request: TranslateRequest) -> "TranslationConfig":
+    from cast.recipes import TranslationConfig
+
+    chosen = request.selection
+    return TranslationConfig(cast("Mode", chosen.mode), segment=chosen.segment, steps=request.steps)
 
 
 def _task(adapter: str) -> "Task | None":

@@ -46,19 +46,19 @@ class Page:
         self.engine.maps.close()
 
 
-def build(backend: Backend, folder: Path, recording: Path | None = None, runs: Path | None = None) -> Page:
+def build(backend: Backend, folder: Path, recording: Path | None = None, kept: Path | None = None) -> Page:
     """Build the page on a backend.
 
     Args:
         backend: the library, or a stand-in.
         folder: takes what jobs write.
         recording: the example that is shown at first; the shipped one by default.
-        runs: takes what is measured, to be found again another day; in the cache by default.
+        kept: takes what is to be found again another day, as what was measured; the cache by default.
     """
     jobs = Jobs()
     showcase = _showcase(recording or theme.assets_folder() / "showcase.json")
-    engine = Engine(backend, jobs, folder, showcase)
-    store = RunStore(runs)
+    engine = Engine(backend, jobs, folder, showcase, kept=kept)
+    store = RunStore(kept and kept / "runs")
     evaluations = Evaluations(backend, engine, jobs, store, folder)
     start = _start(engine)
     with gr.Blocks(title="CAST", analytics_enabled=False) as blocks:

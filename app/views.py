@@ -120,6 +120,11 @@ def sentence(text: str, kind: str = "info") -> str:
     return f'<p class="cast-sentence cast-{kind}" role="{role}">{escape(text)}</p>' if text else ""
 
 
+def caption(text: str) -> str:
+    """A quiet line under something."""
+    return f'<p class="cast-caption">{escape(text)}</p>' if text else ""
+
+
 def compatibility(
     source: ModelFacts, target: ModelFacts, adapter: AdapterFacts | None, room: Room | None = None
 ) -> str:
@@ -140,6 +145,8 @@ def compatibility(
         ("Vocabulary", f"{source.vocabulary:,}", f"{target.vocabulary:,}"),
         ("Parameters", count(source.parameters), count(target.parameters)),
     ]
+    if source.licence or target.licence:
+        rows.append(("Licence", source.licence or "not stated", target.licence or "not stated"))
     if source.download_bytes or target.download_bytes:
         rows.append(("Download", size(source.download_bytes), size(target.download_bytes)))
     if room:

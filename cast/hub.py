@@ -6,6 +6,7 @@ Only JSON, safetensors, tokenizer files and model cards are ever fetched. `HF_HU
 
 import errno
 import json
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from huggingface_hub import HfApi, ModelInfo, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, ModelInfo, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -246,6 +247,31 @@ def fetch_card(repo_id: str, *, token: str | None = None) -> str:
             return path.read_text(encoding="utf-8") if path.stat().st_size <= _MAX_CONFIG_BYTES else ""
     except (HubError, ValueError):
         return ""
+
+
+def read_card(folder: Path) -> str:
+    """The model card in a folder on this machine; empty where there is none that can be read."""
+    path = folder / "README.md"
+    try:
+        return path.read_text(encoding="utf-8") if path.stat().st_size <= _MAX_CONFIG_BYTES else ""
+    except (OSError, ValueError):
+        return ""
+
+
+def licence_of(card: str) -> str | None:
+    """The `license:` entry of a card's front matter."""
+    front = re.match(r"---\s*\n(.*?)\n---", card, re.DOTALL)
+    found = re.search(r"^license:\s*['\"]?([\w.\-]+)", front.group(1), re.MULTILINE) if front else None
+    return found.group(1) if found else None
+
+
+def is_cached(repo_id: str) -> bool:
+    """Whether a repository's weights, or some of them, were fetched before."""
+    try:
+        found = try_to_load_from_cache(repo_id, "config.json")
+    except HFValidationError:
+        return False
+    return isinstance(found, str) and any(Path(found).parent.glob("*.safetensors"))
 
 
 def _concerns_the_hub(cause: BaseException | None) -> bool:

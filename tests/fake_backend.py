@@ -98,11 +98,26 @@ class FakeBackend:
             raise ModelError(f"There is no model {name}; choose a pocket model, a folder or a Hub id.")
         depth = DEPTHS[name]
         return ModelFacts(
-            name, name.split(":")[1].title(), 32 * depth, depth, 200 * depth, 10**6 * depth, "BPE", 4
+            name,
+            name.split(":")[1].title(),
+            32 * depth,
+            depth,
+            200 * depth,
+            10**6 * depth,
+            "BPE",
+            4,
+            0,
+            "mit",
         )
 
     def room(self, source: ModelFacts, target: ModelFacts) -> Room:
         return Room("cpu", 4 * source.parameters, 4 * target.parameters, self.free_bytes)
+
+    def fit_seconds(self, request: FitRequest, source: ModelFacts, target: ModelFacts) -> float:
+        return request.tokens / 1000
+
+    def translate_seconds(self, request: TranslateRequest, source: ModelFacts, target: ModelFacts) -> float:
+        return 0.0 if request.selection.mode == "hosted" else 60.0
 
     def inspect(self, adapter: str, source: str) -> AdapterFacts:
         if not adapter.startswith(f"{source}/") and self.own_adapters.get(adapter) != source:

@@ -50,7 +50,7 @@ def chromium() -> Iterator[Browser]:
 @contextmanager
 def served(backend: Backend, folder: Path, recording: Path) -> Iterator[str]:
     """The page in this process, on a free port; yields its address."""
-    page = build(backend, folder, recording, folder / "runs")
+    page = build(backend, folder, recording, folder / "kept")
     page.blocks.queue(default_concurrency_limit=16)
     _, address, _ = page.blocks.launch(
         server_name="127.0.0.1",

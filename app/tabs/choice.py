@@ -137,11 +137,15 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
 
     def follow_way(source: str, target: str, adapter: str, mode: str, segment: int) -> Updates:
         selection = Selection.of(source, target, adapter, mode, segment)
-        return generate_tab.mode_updates(tabs.generate, mode) | {pick.picture: describe(engine, selection)[0]}
+        first = {
+            pick.picture: describe(engine, selection)[0],
+            pick.expected: pick_tab.expected(engine, selection),
+        }
+        return generate_tab.mode_updates(tabs.generate, mode) | first
 
     gr.on(
         [widget.input for widget in options.way],
-        follow_way, [*pick.chosen, *options.way], [*tabs.generate.mode_shown, pick.picture],
+        follow_way, [*pick.chosen, *options.way], [*tabs.generate.mode_shown, pick.picture, pick.expected],
         show_progress="hidden", trigger_mode="always_last", api_visibility="private",
     )  # fmt: skip
     _wire_settings(settings, stores)

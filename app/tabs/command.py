@@ -8,9 +8,10 @@ from typing import Any
 import gradio as gr
 
 from app import snippets
+from app.backend import EFFORTS
 from app.tabs.explore import ExploreTab, request_of
 from app.tabs.generate import GenerateTab, prompts_of
-from app.tabs.heads import TOKENS, HeadsTab
+from app.tabs.heads import HeadsTab
 from app.workspace import Selection, Workspace
 
 
@@ -50,7 +51,7 @@ def of_fit(line: gr.Code, tab: HeadsTab) -> Command:
     """What *Train heads* would do."""
 
     def make(chosen: Selection, effort: str, kind: str, corpus: str) -> str:
-        return snippets.fit(chosen.pair, TOKENS[effort], kind, corpus or "")
+        return snippets.fit(chosen.pair, EFFORTS[effort], kind, corpus or "")
 
     return Command(line, [tab.effort, tab.kind, tab.corpus], make)
 

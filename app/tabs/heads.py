@@ -6,14 +6,12 @@ from typing import Any
 import gradio as gr
 
 from app import plots, views
-from app.backend import FitRequest
+from app.backend import EFFORTS, FitRequest
 from app.engine import Engine
 from app.jobs import Job
 from app.saying import said
 from app.tabs.pick import PickTab
 from app.workspace import Attached, Pair, Workspace
-
-TOKENS = {"quick": 40_000, "good": 120_000, "best": 400_000}
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def create_heads_tab(tab: gr.Tab, engine: Engine, start: Workspace) -> HeadsTab:
             table = gr.HTML(views.heads_table(facts) if facts else "", elem_classes="cast-detail")
         with gr.Column(scale=2, min_width=320, elem_classes="cast-section cast-detail"):
             effort = gr.Radio(
-                [(f"{name}, {tokens // 1000} thousand tokens", name) for name, tokens in TOKENS.items()],
+                [(f"{name}, {tokens // 1000} thousand tokens", name) for name, tokens in EFFORTS.items()],
                 value="good", label="Effort",
             )  # fmt: skip
             kind = gr.Radio(
@@ -92,7 +90,7 @@ def wire_heads_tab(tab: HeadsTab, pick: PickTab, engine: Engine, attached: gr.Br
 
     def train(source: str, target: str, corpus: str, effort: str, kind: str, kept: object) -> tuple[Any, ...]:
         space = Attached.from_json(kept)
-        request = FitRequest(Pair(source or "", target or ""), corpus or "", TOKENS[effort], kind)
+        request = FitRequest(Pair(source or "", target or ""), corpus or "", EFFORTS[effort], kind)
         try:
             job_id = engine.start_fit(request)
         except Exception as error:

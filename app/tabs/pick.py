@@ -6,12 +6,13 @@ from typing import Any
 
 import gradio as gr
 
-from app import picture, views
-from app.backend import Option, Room
+from app import expecting, picture, views
+from app.backend import FitRequest, Option, Room, TranslateRequest
 from app.engine import Engine, PairFacts
 from app.saying import said
 from app.searching import HubSearch, may_have_adapters, words_to_search
 from app.workspace import Pair, Selection, Workspace
+from cast.errors import CastError
 
 _ANYWHERE = (
     '<p class="cast-caption">Typing searches the Hub. A folder, a .gguf file or a Hub id can be typed as '
@@ -39,6 +40,7 @@ class PickTab:
     picture: gr.HTML
     summary: gr.HTML
     found: gr.HTML
+    expected: gr.HTML
 
     @property
     def chosen(self) -> list[gr.Dropdown]:
@@ -48,7 +50,7 @@ class PickTab:
     @property
     def followers(self) -> list[Any]:
         """What `follow` sets."""
-        return [self.picture, self.summary, self.notice, self.found]
+        return [self.picture, self.summary, self.notice, self.found, self.expected]
 
 
 def create_pick_tab(engine: Engine, start: Workspace) -> PickTab:
@@ -77,7 +79,8 @@ def create_pick_tab(engine: Engine, start: Workspace) -> PickTab:
             stacks = gr.HTML(drawn)
         with gr.Column(scale=5, min_width=320, elem_classes="cast-detail"):
             facts = gr.HTML(summary)
-    return PickTab(source, target, adapter, notice, stacks, facts, found)
+            expected = gr.HTML()
+    return PickTab(source, target, adapter, notice, stacks, facts, found, expected)
 
 
 def wire_pick_tab(tab: PickTab, engine: Engine, hub: HubSearch) -> None:
@@ -166,7 +169,19 @@ def set_to(tab: PickTab, engine: Engine, held: Selection | None, chosen: Selecti
 def follow(tab: PickTab, engine: Engine, chosen: Selection, notice: str) -> dict[Any, Any]:
     """The picture, the summary and the notice of a choice."""
     drawn, summary = describe(engine, chosen, engine.room)
-    return {tab.picture: drawn, tab.summary: summary, tab.notice: notice, tab.found: _ANYWHERE}
+    shown: dict[Any, Any] = {tab.picture: drawn, tab.summary: summary, tab.notice: notice}
+    return shown | {tab.found: _ANYWHERE, tab.expected: expected(engine, chosen)}
+
+
+def expected(engine: Engine, chosen: Selection) -> str:
+    """How long what comes next may take; empty where the models are not known, which the summary says."""
+    try:
+        translate = engine.expected(TranslateRequest(chosen))
+        return views.caption(
+            expecting.in_words(chosen.way, translate, engine.expected(FitRequest(chosen.pair)))
+        )
+    except CastError:
+        return ""
 
 
 def _choices(options: Sequence[Option], chosen: str = "") -> list[tuple[str, str]]:
