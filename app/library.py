@@ -323,16 +323,18 @@ class CastBackend:
     def fit(self, request: FitRequest, folder: Path, on_progress: OnProgress) -> object:
         """Train heads on models of its own."""
         self.warm()
+        from cast.interrupting import interruptible
         from cast.models import load
         from cast.pipeline import FoundHeads, fit
 
         source, target = (
             load(name, on_progress=on_progress) for name in (request.pair.source, request.pair.target)
         )
-        heads = fit(
-            source, target, folder, text=request.corpus or None, config=_fit_config(request),
-            on_progress=on_progress,
-        )  # fmt: skip
+        with interruptible((source, target), on_progress) as told:
+            heads = fit(
+                source, target, folder, text=request.corpus or None, config=_fit_config(request),
+                resume=True, on_progress=told,
+            )  # fmt: skip
         return FoundHeads(heads, folder)
 
     def translate(
@@ -341,6 +343,7 @@ class CastBackend:
         """Translate on models of its own, with the visitor's heads or those of the pair."""
         self.warm()
         from cast.adapters import read
+        from cast.interrupting import interruptible
         from cast.models import load
         from cast.pipeline import translate_adapter
 
@@ -348,11 +351,12 @@ class CastBackend:
         source, target = (load(name, on_progress=on_progress) for name in (chosen.source, chosen.target))
         config = _translation_config(request)
         found = cast("FoundHeads | None", heads or self.find_heads(source, target))
-        carried = translate_adapter(
-            source, target, read(chosen.adapter, source), config,
-            heads=found, text=found.heads.recipe.corpus if found else None, prompts=request.prompts,
-            on_progress=on_progress,
-        )  # fmt: skip
+        with interruptible((source, target), on_progress) as told:
+            carried = translate_adapter(
+                source, target, read(chosen.adapter, source), config,
+                heads=found, text=found.heads.recipe.corpus if found else None, prompts=request.prompts,
+                on_progress=told,
+            )  # fmt: skip
         carried.save(folder, target)
         return carried
 

@@ -2,8 +2,8 @@
 
 An estimate counts the multiplications of matrix products alone, from the shapes of the models and the
 settings, and divides them by a speed that `devices.product_speed` has just measured on products as wide as
-the models are. What is left out (hooks, tokenizers, memory) is in `OVERHEAD`, and in what whoever asks has
-learnt from earlier work; text and weights that have to be fetched first are in neither.
+the models are. To that comes a time for each token that is handled (tokenizers, hooks, alignment), which is
+most of it where models are small. Text and weights that have to be fetched first are not counted.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,8 @@ from cast.fitting import FitConfig
 from cast.models import default_dtype
 from cast.recipes import TranslationConfig
 
-OVERHEAD = 1.0
+# As `python -m benchmarks.expected` finds it for the pocket zoo on one core.
+TOKEN_SECONDS = 1e-3
 # Passages of general text are a few dozen tokens long, prompts and the answers to them as well.
 _TEXT_TOKENS = 48
 # A backward pass multiplies twice what the forward pass does.
@@ -41,7 +42,8 @@ def fit_seconds(source: Shape, target: Shape, config: FitConfig) -> float:
     depths = target.depth + 1 if config.depths is None else len(config.depths)
     trained = config.tokens * config.passes
     steps = trained * config.repeats
-    passes = config.tokens + config.held_out_tokens + (trained if config.kind == "mlp" else 0)
+    again = trained if config.kind == "mlp" or config.kl_weight else 0
+    passes = config.tokens + config.held_out_tokens + again
     both, wide = source.width + target.width, source.width * target.width
     moments = 2.0 * _DOUBLE * config.tokens * depths * (source.width**2 + target.width**2 + wide)
     one = 2 * wide + 2 * config.mlp_width * both if config.kind == "mlp" else 0
@@ -50,7 +52,7 @@ def fit_seconds(source: Shape, target: Shape, config: FitConfig) -> float:
         2.0 * (1 + _WITH_GRADIENTS) * steps * target.vocabulary * target.width if config.kl_weight else 0.0
     )
     models = source.forward(passes) + target.forward(passes)
-    return (models + moments + heads + words) / _speed(source, target) * OVERHEAD
+    return (models + moments + heads + words) / _speed(source, target) + passes * TOKEN_SECONDS
 
 
 def translate_seconds(source: Shape, target: Shape, config: TranslationConfig, *, prompts: bool) -> float:
@@ -66,14 +68,18 @@ def translate_seconds(source: Shape, target: Shape, config: TranslationConfig, *
         return 0.0
     # Site maps read both models with gradients.
     work = _WITH_GRADIENTS * (source.forward(config.site_tokens) + target.forward(config.site_tokens))
+    handled = float(_WITH_GRADIENTS * config.site_tokens)
     if config.mode == "compiled":
         tokens = config.batch_size * _TEXT_TOKENS
         # The source reads with and without its adapter, the target is read and then trained.
         step = 2 * source.forward(tokens) + (1 + _WITH_GRADIENTS) * target.forward(tokens)
         work += config.steps * step
+        handled += config.steps * tokens
         if prompts:
-            work += 2 * source.forward(config.prompts_wanted * 2 * _TEXT_TOKENS)
-    return work / _speed(source, target) * OVERHEAD
+            answered = 2 * config.prompts_wanted * _TEXT_TOKENS
+            work += 2 * source.forward(answered)
+            handled += answered
+    return work / _speed(source, target) + handled * TOKEN_SECONDS
 
 
 def _speed(source: Shape, target: Shape) -> float:
