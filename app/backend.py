@@ -108,6 +108,31 @@ class HeadsFacts:
 
 
 @dataclass(frozen=True)
+class FitOptions:
+    """The settings of a fit that one rarely touches; see `cast.fitting.FitConfig`, whose defaults these are.
+
+    No depth stands for all of them, and a learning rate of 0 for the one that suits the models' width.
+    """
+
+    kl_weight: float = 1.0
+    depths: tuple[int, ...] = ()
+    batch_size: int = 32
+    learning_rate: float = 0.0
+    passes: int = 1
+    repeats: int = 6
+    mlp_width: int = 112
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """What *Load heads* asks for: a folder or a Hub id that holds heads of the pair."""
+
+    pair: Pair
+    name: str
+
+
+@dataclass(frozen=True)
 class FitRequest:
     """What *Train heads* asks for; an empty corpus is the pair's default text."""
 
@@ -115,6 +140,7 @@ class FitRequest:
     corpus: str = ""
     tokens: int = EFFORTS["good"]
     kind: str = "mlp"
+    options: FitOptions = FitOptions()
 
     @property
     def selection(self) -> Selection:
@@ -397,7 +423,22 @@ class Backend(Protocol):
         ...
 
     def fit(self, request: FitRequest, folder: Path, on_progress: OnProgress) -> object:
-        """Train heads on models of its own, keep them in `folder`, and return them."""
+        """Train heads on models of its own, keep them in `folder`, and return them.
+
+        What an earlier call has left unfinished for `folder` is gone on with.
+        """
+        ...
+
+    def load_heads(self, request: LoadRequest, folder: Path, on_progress: OnProgress) -> object:
+        """Fetch heads, check them against models of its own, copy them to `folder`, and return them."""
+        ...
+
+    def read_heads(self, folder: Path) -> object:
+        """Heads that `fit` or `load_heads` has kept."""
+        ...
+
+    def heads_folder(self, heads: object) -> Path:
+        """Where heads lie."""
         ...
 
     def translate(

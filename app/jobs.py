@@ -110,6 +110,8 @@ class Jobs:
         job = Job(id=job_id or uuid.uuid4().hex, kind=kind, title=title)
         entry = _Entry(job)
         with self._lock:
+            # One that is done again stands at the end of the queue.
+            self._entries.pop(job.id, None)
             self._entries[job.id] = entry
             self._forget_oldest()
         self._pool.submit(self._run, entry, work)

@@ -7,9 +7,9 @@ loaded.
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from app.backend import (
     NO_HEADS,
@@ -19,6 +19,7 @@ from app.backend import (
     FitRequest,
     HeadsFacts,
     LayerFacts,
+    LoadRequest,
     MapRequest,
     ModelFacts,
     Opened,
@@ -33,7 +34,7 @@ from app.backend import (
 from app.runs import EvaluateRequest, TaskFacts, Told
 from app.searching import hit_label
 from app.workspace import PLAIN_MODES, Selection
-from cast.progress import OnProgress
+from cast.progress import OnProgress, Progress
 
 if TYPE_CHECKING:
     from cast.adapter_files import AdapterFolder
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 
 _EXAMPLES = 6
 _HINTS = 5
+_MAP_SEED = 17
+_SAVE_SECONDS = 10.0
 _BLOCK = re.compile(r"\.(\d+)\.")
 
 
@@ -337,6 +340,35 @@ class CastBackend:
             )  # fmt: skip
         return FoundHeads(heads, folder)
 
+    def load_heads(self, request: LoadRequest, folder: Path, on_progress: OnProgress) -> object:
+        """Heads in a folder or on the Hub, copied: what is on the disk of others may change."""
+        self.warm()
+        from cast.heads import HeadSet
+        from cast.hub import download
+        from cast.models import load
+        from cast.pipeline import FoundHeads
+
+        on_progress(Progress("load", 0, 1))
+        place = Path(request.name).expanduser()
+        found = HeadSet.load(place if place.exists() else download(request.name, kind="heads"))
+        found.check(
+            *(load(name, on_progress=on_progress) for name in (request.pair.source, request.pair.target))
+        )
+        found.save(folder)
+        return FoundHeads(found, folder)
+
+    def read_heads(self, folder: Path) -> object:
+        """Heads in a folder of the page's own."""
+        self.warm()
+        from cast.heads import HeadSet
+        from cast.pipeline import FoundHeads
+
+        return FoundHeads(HeadSet.load(folder), folder)
+
+    def heads_folder(self, heads: object) -> Path:
+        """The folder that they were found in."""
+        return cast("FoundHeads", heads).folder
+
     def translate(
         self, request: TranslateRequest, heads: object | None, folder: Path, on_progress: OnProgress
     ) -> object:
@@ -427,7 +459,10 @@ def _shape(facts: ModelFacts) -> "Shape":
 def _fit_config(request: FitRequest) -> "FitConfig":
     from cast.fitting import FitConfig
 
-    return FitConfig(kind="affine" if request.kind == "affine" else "mlp", tokens=request.tokens)
+    chosen = request.options
+    given = {**asdict(chosen), "depths": chosen.depths or None, "learning_rate": chosen.learning_rate or None}
+    kind: Literal["affine", "mlp"] = "affine" if request.kind == "affine" else "mlp"
+    return FitConfig(kind=kind, tokens=request.tokens, save_seconds=_SAVE_SECONDS, **given)
 
 
 def _translation_config(request: TranslateRequest) -> "TranslationConfig":

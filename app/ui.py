@@ -92,10 +92,12 @@ def build(backend: Backend, folder: Path, recording: Path | None = None, kept: P
         wire_generate_tab(generate, pick, engine, stores.attached)
         wire_heads_tab(heads, pick, engine, stores.attached)
         wire_explore_tab(explore, pick, generate.options.way, engine, stores.attached)
+        exports = Exports(backend, engine, folder)
+        wire_heads_tab(heads, pick, engine, exports, stores.attached)
+        wire_explore_tab(explore, pick, engine, stores.attached)
         measured = _store(Kept().to_json(), "cast-runs")
         wire_evaluate_tab(evaluate, generate.hints, evaluations, stores, measured)
         wire_restore(blocks, evaluate, evaluations, measured)
-        exports = Exports(backend, engine, folder)
         wire_export_tab(export, generate.options, exports, stores)
         lines = [
             command.of_translate(translate_line, generate), command.of_fit(heads_line, heads),

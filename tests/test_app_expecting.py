@@ -81,7 +81,7 @@ def test_the_engine_learns_from_its_own_jobs(jobs, tmp_path):
     engine = Engine(FakeBackend(pace=0.03), jobs, tmp_path, None, kept=tmp_path / "kept")
     asked = FitRequest(PAIR, tokens=10_000)
     before = engine.expected(asked)
-    job_id = engine.start_fit(asked)
+    job_id = engine.own.start(asked)
     ended(lambda: engine.job(job_id))
     after = engine.expected(asked)
     assert (before.jobs, after.jobs) == (0, 1)

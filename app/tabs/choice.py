@@ -16,6 +16,7 @@ from app.engine import Engine
 from app.tabs import explore as explore_tab
 from app.tabs import generate as generate_tab
 from app.tabs import heads as heads_tab
+from app.tabs import heads_jobs
 from app.tabs import mode as mode_tab
 from app.tabs import pick as pick_tab
 from app.tabs.explore import ExploreTab
@@ -106,7 +107,7 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
             stores.attached: made.to_json(),
         }
         jobs = [
-            *generate_tab.job_updates(translation), *heads_tab.job_updates(engine.job(made.heads_job))
+            *generate_tab.job_updates(translation), *heads_jobs.job_updates(engine, made.heads_job)
         ]  # fmt: skip
         first |= dict(zip(jobs_shown, jobs, strict=True))
         first |= pick_tab.set_to(pick, engine, None, chosen)
