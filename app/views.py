@@ -44,6 +44,8 @@ _NEXT = {
     "translate": "Press Generate: the fourth pane now runs this adapter.",
     "heads": "Press Show heads to see how good they are; whatever crosses by states now uses them.",
 }
+# What a cancelled job leaves behind, where that is something.
+_LEFT = {"heads": ""}
 _METRICS = {"r_squared": "held-out R²", "kl": "KL", "tokens": "tokens"}
 _MARKS = {
     "source": ("source",),
@@ -300,7 +302,9 @@ def job(view: Job | None) -> str:
     left = view.seconds_left(now)
     times = f"{duration(view.seconds(now))} gone" + (f", about {duration(left)} left" if left else "")
     metrics = (
-        ", ".join(f"{_METRICS.get(k, k)} {v:.3g}" for k, v in progress.metrics.items()) if progress else ""
+        ", ".join(f"{_METRICS.get(k, k)} {_short(v)}" for k, v in progress.metrics.items())
+        if progress
+        else ""
     )
     steps = f"{progress.done:,} of {progress.total:,}" if progress and progress.total else ""
     detail = " · ".join(escape(part) for part in (steps, live.pace(view, now), times, metrics) if part)
@@ -326,7 +330,7 @@ def _finished(view: Job, now: float) -> str:
     spent = duration(view.seconds(now))
     words = {
         JobState.DONE: f"Done in {spent}. {_NEXT.get(view.kind, '')}",
-        JobState.CANCELLED: "Cancelled. Nothing was kept half-done.",
+        JobState.CANCELLED: f"Cancelled. {_LEFT.get(view.kind, 'Nothing was kept half-done.')}",
         JobState.FAILED: view.message,
     }[view.state]
     kind = {JobState.DONE: "good", JobState.CANCELLED: "info", JobState.FAILED: "error"}[view.state]
@@ -334,6 +338,10 @@ def _finished(view: Job, now: float) -> str:
         f'<div class="cast-job" data-state="{view.state}"><p><strong>{escape(view.title)}</strong></p>'
         f"{sentence(words, kind)}</div>"
     )
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def figure(value: float) -> str:

@@ -207,7 +207,23 @@ def test_heads_are_shown_and_trained(visit, backend):
     expect(page.plot).to_be_visible()
     page.press("Train heads")
     expect(page.job).to_contain_text("fitting heads")
+    expect(page.job).to_contain_text("Held-out R² at target depths 0 to 6")
+    page.cancel()
+    expect(page.job).to_contain_text("Cancelled")
+    expect(page.page.get_by_text("Its newest checkpoint is kept")).to_be_visible()
+    page.settle()
+    page.open()  # the unfinished fit is found again
+    page.tab("Heads")
+    page.press("Go on with the unfinished fit")
     expect(page.job).to_contain_text("Done in")
+    page.unfold()
+    page.press("Pack the heads")
+    with zipfile.ZipFile(page.download("Download heads-llama-to-mistral.zip")) as packed:
+        assert "heads-llama-to-mistral/heads.safetensors" in packed.namelist()
+    page.page.get_by_placeholder("a folder, or owner/name").fill("/nowhere")
+    page.press("Load heads")
+    expect(page.job).to_contain_text("/nowhere holds no heads.json")
+    assert page.errors == []
 
 
 def test_explore_draws_a_map_beside_its_measures_and_saves_it(visit):

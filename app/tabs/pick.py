@@ -79,7 +79,7 @@ def create_pick_tab(engine: Engine, start: Workspace) -> PickTab:
             stacks = gr.HTML(drawn)
         with gr.Column(scale=5, min_width=320, elem_classes="cast-detail"):
             facts = gr.HTML(summary)
-            expected = gr.HTML()
+    expected = gr.HTML(elem_classes="cast-detail cast-expected")
     return PickTab(source, target, adapter, notice, stacks, facts, found, expected)
 
 
@@ -128,6 +128,9 @@ def _with_hits(ask: Callable[[], Sequence[Option]], here: Sequence[Option], want
     """What is here and what the Hub has, as a picker's entries, and a sentence; what is chosen stays."""
     try:
         hits = ask()
+    except CastError as error:
+        # Nothing went wrong with what is chosen: it is said, and not in red.
+        return gr.skip(), views.sentence(str(error))
     except Exception as error:
         return gr.skip(), said(error)
     if not hits:
