@@ -13,7 +13,7 @@ _BY_TOKENS = ("heads",)
 def pace(job: Job, now: float) -> str:
     """How many tokens a second the current stage takes; empty where it is not told, or not known yet."""
     steps = job.steps_a_second(now)
-    if steps is None or job.progress is None:
+    if steps is None or job.progress is None or not job.history:
         return ""
     if job.progress.stage in _BY_TOKENS:
         return f"{steps:,.0f} tokens a second"
