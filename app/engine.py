@@ -303,10 +303,7 @@ class Engine:
             out.parent.mkdir(parents=True, exist_ok=True)
             carried = self._expectations.timed(
                 request,
-                lambda: (
-                    self._stock.model_facts(selection.source),
-                    self._stock.model_facts(selection.target),
-                ),
+                lambda: self._stock.facts_of(selection.pair),
                 lambda told: self._backend.translate(request, own, out, told),
                 on_progress,
             )

@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 
 _EXAMPLES = 6
 _HINTS = 5
-_MAP_SEED = 17
 _SAVE_SECONDS = 10.0
 _BLOCK = re.compile(r"\.(\d+)\.")
 
