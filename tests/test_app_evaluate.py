@@ -259,13 +259,12 @@ def test_the_command_lines_are_the_ones_that_the_program_takes():
         )
     )
     assert (fit.tokens, fit.head, fit.corpus) == (40_000, "linear", "a b.txt")
+    assert (fit.depths, fit.repeats, fit.passes) == ((0, 6), 3, None)
     drawn = parsed(snippets.manifold(MapRequest(CHOICE, 3, 2, 400, "own", 3, "pca")))
     assert (drawn.layer, drawn.source_layer, drawn.points, drawn.adapter) == (3, 2, 400, CHOICE.adapter)
     assert (drawn.view, drawn.dimensions, drawn.method) == ("own", 3, "pca")
     bare = parsed(snippets.manifold(MapRequest(CHOICE, 3, adapter=False)))
     assert (bare.adapter, bare.source_layer) == (None, None)
-    assert (fit.depths, fit.repeats, fit.passes) == ((0, 6), 3, None)
-    assert parsed(snippets.manifold(CHOICE, 3, 300)).layer == 3
     assert parsed(snippets.push("mood-for-mistral", "me/x", True)).private
 
 
