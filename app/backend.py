@@ -16,6 +16,8 @@ from cast.progress import OnProgress
 
 Turns = Callable[[], AbstractContextManager[object]]
 
+EFFORTS = {"quick": 40_000, "good": 120_000, "best": 400_000}
+"""Tokens on which heads are trained, by how good they shall be."""
 NO_HEADS = "There are no heads for this pair yet: train them in the Heads tab."
 
 
@@ -40,6 +42,7 @@ class ModelFacts:
     tokenizer: str
     heads: int = 0
     download_bytes: int = 0
+    licence: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,13 +108,44 @@ class HeadsFacts:
 
 
 @dataclass(frozen=True)
+class FitOptions:
+    """The settings of a fit that one rarely touches; see `cast.fitting.FitConfig`, whose defaults these are.
+
+    No depth stands for all of them, and a learning rate of 0 for the one that suits the models' width.
+    """
+
+    kl_weight: float = 1.0
+    depths: tuple[int, ...] = ()
+    batch_size: int = 32
+    learning_rate: float = 0.0
+    passes: int = 1
+    repeats: int = 6
+    mlp_width: int = 112
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """What *Load heads* asks for: a folder or a Hub id that holds heads of the pair."""
+
+    pair: Pair
+    name: str
+
+
+@dataclass(frozen=True)
 class FitRequest:
     """What *Train heads* asks for; an empty corpus is the pair's default text."""
 
     pair: Pair
-    corpus: str
-    tokens: int
-    kind: str
+    corpus: str = ""
+    tokens: int = EFFORTS["good"]
+    kind: str = "mlp"
+    options: FitOptions = FitOptions()
+
+    @property
+    def selection(self) -> Selection:
+        """The pair as a choice without an adapter."""
+        return Selection(self.pair.source, self.pair.target, "")
 
 
 @dataclass(frozen=True)
@@ -119,7 +153,7 @@ class TranslateRequest:
     """What *Translate* asks for: a selection, the steps of a compiled fit, and a few example prompts."""
 
     selection: Selection
-    steps: int
+    steps: int = 100
     prompts: tuple[str, ...] = ()
 
 
@@ -300,8 +334,12 @@ class Backend(Protocol):
         """A few prompts of a shipped adapter's task, without answers, none of them among `prompts`."""
         ...
 
-    def search(self, source: str) -> Sequence[Option]:
-        """Adapters of a model on the Hub."""
+    def search_models(self, words: str) -> Sequence[Option]:
+        """Models on the Hub whose name contains these words."""
+        ...
+
+    def search_adapters(self, source: str, words: str) -> Sequence[Option]:
+        """Adapters of a model on the Hub whose name contains these words."""
         ...
 
     def describe(self, name: str) -> ModelFacts:
@@ -310,6 +348,14 @@ class Backend(Protocol):
 
     def room(self, source: ModelFacts, target: ModelFacts) -> Room:
         """The memory that a pair would be loaded into; imports what is heavy."""
+        ...
+
+    def fit_seconds(self, request: FitRequest, source: ModelFacts, target: ModelFacts) -> float:
+        """How long *Train heads* may take on this device, by the models' sizes; imports what is heavy."""
+        ...
+
+    def translate_seconds(self, request: TranslateRequest, source: ModelFacts, target: ModelFacts) -> float:
+        """How long *Translate* may take where the pair has heads; 0 where the mode runs at once."""
         ...
 
     def inspect(self, adapter: str, source: str) -> AdapterFacts:
@@ -377,7 +423,22 @@ class Backend(Protocol):
         ...
 
     def fit(self, request: FitRequest, folder: Path, on_progress: OnProgress) -> object:
-        """Train heads on models of its own, keep them in `folder`, and return them."""
+        """Train heads on models of its own, keep them in `folder`, and return them.
+
+        What an earlier call has left unfinished for `folder` is gone on with.
+        """
+        ...
+
+    def load_heads(self, request: LoadRequest, folder: Path, on_progress: OnProgress) -> object:
+        """Fetch heads, check them against models of its own, copy them to `folder`, and return them."""
+        ...
+
+    def read_heads(self, folder: Path) -> object:
+        """Heads that `fit` or `load_heads` has kept."""
+        ...
+
+    def heads_folder(self, heads: object) -> Path:
+        """Where heads lie."""
         ...
 
     def translate(

@@ -23,9 +23,13 @@ from app.backend import (
     SamplingChoice,
     TranslateRequest,
 )
+from app.expecting import Expectations, Expected
 from app.jobs import Job, Jobs
 from app.maps import Maps
+from app.own_heads import OwnHeads
+from app.paces import Paces
 from app.picture import relative_layer_map
+from app.shelf import HeadsShelf
 from app.showcase import Showcase
 from app.stock import Stock, needed
 from app.streams import Loaded, held, interleaved
@@ -46,14 +50,6 @@ class PairFacts:
     source: ModelFacts
     target: ModelFacts
     adapter: AdapterFacts | None
-
-
-@dataclass(frozen=True)
-class HeadsResult:
-    """What a *Train heads* job leaves behind."""
-
-    pair: Pair
-    heads: object
 
 
 @dataclass(frozen=True)
@@ -81,13 +77,21 @@ class Engine:
     """The page's only way to models; one for all visitors, made in `app.ui.build`."""
 
     def __init__(
-        self, backend: Backend, jobs: Jobs, folder: Path, showcase: Showcase | None, max_models: int = 4
+        self,
+        backend: Backend,
+        jobs: Jobs,
+        folder: Path,
+        showcase: Showcase | None,
+        max_models: int = 4,
+        kept: Path | None = None,
     ) -> None:
         self._backend = backend
         self._jobs = jobs
         self._folder = folder
         self._stock = Stock(backend, max_models)
         self.maps = Maps(backend, self._stock, folder, self._find_heads, self._translation)
+        self._expectations = Expectations(backend, Paces(kept))
+        self.own = OwnHeads(backend, jobs, self._stock, self._expectations, HeadsShelf(kept))
         self.showcase = showcase
         if showcase:
             self._stock.learn(showcase)
@@ -114,10 +118,6 @@ class Engine:
         """A few prompts of a shipped adapter's task, without answers, none of them among `prompts`."""
         return tuple(self._backend.hints(adapter))
 
-    def search(self, source: str) -> tuple[Option, ...]:
-        """Adapters of a Hub model, most downloaded first."""
-        return tuple(self._backend.search(source))
-
     def facts(self, selection: Selection) -> PairFacts:
         """Describe the chosen models and adapter from their configurations; no weights are read."""
         if not selection.source or not selection.target:
@@ -130,6 +130,11 @@ class Engine:
     def room(self, facts: PairFacts) -> Room:
         """The memory that a pair would be loaded into."""
         return self._backend.room(facts.source, facts.target)
+
+    def expected(self, request: FitRequest | TranslateRequest) -> Expected:
+        """How long *Train heads* or *Translate* may take on this device; no weights are read."""
+        facts = self.facts(request.selection)
+        return self._expectations.of(request, facts.source, facts.target)
 
     def opened(self, selection: Selection) -> Opened | None:
         """The translated folder that stands in the adapter's place; None where an adapter of the source does.
@@ -176,10 +181,17 @@ class Engine:
 
     def heads_facts(self, pair: Pair, heads_job: str = "") -> HeadsFacts | None:
         """Which heads the pair would use now, and how good they are; None where there are none."""
-        if self.showcase and pair == self.showcase.pair and not self.own_heads(pair, heads_job):
+        if self.showcase and pair == self.showcase.pair and not self.own.of(pair, heads_job):
             return self.showcase.heads
         heads = self._find_heads(*self._stock.pair(pair), heads_job)
         return None if heads is None else self._backend.heads_facts(heads)
+
+    def heads_folder(self, pair: Pair, heads_job: str = "") -> Path | None:
+        """Where the heads lie that the pair would use now; None where there are none. Loads both models."""
+        if entry := self.own.entry_of(pair, heads_job):
+            return self.own.folder(entry)
+        heads = self._find_heads(*self._stock.pair(pair), heads_job)
+        return None if heads is None else self._backend.heads_folder(heads)
 
     def warm(self) -> None:
         """Import the heavy libraries and load the example's models, so that the first press need not wait."""
@@ -284,30 +296,22 @@ class Engine:
         selection = request.selection
         if not (selection.source and selection.target and selection.adapter):
             raise RequestError("Choose a source model, a target model and an adapter first.")
-        own = self.own_heads(selection.pair, heads_job)
+        own = self.own.of(selection.pair, heads_job)
         out = self._folder / "translated" / uuid.uuid4().hex
 
         def work(on_progress: OnProgress) -> TranslateResult:
             out.parent.mkdir(parents=True, exist_ok=True)
-            carried = self._backend.translate(request, own, out, on_progress)
+            carried = self._expectations.timed(
+                request,
+                lambda: self._stock.facts_of(selection.pair),
+                lambda told: self._backend.translate(request, own, out, told),
+                on_progress,
+            )
             archive = shutil.make_archive(str(out), "zip", out)
             return TranslateResult(selection, carried, out, Path(archive))
 
         title = f"Translate {selection.adapter} to {selection.target} ({selection.way})."
         return self._jobs.start("translate", title, work)
-
-    def start_fit(self, request: FitRequest) -> str:
-        """Train heads in the background; the job's result is a `HeadsResult`."""
-        pair = request.pair
-        if not (pair.source and pair.target):
-            raise RequestError("Choose a source model and a target model first.")
-        out = self._folder / "heads" / uuid.uuid4().hex
-
-        def work(on_progress: OnProgress) -> HeadsResult:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            return HeadsResult(pair, self._backend.fit(request, out, on_progress))
-
-        return self._jobs.start("heads", f"Train heads from {pair.source} to {pair.target}.", work)
 
     def job(self, job_id: str) -> Job | None:
         """A job by its id; None where the server knows no such job."""
@@ -319,12 +323,6 @@ class Engine:
 
     # Heads
 
-    def own_heads(self, pair: Pair, heads_job: str) -> object | None:
-        """The heads of a pair that a visitor has trained; None where they are of another, or none."""
-        job = self._jobs.get(heads_job)
-        result = job.result if job else None
-        return result.heads if isinstance(result, HeadsResult) and result.pair == pair else None
-
     def _find_heads(self, source: Loaded, target: Loaded, heads_job: str) -> object | None:
-        own = self.own_heads(Pair(source.name, target.name), heads_job)
+        own = self.own.of(Pair(source.name, target.name), heads_job)
         return self._stock.heads(source, target) if own is None else own

@@ -72,7 +72,7 @@ class Evaluations:
             uuid.uuid4().hex, datetime.now(UTC).isoformat(timespec="milliseconds"),
             chosen.source, chosen.target, chosen.adapter, task, request.methods,
         )  # fmt: skip
-        own = self._engine.own_heads(chosen.pair, heads_job)
+        own = self._engine.own.of(chosen.pair, heads_job)
         self._store.write(visitor, run)
         title = f"Measure {chosen.adapter} on {chosen.target} by {task}."
         return self._jobs.start(

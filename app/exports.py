@@ -8,20 +8,23 @@ import re
 import tempfile
 import uuid
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from app.backend import Backend
 from app.cache import Cache
 from app.engine import Engine
-from app.workspace import Attached, Selection
-from cast.errors import AdapterError, HubError, RequestError
+from app.workspace import Attached, Pair, Selection
+from cast.errors import AdapterError, HeadsError, HubError, RequestError
 from cast.recipes import RECIPE_FILE
 from cast.storage import readable_write_errors
 
 CONFIG = "adapter_config.json"
 CARD = "README.md"
 _FILES = (CONFIG, "adapter_model.safetensors", RECIPE_FILE, CARD)
+_HEADS = "heads.json"
+_HEADS_FILES = (_HEADS, "heads.safetensors", CARD)
 _LARGEST_TEXT = 1 << 20
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -63,21 +66,33 @@ class Exports:
         except OSError as error:
             raise AdapterError(f"{folder} holds no {RECIPE_FILE} any more; translate once more.") from error
         name = self.name(selection)
-        return self._made.get((folder, written, name), lambda: self._packed(folder, name))
+        return self._made.get((folder, written, name), lambda: self._packed(folder, name, _FILES))
+
+    def heads(self, pair: Pair, heads_job: str) -> Export | None:
+        """The heads that a pair would use now; None where there are none. Loads both models.
+
+        Raises:
+            HeadsError: they are gone.
+            OutputError: they cannot be copied.
+        """
+        folder = self._engine.heads_folder(pair, heads_job)
+        if folder is None:
+            return None
+        try:
+            written = (folder / _HEADS).stat().st_mtime_ns
+        except OSError as error:
+            raise HeadsError("The heads of this pair are gone; train or load them once more.") from error
+        name = _named("heads", pair.source, "to", pair.target)
+        return self._made.get((folder, written, name), lambda: self._packed(folder, name, _HEADS_FILES))
 
     def name(self, selection: Selection) -> str:
         """A folder name for a translation: the adapter, and the model that it is for."""
-        adapter, target = (
-            name.removeprefix("pocket:").rstrip("/").rsplit("/", 1)[-1]
-            for name in (selection.adapter, selection.target)
-        )
-        name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{adapter} for {target}").strip("-.")
-        return name[:80] or "translated"
+        return _named(selection.adapter, "for", selection.target)
 
-    def _packed(self, folder: Path, name: str) -> Export:
+    def _packed(self, folder: Path, name: str, wanted: Sequence[str]) -> Export:
         archive = self._folder / "exports" / uuid.uuid4().hex / f"{name}.zip"
         # A link may lead anywhere on the server.
-        files = [path for file in _FILES if (path := folder / file).is_file() and not path.is_symlink()]
+        files = [path for file in wanted if (path := folder / file).is_file() and not path.is_symlink()]
         with readable_write_errors(archive):
             archive.parent.mkdir(parents=True)
             # Weights do not get smaller by being compressed, only later.
@@ -110,6 +125,12 @@ class Exports:
             except HubError as error:
                 # What was said may go to a log: it must not hold the token, whatever the client put into it.
                 raise HubError(str(error).replace(token, "…")) from None
+
+
+def _named(*words: str) -> str:
+    """A folder name from the last parts of names."""
+    short = (word.removeprefix("pocket:").rstrip("/").rsplit("/", 1)[-1] for word in words)
+    return re.sub(r"[^A-Za-z0-9.]+", "-", " ".join(short)).strip("-.")[:80] or "translated"
 
 
 def _text(path: Path) -> str:

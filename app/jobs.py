@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from itertools import takewhile
 
 from cast.errors import Cancelled, CastError
 from cast.progress import OnProgress, Progress
@@ -19,6 +20,9 @@ from cast.progress import OnProgress, Progress
 logger = logging.getLogger(__name__)
 
 Work = Callable[[OnProgress], object]
+
+
+_HISTORY = 200
 
 
 class JobState(StrEnum):
@@ -49,6 +53,12 @@ class Job:
     message: str = ""
     result: object = None
     cancelling: bool = False
+    ahead: int = 0
+    """While it is queued: jobs that have to end or begin before it."""
+    stage_began_at: int = 0
+    """Steps that were done at the first report of the stage: a fit that goes on does not begin at none."""
+    history: tuple[Progress, ...] = ()
+    """Reports of the stage so far, evenly thinned."""
 
     @property
     def is_over(self) -> bool:
@@ -61,11 +71,20 @@ class Job:
 
     def seconds_left(self, now: float) -> float | None:
         """What remains of the current stage at its pace so far; None while that cannot be known."""
-        fraction = self.progress.fraction if self.progress else 0.0
-        elapsed = now - self.stage_started
-        if self.is_over or not 0.02 < fraction <= 1.0 or elapsed < 1.0:
+        pace = self.steps_a_second(now)
+        if (
+            pace is None
+            or self.progress is None
+            or self.progress.done - self.stage_began_at < (0.02 * self.progress.total)
+        ):
             return None
-        return elapsed * (1.0 - fraction) / fraction
+        return (self.progress.total - self.progress.done) / pace
+
+    def steps_a_second(self, now: float) -> float | None:
+        """The pace of the current stage; None while that cannot be known."""
+        elapsed = now - self.stage_started
+        done = self.progress.done - self.stage_began_at if self.progress else 0
+        return done / elapsed if done > 0 and elapsed >= 1.0 and not self.is_over else None
 
 
 @dataclass
@@ -91,6 +110,8 @@ class Jobs:
         job = Job(id=job_id or uuid.uuid4().hex, kind=kind, title=title)
         entry = _Entry(job)
         with self._lock:
+            # One that is done again stands at the end of the queue.
+            self._entries.pop(job.id, None)
             self._entries[job.id] = entry
             self._forget_oldest()
         self._pool.submit(self._run, entry, work)
@@ -100,7 +121,14 @@ class Jobs:
         """The job as it stands now, or None where no such job is known (any more)."""
         with self._lock:
             entry = self._entries.get(job_id)
-            return entry.job if entry else None
+            return replace(entry.job, ahead=self._ahead(entry)) if entry else None
+
+    def _ahead(self, entry: _Entry) -> int:
+        """How many of the jobs that came before are still to begin, and the one that has to end first."""
+        if entry.job.state is not JobState.QUEUED:
+            return 0
+        earlier = takewhile(lambda other: other is not entry, self._entries.values())
+        return 1 + sum(other.job.state is JobState.QUEUED for other in earlier)
 
     def list(self) -> tuple[Job, ...]:
         """Every job that is kept, oldest first."""
@@ -150,9 +178,12 @@ class Jobs:
             raise Cancelled("The job was cancelled.")
         with self._lock:
             before = entry.job.progress
-            new_stage = before is None or before.stage != progress.stage
-            since = time.monotonic() if new_stage else entry.job.stage_started
-            entry.job = replace(entry.job, progress=progress, stage_started=since)
+            if before is None or before.stage != progress.stage:
+                entry.job = replace(
+                    entry.job, stage_started=time.monotonic(), stage_began_at=progress.done, history=()
+                )
+            history = _thinned(entry.job.history, progress)
+            entry.job = replace(entry.job, progress=progress, history=history)
 
     def _finish(self, entry: _Entry, state: JobState, message: str, result: object = None) -> None:
         with self._lock:
@@ -164,3 +195,11 @@ class Jobs:
         over = [job_id for job_id, entry in self._entries.items() if entry.job.is_over]
         for job_id in over[: max(0, len(self._entries) - self._keep)]:
             del self._entries[job_id]
+
+
+def _thinned(history: tuple[Progress, ...], progress: Progress) -> tuple[Progress, ...]:
+    """The history with one more report, about evenly spread over what is done and never long."""
+    spacing = progress.total / _HISTORY
+    if history and progress.done - history[-1].done < spacing:
+        return history
+    return (*history, progress)[-2 * _HISTORY :]

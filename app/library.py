@@ -7,9 +7,9 @@ loaded.
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from app.backend import (
     NO_HEADS,
@@ -19,6 +19,7 @@ from app.backend import (
     FitRequest,
     HeadsFacts,
     LayerFacts,
+    LoadRequest,
     MapRequest,
     ModelFacts,
     Opened,
@@ -31,22 +32,26 @@ from app.backend import (
     Turns,
 )
 from app.runs import EvaluateRequest, TaskFacts, Told
+from app.searching import hit_label
 from app.workspace import PLAIN_MODES, Selection
-from cast.progress import OnProgress
+from cast.progress import OnProgress, Progress
 
 if TYPE_CHECKING:
     from cast.adapter_files import AdapterFolder
     from cast.adapters import Lora
+    from cast.estimates import Shape
+    from cast.fitting import FitConfig
     from cast.marking import Alternatives
     from cast.models import LanguageModel
     from cast.pipeline import FoundHeads
     from cast.pocket.tasks import Task
-    from cast.recipes import Mode
+    from cast.recipes import Mode, TranslationConfig
     from cast.runners import Runner
     from cast.translate import TranslatedAdapter
 
 _EXAMPLES = 6
 _HINTS = 5
+_SAVE_SECONDS = 10.0
 _BLOCK = re.compile(r"\.(\d+)\.")
 
 
@@ -85,29 +90,30 @@ class CastBackend:
         task = _task(adapter)
         return [example.prompt for example in task.train(_HINTS)] if task else []
 
-    def search(self, source: str) -> Sequence[Option]:
+    def search_models(self, words: str) -> Sequence[Option]:
+        """Models for text on the Hub."""
+        from cast import hub
+
+        return [Option(hit.repo_id, hit_label(hit)) for hit in hub.search_models(words)]
+
+    def search_adapters(self, source: str, words: str) -> Sequence[Option]:
         """Adapters of a Hub model that their own configuration confirms."""
         from cast import hub
 
-        return [
-            Option(
-                hit.repo_id,
-                f"{hit.repo_id}: rank {hit.rank}, {', '.join(hit.targets)}; {hit.downloads:,} downloads; "
-                f"{hit.licence or 'no licence stated'}",
-            )
-            for hit in hub.search_adapters(source)
-        ]
+        return [Option(hit.repo_id, hit_label(hit)) for hit in hub.search_adapters(source, words)]
 
     def describe(self, name: str) -> ModelFacts:
         """Facts of a model from its configuration and tokenizer."""
         self.warm()
+        from cast.checkpoints import is_remote
+        from cast.hub import is_cached
         from cast.models import describe
 
         found = describe(name)
-        remote = 0 if name.startswith("pocket:") or Path(name).expanduser().exists() else found.weight_bytes
+        remote = found.weight_bytes if is_remote(name) and not is_cached(name) else 0
         return ModelFacts(
             name, found.family, found.width, found.depth, found.vocabulary, found.parameters, found.tokenizer,
-            found.heads, remote,
+            found.heads, remote, found.licence or "",
         )  # fmt: skip
 
     def room(self, source: ModelFacts, target: ModelFacts) -> Room:
@@ -121,6 +127,21 @@ class CastBackend:
             m.parameters * default_dtype(device, m.parameters).itemsize for m in (source, target)
         )
         return Room(str(device), first, second, available_memory(device))
+
+    def fit_seconds(self, request: FitRequest, source: ModelFacts, target: ModelFacts) -> float:
+        """By `cast.estimates`."""
+        self.warm()
+        from cast.estimates import fit_seconds
+
+        return fit_seconds(_shape(source), _shape(target), _fit_config(request))
+
+    def translate_seconds(self, request: TranslateRequest, source: ModelFacts, target: ModelFacts) -> float:
+        """By `cast.estimates`."""
+        self.warm()
+        from cast.estimates import translate_seconds
+
+        config = _translation_config(request)
+        return translate_seconds(_shape(source), _shape(target), config, prompts=bool(request.prompts))
 
     def inspect(self, adapter: str, source: str) -> AdapterFacts:
         """Facts of an adapter, with the size of its change in each block."""
@@ -304,18 +325,48 @@ class CastBackend:
     def fit(self, request: FitRequest, folder: Path, on_progress: OnProgress) -> object:
         """Train heads on models of its own."""
         self.warm()
-        from cast.fitting import FitConfig
+        from cast.interrupting import interruptible
         from cast.models import load
         from cast.pipeline import FoundHeads, fit
 
         source, target = (
             load(name, on_progress=on_progress) for name in (request.pair.source, request.pair.target)
         )
-        config = FitConfig(kind="affine" if request.kind == "affine" else "mlp", tokens=request.tokens)
-        heads = fit(
-            source, target, folder, text=request.corpus or None, config=config, on_progress=on_progress
-        )
+        with interruptible((source, target), on_progress) as told:
+            heads = fit(
+                source, target, folder, text=request.corpus or None, config=_fit_config(request),
+                resume=True, on_progress=told,
+            )  # fmt: skip
         return FoundHeads(heads, folder)
+
+    def load_heads(self, request: LoadRequest, folder: Path, on_progress: OnProgress) -> object:
+        """Heads in a folder or on the Hub, copied: what is on the disk of others may change."""
+        self.warm()
+        from cast.heads import HeadSet
+        from cast.hub import download
+        from cast.models import load
+        from cast.pipeline import FoundHeads
+
+        on_progress(Progress("load", 0, 1))
+        place = Path(request.name).expanduser()
+        found = HeadSet.load(place if place.exists() else download(request.name, kind="heads"))
+        found.check(
+            *(load(name, on_progress=on_progress) for name in (request.pair.source, request.pair.target))
+        )
+        found.save(folder)
+        return FoundHeads(found, folder)
+
+    def read_heads(self, folder: Path) -> object:
+        """Heads in a folder of the page's own."""
+        self.warm()
+        from cast.heads import HeadSet
+        from cast.pipeline import FoundHeads
+
+        return FoundHeads(HeadSet.load(folder), folder)
+
+    def heads_folder(self, heads: object) -> Path:
+        """The folder that they were found in."""
+        return cast("FoundHeads", heads).folder
 
     def translate(
         self, request: TranslateRequest, heads: object | None, folder: Path, on_progress: OnProgress
@@ -323,20 +374,20 @@ class CastBackend:
         """Translate on models of its own, with the visitor's heads or those of the pair."""
         self.warm()
         from cast.adapters import read
+        from cast.interrupting import interruptible
         from cast.models import load
         from cast.pipeline import translate_adapter
-        from cast.recipes import TranslationConfig
 
         chosen = request.selection
         source, target = (load(name, on_progress=on_progress) for name in (chosen.source, chosen.target))
-        mode = cast("Mode", chosen.mode)
-        config = TranslationConfig(mode, segment=chosen.segment, steps=request.steps)
+        config = _translation_config(request)
         found = cast("FoundHeads | None", heads or self.find_heads(source, target))
-        carried = translate_adapter(
-            source, target, read(chosen.adapter, source), config,
-            heads=found, text=found.heads.recipe.corpus if found else None, prompts=request.prompts,
-            on_progress=on_progress,
-        )  # fmt: skip
+        with interruptible((source, target), on_progress) as told:
+            carried = translate_adapter(
+                source, target, read(chosen.adapter, source), config,
+                heads=found, text=found.heads.recipe.corpus if found else None, prompts=request.prompts,
+                on_progress=told,
+            )  # fmt: skip
         carried.save(folder, target)
         return carried
 
@@ -396,6 +447,28 @@ class CastBackend:
 
 def _likely(tokens: "Alternatives") -> str:
     return ", ".join(f"{token.strip() or repr(token)} {100 * share:.0f} %" for token, share in tokens)
+
+
+def _shape(facts: ModelFacts) -> "Shape":
+    from cast.estimates import Shape
+
+    return Shape(facts.width, facts.depth, facts.vocabulary, facts.parameters)
+
+
+def _fit_config(request: FitRequest) -> "FitConfig":
+    from cast.fitting import FitConfig
+
+    chosen = request.options
+    given = {**asdict(chosen), "depths": chosen.depths or None, "learning_rate": chosen.learning_rate or None}
+    kind: Literal["affine", "mlp"] = "affine" if request.kind == "affine" else "mlp"
+    return FitConfig(kind=kind, tokens=request.tokens, save_seconds=_SAVE_SECONDS, **given)
+
+
+def _translation_config(request: TranslateRequest) -> "TranslationConfig":
+    from cast.recipes import TranslationConfig
+
+    chosen = request.selection
+    return TranslationConfig(cast("Mode", chosen.mode), segment=chosen.segment, steps=request.steps)
 
 
 def _task(adapter: str) -> "Task | None":

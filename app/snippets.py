@@ -3,8 +3,9 @@
 import json
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 
-from app.backend import MapRequest
+from app.backend import FitOptions, FitRequest, MapRequest
 from app.runs import EvaluateRequest
 from app.workspace import Pair, Selection
 
@@ -25,11 +26,15 @@ def translate(selection: Selection, steps: int, prompts: bool) -> str:
     return shlex.join([*words, "--out", "out/"])
 
 
-def fit(pair: Pair, tokens: int, kind: str, corpus: str) -> str:
-    """`cast fit` for a pair."""
-    words = ["cast", "fit", *_pair(pair), "--tokens", str(tokens)]
-    words += ["--head", "linear" if kind == "affine" else "mlp"]
-    words += ["--corpus", corpus] if corpus else []
+def fit(request: FitRequest) -> str:
+    """`cast fit` for what *Train heads* would do; settings at their default are left out."""
+    words = ["cast", "fit", *_pair(request.pair), "--tokens", str(request.tokens)]
+    words += ["--head", "linear" if request.kind == "affine" else "mlp"]
+    words += ["--corpus", request.corpus] if request.corpus else []
+    for name, value in asdict(request.options).items():
+        if value != getattr(FitOptions(), name):
+            told = ",".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}"
+            words += [f"--{name.replace('_', '-')}", told]
     return shlex.join([*words, "--out", "heads/"])
 
 

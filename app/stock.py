@@ -38,6 +38,10 @@ class Stock:
         """Facts of a model."""
         return self._model_facts.get(name, lambda: self._backend.describe(name))
 
+    def facts_of(self, pair: Pair) -> tuple[ModelFacts, ModelFacts]:
+        """Facts of both models of a pair."""
+        return self.model_facts(pair.source), self.model_facts(pair.target)
+
     def adapter_facts(self, name: str, source: str) -> AdapterFacts:
         """Facts of an adapter of a source model."""
         return self._adapter_facts.get((name, source), lambda: self._backend.inspect(name, source))

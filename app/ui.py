@@ -13,6 +13,7 @@ from app.evaluations import Evaluations
 from app.exports import Exports
 from app.jobs import Jobs
 from app.runs import Kept, RunStore
+from app.searching import HubSearch
 from app.showcase import Showcase
 from app.tabs import command
 from app.tabs.choice import Stores, Tabs, wire_choice
@@ -45,19 +46,19 @@ class Page:
         self.engine.maps.close()
 
 
-def build(backend: Backend, folder: Path, recording: Path | None = None, runs: Path | None = None) -> Page:
+def build(backend: Backend, folder: Path, recording: Path | None = None, kept: Path | None = None) -> Page:
     """Build the page on a backend.
 
     Args:
         backend: the library, or a stand-in.
         folder: takes what jobs write.
         recording: the example that is shown at first; the shipped one by default.
-        runs: takes what is measured, to be found again another day; in the cache by default.
+        kept: takes what is to be found again another day, as what was measured; the cache by default.
     """
     jobs = Jobs()
     showcase = _showcase(recording or theme.assets_folder() / "showcase.json")
-    engine = Engine(backend, jobs, folder, showcase)
-    store = RunStore(runs)
+    engine = Engine(backend, jobs, folder, showcase, kept=kept)
+    store = RunStore(kept and kept / "runs")
     evaluations = Evaluations(backend, engine, jobs, store, folder)
     start = _start(engine)
     with gr.Blocks(title="CAST", analytics_enabled=False) as blocks:
@@ -87,14 +88,14 @@ def build(backend: Backend, folder: Path, recording: Path | None = None, runs: P
         tour = create_tour()
         wire_stage(stage, tour, engine)
         wire_link(stage, [*pick.chosen, *generate.settings])
-        wire_pick_tab(pick, engine)
+        wire_pick_tab(pick, engine, HubSearch(backend))
         wire_generate_tab(generate, pick, engine, stores.attached)
-        wire_heads_tab(heads, pick, engine, stores.attached)
+        exports = Exports(backend, engine, folder)
+        wire_heads_tab(heads, pick, engine, exports, stores.attached)
         wire_explore_tab(explore, pick, generate.options.way, engine, stores.attached)
         measured = _store(Kept().to_json(), "cast-runs")
         wire_evaluate_tab(evaluate, generate.hints, evaluations, stores, measured)
         wire_restore(blocks, evaluate, evaluations, measured)
-        exports = Exports(backend, engine, folder)
         wire_export_tab(export, generate.options, exports, stores)
         lines = [
             command.of_translate(translate_line, generate), command.of_fit(heads_line, heads),

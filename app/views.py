@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from app import heads_words, live
 from app.backend import NO_HEADS, AdapterFacts, HeadsFacts, JointMap, ModelFacts, Opened, Room, TokenMark
 from app.jobs import Job, JobState
 from app.workspace import clamp_strength
@@ -43,6 +44,9 @@ _NEXT = {
     "translate": "Press Generate: the fourth pane now runs this adapter.",
     "heads": "Press Show heads to see how good they are; whatever crosses by states now uses them.",
 }
+# What a cancelled job leaves behind, where that is something.
+_LEFT = {"heads": ""}
+_METRICS = {"r_squared": "held-out R²", "kl": "KL", "tokens": "tokens"}
 _MARKS = {
     "source": ("source",),
     "source_adapter": ("source", "adapter"),
@@ -120,6 +124,11 @@ def sentence(text: str, kind: str = "info") -> str:
     return f'<p class="cast-sentence cast-{kind}" role="{role}">{escape(text)}</p>' if text else ""
 
 
+def caption(text: str) -> str:
+    """A quiet line under something."""
+    return f'<p class="cast-caption">{escape(text)}</p>' if text else ""
+
+
 def compatibility(
     source: ModelFacts, target: ModelFacts, adapter: AdapterFacts | None, room: Room | None = None
 ) -> str:
@@ -140,6 +149,8 @@ def compatibility(
         ("Vocabulary", f"{source.vocabulary:,}", f"{target.vocabulary:,}"),
         ("Parameters", count(source.parameters), count(target.parameters)),
     ]
+    if source.licence or target.licence:
+        rows.append(("Licence", source.licence or "not stated", target.licence or "not stated"))
     if source.download_bytes or target.download_bytes:
         rows.append(("Download", size(source.download_bytes), size(target.download_bytes)))
     if room:
@@ -234,7 +245,7 @@ def heads_line(facts: HeadsFacts | None) -> str:
         f"Heads are ready ({facts.kind}, {facts.tokens:,} tokens): held-out R² {mean:.2f} on "
         f"average, weakest at target depth {worst.depth} ({worst.r_squared:.2f}).",
         "good",
-    )
+    ) + caption(heads_words.weakness(facts))
 
 
 def heads_table(facts: HeadsFacts) -> str:
@@ -244,7 +255,7 @@ def heads_table(facts: HeadsFacts) -> str:
         for name in ("Target depth", "Source depth", "R²", "Cosine", "k-NN overlap", "CKA")
     )
     body = "".join(
-        f"<tr><td>{d.depth}</td><td>{d.source_depth}</td>"
+        f"<tr{' class=weak' if heads_words.is_weak(d) else ''}><td>{d.depth}</td><td>{d.source_depth}</td>"
         + _measured(d.r_squared, d.r_squared_control)
         + _measured(d.cosine, d.cosine_control)
         + _measured(d.knn_overlap, d.knn_overlap_control)
@@ -257,7 +268,7 @@ def heads_table(facts: HeadsFacts) -> str:
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         '<p class="cast-caption">Measured on text that the heads were not fitted on. In grey: the same '
         "measure "
-        "with the pairs shuffled.</p></div>"
+        "with the pairs shuffled. Weak depths are marked.</p></div>"
     )
 
 
@@ -283,31 +294,43 @@ def job(view: Job | None) -> str:
         return _finished(view, now)
     progress = view.progress
     share = progress.fraction if progress else 0.0
-    stage = "Waiting for a free place" if view.state is JobState.QUEUED else "Starting"
+    stage = _queued(view.ahead) if view.state is JobState.QUEUED else "Starting"
     if progress:
         stage = _STAGES.get(progress.stage, progress.stage)
     if view.cancelling:
         stage = "Stopping"
     left = view.seconds_left(now)
     times = f"{duration(view.seconds(now))} gone" + (f", about {duration(left)} left" if left else "")
-    metrics = ", ".join(f"{k} {v:.3g}" for k, v in progress.metrics.items()) if progress else ""
+    metrics = (
+        ", ".join(f"{_METRICS.get(k, k)} {_short(v)}" for k, v in progress.metrics.items())
+        if progress
+        else ""
+    )
     steps = f"{progress.done:,} of {progress.total:,}" if progress and progress.total else ""
-    detail = " · ".join(escape(part) for part in (steps, times, metrics) if part)
+    detail = " · ".join(escape(part) for part in (steps, live.pace(view, now), times, metrics) if part)
     return (
         f'<div class="cast-job" data-state="{view.state}" '
         f'role="status"><p><strong>{escape(view.title)}</strong> '
         f"{escape(stage)}</p>"
         f'<div class="cast-bar" role="progressbar" aria-valuemin="0" aria-valuemax="100" '
         f'aria-valuenow="{round(100 * share)}" aria-label="{escape(view.title)}">'
-        f'<span style="width:{100 * share:.1f}%"></span></div><p class="cast-caption">{detail}</p></div>'
+        f'<span style="width:{100 * share:.1f}%"></span></div><p class="cast-caption">{detail}</p>'
+        f"{live.curves(view)}</div>"
     )
+
+
+def _queued(ahead: int) -> str:
+    """The place in the queue, in words."""
+    if ahead <= 1:
+        return "Next in the queue: it begins as soon as a job ends"
+    return f"Waiting in the queue, {ahead} jobs before it"
 
 
 def _finished(view: Job, now: float) -> str:
     spent = duration(view.seconds(now))
     words = {
         JobState.DONE: f"Done in {spent}. {_NEXT.get(view.kind, '')}",
-        JobState.CANCELLED: "Cancelled. Nothing was kept half-done.",
+        JobState.CANCELLED: f"Cancelled. {_LEFT.get(view.kind, 'Nothing was kept half-done.')}",
         JobState.FAILED: view.message,
     }[view.state]
     kind = {JobState.DONE: "good", JobState.CANCELLED: "info", JobState.FAILED: "error"}[view.state]
@@ -315,6 +338,10 @@ def _finished(view: Job, now: float) -> str:
         f'<div class="cast-job" data-state="{view.state}"><p><strong>{escape(view.title)}</strong></p>'
         f"{sentence(words, kind)}</div>"
     )
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def figure(value: float) -> str:

@@ -74,7 +74,12 @@ def open_folder(path_or_id: str | Path, *, token: str | None = None) -> AdapterF
     config = AdapterConfig.checked(name, read_config(name, folder))
     tensors = _read_header(name, folder)
     return AdapterFolder(
-        name, config, tensors, _module_keys(name, tensors), _licence(_card(folder)), folder / WEIGHTS
+        name,
+        config,
+        tensors,
+        _module_keys(name, tensors),
+        hub.licence_of(hub.read_card(folder)),
+        folder / WEIGHTS,
     )
 
 
@@ -86,7 +91,7 @@ def _open_remote(name: str, token: str | None) -> AdapterOutline:
     except Exception as cause:  # a missing file, a refusal, or a header that is none
         raise HubError(f"The Hub does not show {WEIGHTS} of {name} ({first_line(cause)}).") from cause
     tensors = {key: TensorInfo(info.dtype, tuple(info.shape)) for key, info in header.tensors.items()}
-    licence = _licence(hub.fetch_card(name, token=token))
+    licence = hub.licence_of(hub.fetch_card(name, token=token))
     return AdapterOutline(name, config, tensors, _module_keys(name, tensors), licence)
 
 
@@ -221,17 +226,3 @@ def _module_keys(name: str, tensors: Mapping[str, TensorInfo]) -> dict[tuple[str
             f"{name} is incomplete: {halves[0] if halves else WEIGHTS} lacks its matrices; fetch it again."
         )
     return keys
-
-
-def _card(folder: Path) -> str:
-    try:
-        return (folder / "README.md").read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return ""
-
-
-def _licence(card: str) -> str | None:
-    """The `license:` entry of a card's front matter."""
-    front = re.match(r"---\s*\n(.*?)\n---", card, re.DOTALL)
-    found = re.search(r"^license:\s*['\"]?([\w.\-]+)", front.group(1), re.MULTILINE) if front else None
-    return found.group(1) if found else None

@@ -93,12 +93,23 @@ def _device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in text.split(","))
+
+
 def _fit(parser: argparse.ArgumentParser) -> None:
     _pair(parser)
     _text(parser)
     _device(parser)
     parser.add_argument("--tokens", type=int, metavar="N", help="aligned tokens to fit on")
     parser.add_argument("--head", choices=("linear", "mlp"), default="mlp", help="kind of head (default mlp)")
+    parser.add_argument("--kl-weight", type=float, help="of the KL at the last depth; 0 fits states alone")
+    parser.add_argument("--depths", type=_numbers, metavar="N,N", help="target depths (default all)")
+    parser.add_argument("--batch-size", type=int, help="texts run through the models at once")
+    parser.add_argument("--learning-rate", type=float, help="peak of the gradient steps (default by width)")
+    parser.add_argument("--passes", type=int, help="passes over the text for gradient steps")
+    parser.add_argument("--repeats", type=int, help="uses of each chunk of activations")
+    parser.add_argument("--mlp-width", type=int, help="hidden units of an MLP head")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the heads")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint beside DIR")
 

@@ -42,6 +42,10 @@ from cast.storage import check_output_folder, readable_write_errors
 Say = Callable[[str], None]
 Answer = Mapping[str, Any]
 
+# Settings of a fit that stay at their default unless they are given.
+_FIT_SETTINGS = (
+    "tokens", "kl_weight", "depths", "batch_size", "learning_rate", "passes", "repeats", "mlp_width"
+)  # fmt: skip
 _LARGEST_PROMPTS = 1 << 20
 
 
@@ -53,7 +57,7 @@ def fit(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Answer:
     config = FitConfig(
         kind="affine" if args.head == "linear" else "mlp",
         seed=args.seed,
-        **({"tokens": args.tokens} if args.tokens is not None else {}),
+        **{name: value for name in _FIT_SETTINGS if (value := getattr(args, name)) is not None},
     )
     heads = pipeline.fit(
         source, target, out, text=args.corpus, config=config, resume=args.resume, on_progress=on_progress

@@ -161,6 +161,7 @@ class MLPFitter:
         self.keys = tuple(heads)
         self.schedule, self.deepest, self.logits = schedule, deepest, logits
         self.seen = 0
+        self.by_depth: dict[int, float] = {}
         self.optimizer = torch.optim.Adam(
             self.heads.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.99)
         )
@@ -185,11 +186,14 @@ class MLPFitter:
 
         Returns:
             Mean R² over the heads (`r_squared`), and `kl` in nats if the deepest decode head is among them.
+            The R² of each depth's decode head is in `by_depth`.
         """
         squares, kl = [], []
         for key in self.keys:
             square, divergence = self._losses(key, batch)
             squares.append(float(square))
+            if key[1] == "decode":
+                self.by_depth[key[0]] = 1 - squares[-1]
             if key == self.deepest:
                 kl.append(float(divergence) / (self.schedule.kl_weight or 1.0))
             total = float(square) + float(divergence)

@@ -273,17 +273,26 @@ def _refined(
     if state := unfinished.stage("steps"):
         fitter.load_state(state)
         first = int(state["chunk"])
-    else:
-        fitter.validate(choice)
+    by_depth = {
+        depth: r_squared(heads[depth, "decode"](choice.source[depth]), choice.target[depth])
+        for depth in job.depths
+    }
+    metrics = fitter.validate(choice)
+
+    def report() -> None:
+        depths = by_depth | fitter.by_depth
+        job.on_progress(Progress("heads", fitter.seen, schedule.rows, dict(metrics), depths))
+
     depths = sorted({depth for depth, _ in trained})
     for index, chunk in _chunks(job, texts, depths, first):
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
         for _ in range(config.repeats):
             for rows in torch.randperm(len(chunk), generator=generator).split(config.step_rows):
-                fitter.update(chunk.take(rows))
-        metrics = fitter.validate(choice)
+                metrics |= {"loss": fitter.update(chunk.take(rows))}
+                report()
+        metrics |= fitter.validate(choice)
         unfinished.offer("steps", kept | fitter.state() | {"chunk": torch.tensor(index + 1)})
-        job.on_progress(Progress("heads", fitter.seen, schedule.rows, metrics))
+        report()
     return fitter.result()
 
 

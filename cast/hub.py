@@ -6,6 +6,7 @@ Only JSON, safetensors, tokenizer files and model cards are ever fetched. `HF_HU
 
 import errno
 import json
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from huggingface_hub import HfApi, ModelInfo, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, ModelInfo, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -84,8 +85,10 @@ class ModelHit:
     licence: str
 
 
-def search_adapters(model_id: str, *, limit: int = 20, token: str | None = None) -> list[AdapterHit]:
-    """LoRA adapters of a model, most downloaded first.
+def search_adapters(
+    model_id: str, words: str = "", *, limit: int = 20, token: str | None = None
+) -> list[AdapterHit]:
+    """LoRA adapters of a model whose name contains `words`, most downloaded first.
 
     The Hub's tag `base_model:adapter:` comes from model cards and is unreliable, so a hit counts only when
     its `adapter_config.json` says LoRA and names the same base model.
@@ -93,9 +96,10 @@ def search_adapters(model_id: str, *, limit: int = 20, token: str | None = None)
     Raises:
         HubError: The Hub cannot be reached or refuses.
     """
-    with _sentences(model_id):
+    with _sentences(model_id, _unsearched):
         found = _listed(
             lambda: HfApi(token=token).list_models(
+                search=words or None,
                 filter=f"base_model:adapter:{model_id}",
                 sort="downloads",
                 limit=2 * limit,
@@ -113,7 +117,7 @@ def search_models(query: str, *, limit: int = 20, token: str | None = None) -> l
     Raises:
         HubError: The Hub cannot be reached or refuses.
     """
-    with _sentences(query):
+    with _sentences(query, _unsearched):
         found = _listed(
             lambda: HfApi(token=token).list_models(
                 search=query,
@@ -245,6 +249,31 @@ def fetch_card(repo_id: str, *, token: str | None = None) -> str:
         return ""
 
 
+def read_card(folder: Path) -> str:
+    """The model card in a folder on this machine; empty where there is none that can be read."""
+    path = folder / "README.md"
+    try:
+        return path.read_text(encoding="utf-8") if path.stat().st_size <= _MAX_CONFIG_BYTES else ""
+    except (OSError, ValueError):
+        return ""
+
+
+def licence_of(card: str) -> str | None:
+    """The `license:` entry of a card's front matter."""
+    front = re.match(r"---\s*\n(.*?)\n---", card, re.DOTALL)
+    found = re.search(r"^license:\s*['\"]?([\w.\-]+)", front.group(1), re.MULTILINE) if front else None
+    return found.group(1) if found else None
+
+
+def is_cached(repo_id: str) -> bool:
+    """Whether a repository's weights, or some of them, were fetched before."""
+    try:
+        found = try_to_load_from_cache(repo_id, "config.json")
+    except HFValidationError:
+        return False
+    return isinstance(found, str) and any(Path(found).parent.glob("*.safetensors"))
+
+
 def _concerns_the_hub(cause: BaseException | None) -> bool:
     """Whether the Hub is gone or refuses, rather than that one repository is of no use."""
     if isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled):
@@ -315,15 +344,29 @@ def _sentence(name: str, error: BaseException) -> str:
     return f"{name} could not be fetched ({type(error).__name__}); try again."
 
 
+def _unsearched(name: str, error: BaseException) -> str:
+    """Why nothing was found."""
+    if why := _not_reached(error):
+        return f"{why}, so nothing was searched there; what ships, and any folder, can still be chosen."
+    return _sentence(name, error)
+
+
 def _unpublished(name: str, error: BaseException) -> str:
     """Why nothing was published."""
     response = getattr(error, "response", None)
-    if response is None and isinstance(error, OfflineModeIsEnabled | HTTPError):
-        why = " because HF_HUB_OFFLINE is set" if isinstance(error, OfflineModeIsEnabled) else ""
-        return f"The Hub cannot be reached{why}, so {name} was not published; try again with a connection."
+    if why := _not_reached(error):
+        return f"{why}, so {name} was not published; try again with a connection."
     if response is not None and response.status_code in (401, 403):
         return f"The Hub refuses this token for {name}; use one with the right to write there."
     return _sentence(name, error)
+
+
+def _not_reached(error: BaseException) -> str:
+    """The first half of a sentence where the Hub gave no answer at all; empty where it did."""
+    if isinstance(error, OfflineModeIsEnabled):
+        return "The Hub cannot be reached because HF_HUB_OFFLINE is set"
+    silent = isinstance(error, HTTPError) and getattr(error, "response", None) is None
+    return "The Hub cannot be reached" if silent else ""
 
 
 def _refusal(name: str, error: Exception) -> str:

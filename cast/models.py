@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from cast import hub
 from cast.architecture import Architecture, Site
 from cast.building import ONE_AT_A_TIME
 from cast.checkpoints import Checkpoint, Outline, is_remote, open_checkpoint, open_remote
@@ -46,6 +47,8 @@ class ModelSummary:
     """Algorithm, such as `Unigram` or `byte-level BPE`; for a Hub model its class."""
     weight_bytes: int
     """Bytes of the weight files: what a Hub model has to download."""
+    licence: str | None = None
+    """As its card states it."""
 
 
 def describe(name: str, token: str | None = None) -> ModelSummary:
@@ -58,9 +61,11 @@ def describe(name: str, token: str | None = None) -> ModelSummary:
     outline: Outline
     if is_remote(name):
         outline, tokenizer = open_remote(name, token=token)
+        card = hub.fetch_card(name, token=token)
     else:
         outline = checkpoint = open_checkpoint(name, token=token)
         tokenizer = checkpoint.tokenizer_kind
+        card = hub.read_card(checkpoint.folder)
     config = outline.config.get_text_config(decoder=True)
     heads = int(config.num_attention_heads)
     return ModelSummary(
@@ -74,6 +79,7 @@ def describe(name: str, token: str | None = None) -> ModelSummary:
         parameters=outline.parameters,
         tokenizer=tokenizer,
         weight_bytes=outline.weight_bytes,
+        licence=hub.licence_of(card),
     )
 
 

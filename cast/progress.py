@@ -10,12 +10,16 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Progress:
-    """One report: `done` of `total` steps of a named stage, with the measures known so far."""
+    """One report: `done` of `total` steps of a named stage, with the measures known so far.
+
+    `by_depth` is the held-out R² of each target depth, where the work has such.
+    """
 
     stage: str
     done: int
     total: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    by_depth: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def fraction(self) -> float:

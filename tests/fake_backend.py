@@ -1,6 +1,7 @@
 """A stand-in for the library at the page's boundary: instant, deterministic, and able to fail on request."""
 
 import re
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from app.backend import (
     HeadsFacts,
     JointMap,
     LayerFacts,
+    LoadRequest,
     MapPoint,
     MapRequest,
     Measure,
@@ -32,8 +34,8 @@ from app.backend import (
 from app.jobs import Job
 from app.runs import Ends, EvaluateRequest, Missed, TaskFacts, Told
 from app.showcase import Showcase, SkillScore
-from app.workspace import PLAIN_MODES, Selection
-from cast.errors import AdapterError, HubError, ModelError, TaskError
+from app.workspace import PLAIN_MODES, Pair, Selection
+from cast.errors import AdapterError, HeadsError, HubError, ModelError, TaskError
 from cast.progress import OnProgress, Progress
 from cast.results import Result
 
@@ -61,6 +63,9 @@ class FakeBackend:
         self.damaged: set[str] = set()
         self.own_adapters: dict[str, str] = {}
         self.endless: set[str] = set()
+        self.hub: dict[str, list[str]] = {}
+        self.heads_at: set[str] = set()
+        self.searched: list[str] = []
         self.published: list[tuple[str, list[str], bool]] = []
         self.maps_asked: list[tuple[MapRequest, object | None, object | None]] = []
         self._lock = threading.Lock()
@@ -82,19 +87,40 @@ class FakeBackend:
             else []
         )
 
-    def search(self, source: str) -> Sequence[Option]:
-        raise HubError("The Hub cannot be reached; choose a pocket model or a local folder.")
+    def search_models(self, words: str) -> Sequence[Option]:
+        self.searched.append(words)
+        if words not in self.hub:
+            raise HubError("The Hub cannot be reached; what ships can still be chosen.")
+        return [Option(name, f"{name} · 7 downloads · mit") for name in self.hub[words]]
+
+    def search_adapters(self, source: str, words: str) -> Sequence[Option]:
+        return self.search_models(words or source)
 
     def describe(self, name: str) -> ModelFacts:
         if name not in DEPTHS:
             raise ModelError(f"There is no model {name}; choose a pocket model, a folder or a Hub id.")
         depth = DEPTHS[name]
         return ModelFacts(
-            name, name.split(":")[1].title(), 32 * depth, depth, 200 * depth, 10**6 * depth, "BPE", 4
+            name,
+            name.split(":")[1].title(),
+            32 * depth,
+            depth,
+            200 * depth,
+            10**6 * depth,
+            "BPE",
+            4,
+            0,
+            "mit",
         )
 
     def room(self, source: ModelFacts, target: ModelFacts) -> Room:
         return Room("cpu", 4 * source.parameters, 4 * target.parameters, self.free_bytes)
+
+    def fit_seconds(self, request: FitRequest, source: ModelFacts, target: ModelFacts) -> float:
+        return request.tokens / 1000
+
+    def translate_seconds(self, request: TranslateRequest, source: ModelFacts, target: ModelFacts) -> float:
+        return 0.0 if request.selection.mode == "hosted" else 60.0
 
     def inspect(self, adapter: str, source: str) -> AdapterFacts:
         if not adapter.startswith(f"{source}/") and self.own_adapters.get(adapter) != source:
@@ -180,8 +206,41 @@ class FakeBackend:
         return [TokenMark(word, 3.0 if word.strip() == moved else 0.1, '"x" <b> 9 %') for word in words]
 
     def fit(self, request: FitRequest, folder: Path, on_progress: OnProgress) -> object:
-        self._work("fitting heads", on_progress)
+        """Its checkpoint is the number of steps that are done."""
+        kept = folder.with_name(f".{folder.name}.unfinished") / "fit.safetensors"
+        first = int(kept.read_text()) if kept.is_file() else 0
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        for step in range(first, self.steps):
+            kept.write_text(str(step))
+            by_depth = {depth: 0.9 - 0.1 * depth for depth in range(DEPTHS[request.pair.target] + 1)}
+            metrics = {"loss": 1.0 / (step + 1), "r_squared": 0.7}
+            on_progress(Progress("fitting heads", step, self.steps, metrics, by_depth))
+            time.sleep(self.pace)
+        kept.unlink()
+        self._write_heads(folder, request.pair)
         return (request.pair.source, request.pair.target)
+
+    def load_heads(self, request: LoadRequest, folder: Path, on_progress: OnProgress) -> object:
+        on_progress(Progress("load", 0, 1))
+        if request.name not in self.heads_at:
+            raise HeadsError(f"{request.name} holds no heads.json; name a folder or a Hub id with heads.")
+        self._write_heads(folder, request.pair)
+        return (request.pair.source, request.pair.target)
+
+    def read_heads(self, folder: Path) -> object:
+        source, target = (folder / "heads.json").read_text().split()
+        return (source, target)
+
+    def heads_folder(self, heads: object) -> Path:
+        folder = Path(tempfile.mkdtemp()) / "heads"
+        self._write_heads(folder, Pair(*heads))
+        return folder
+
+    def _write_heads(self, folder: Path, pair: Pair) -> None:
+        folder.mkdir(parents=True)
+        (folder / "heads.json").write_text(f"{pair.source} {pair.target}")
+        (folder / "heads.safetensors").write_bytes(b"weights")
+        (folder / "README.md").write_text(f"# Heads {pair.source} → {pair.target}")
 
     def translate(
         self, request: TranslateRequest, heads: object | None, folder: Path, on_progress: OnProgress

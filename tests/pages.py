@@ -50,7 +50,7 @@ def chromium() -> Iterator[Browser]:
 @contextmanager
 def served(backend: Backend, folder: Path, recording: Path) -> Iterator[str]:
     """The page in this process, on a free port; yields its address."""
-    page = build(backend, folder, recording, folder / "runs")
+    page = build(backend, folder, recording, folder / "kept")
     page.blocks.queue(default_concurrency_limit=16)
     _, address, _ = page.blocks.launch(
         server_name="127.0.0.1",
@@ -136,12 +136,24 @@ class CastPage:
         field.press("Enter")
         field.blur()
 
+    def type_into(self, label: str, words: str) -> None:
+        """Type letter by letter into an emptied picker, and leave it open."""
+        field = self.page.get_by_label(label, exact=True)
+        field.click()
+        field.fill("")
+        field.press_sequentially(words, delay=20)
+
+    @property
+    def found(self) -> Locator:
+        """What the search on the Hub says."""
+        return self.page.locator(".cast-found.prose")
+
     def chosen(self, label: str) -> Locator:
         return self.page.get_by_label(label, exact=True)
 
     @property
     def notice(self) -> Locator:
-        return self.page.locator(".cast-pickers .cast-sentence").first
+        return self.page.locator(".cast-notice .cast-sentence")
 
     @property
     def facts(self) -> Locator:

@@ -176,10 +176,26 @@ def test_errors_are_sentences(visit):
     expect(page.errors_shown.first).to_contain_text("There is no model /no/such/folder")
     page.generate()
     expect(page.errors_shown.last).to_contain_text("Choose an adapter of the source model first")
-    page.page.get_by_role("button", name="Hub, folders and .gguf files").click()
-    page.press("Search the Hub for adapters of the source")
-    expect(page.page.get_by_text("The Hub cannot be reached")).to_be_visible()
     expect(page.page.get_by_text("Traceback")).to_have_count(0)
+
+
+def test_typing_searches_the_hub_once_the_keys_rest(visit, backend):
+    backend.searched.clear()
+    backend.hub = {"story": ["me/story-model", "me/other-story"]}
+    page = visit()
+    page.type_into("Target model", "story")
+    expect(page.found).to_contain_text("The Hub lists 2 × model called “story”")
+    expect(page.page.get_by_role("option", name="me/other-story · 7 downloads · mit")).to_be_visible()
+    assert backend.searched == ["story"]
+    page.page.get_by_role("option", name="me/story-model").click()
+    expect(page.chosen("Target model")).to_have_value("me/story-model")
+
+    page.type_into("Source model", "nowhere")  # as without a connection
+    expect(page.found).to_contain_text("The Hub cannot be reached")
+    page.choose("Source model", "pocket:qwen")
+    expect(page.facts.or_(page.errors_shown).first).to_contain_text("no model me/story-model")
+    expect(page.chosen("Source model")).to_have_value("pocket:qwen")
+    assert page.errors == []
 
 
 def test_heads_are_shown_and_trained(visit, backend):
@@ -191,7 +207,23 @@ def test_heads_are_shown_and_trained(visit, backend):
     expect(page.plot).to_be_visible()
     page.press("Train heads")
     expect(page.job).to_contain_text("fitting heads")
+    expect(page.job).to_contain_text("Held-out R² at target depths 0 to 6")
+    page.cancel()
+    expect(page.job).to_contain_text("Cancelled")
+    expect(page.page.get_by_text("Its newest checkpoint is kept")).to_be_visible()
+    page.settle()
+    page.open()  # the unfinished fit is found again
+    page.tab("Heads")
+    page.press("Go on with the unfinished fit")
     expect(page.job).to_contain_text("Done in")
+    page.unfold()
+    page.press("Pack the heads")
+    with zipfile.ZipFile(page.download("Download heads-llama-to-mistral.zip")) as packed:
+        assert "heads-llama-to-mistral/heads.safetensors" in packed.namelist()
+    page.page.get_by_placeholder("a folder, or owner/name").fill("/nowhere")
+    page.press("Load heads")
+    expect(page.job).to_contain_text("/nowhere holds no heads.json")
+    assert page.errors == []
 
 
 def test_explore_draws_a_map_beside_its_measures_and_saves_it(visit):

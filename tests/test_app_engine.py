@@ -20,7 +20,7 @@ CHOICE = Selection("pocket:llama", "pocket:mistral", "pocket:llama/mood")
 
 @pytest.fixture
 def engine(backend, jobs, tmp_path):
-    return Engine(backend, jobs, tmp_path, None)
+    return Engine(backend, jobs, tmp_path, None, kept=tmp_path / "kept")
 
 
 def request(selection=CHOICE, prompt="Who?", job="", folder="", strength=1.0, tokens=8):
@@ -177,7 +177,7 @@ def test_trained_heads_serve_their_visitor(engine, backend):
     pair = Pair(CHOICE.source, CHOICE.target)
     backend.without_heads.add((pair.source, pair.target))
     assert engine.heads_facts(pair) is None
-    job = over(engine, engine.start_fit(FitRequest(pair, "pocket", 1000, "mlp")))
+    job = over(engine, engine.own.start(FitRequest(pair, "pocket", 1000, "mlp")))
     assert engine.heads_facts(pair, job.id).tokens == 120_000
     assert engine.heads_facts(pair) is None
     assert engine.heads_facts(Pair("pocket:qwen", "pocket:llama"), job.id) is not None
@@ -187,7 +187,7 @@ def test_jobs_need_a_choice(engine):
     with pytest.raises(RequestError, match="Choose a source"):
         engine.start_translate(TranslateRequest(Selection("", "", ""), 10))
     with pytest.raises(RequestError, match="Choose a source"):
-        engine.start_fit(FitRequest(Pair("pocket:llama", ""), "pocket", 10, "mlp"))
+        engine.own.start(FitRequest(Pair("pocket:llama", ""), "pocket", 10, "mlp"))
 
 
 def test_no_endpoint_is_public(backend, tmp_path):

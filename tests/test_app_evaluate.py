@@ -13,7 +13,7 @@ from conftest import TRAINING_TEXT
 from fake_backend import ended
 
 from app import plots, snippets, tables
-from app.backend import MapRequest
+from app.backend import FitOptions, FitRequest, MapRequest
 from app.engine import Engine
 from app.evaluations import Evaluations
 from app.jobs import Jobs, JobState
@@ -35,7 +35,7 @@ VISITOR, OTHER = "a" * 32, "b" * 32
 
 @pytest.fixture
 def made(backend, jobs, tmp_path):
-    engine = Engine(backend, jobs, tmp_path, None)
+    engine = Engine(backend, jobs, tmp_path, None, kept=tmp_path / "kept")
     return Evaluations(backend, engine, jobs, RunStore(tmp_path / "runs"), tmp_path)
 
 
@@ -117,7 +117,9 @@ def test_runs_are_found_again_after_a_restart_by_their_own_visitor_only(made, ba
     store = RunStore(tmp_path / "runs")
     store.write(VISITOR, half)
     again = Jobs()
-    later = Evaluations(backend, Engine(backend, again, tmp_path, None), again, store, tmp_path)
+    later = Evaluations(
+        backend, Engine(backend, again, tmp_path, None, kept=tmp_path / "kept"), again, store, tmp_path
+    )
     assert {run.id: run.state for run in later.runs(VISITOR)} == {run_id: "done", half.id: "failed"}
     assert "restarted" in later.run(VISITOR, half.id).message
     assert later.run(VISITOR, run_id) == made.run(VISITOR, run_id)
@@ -251,8 +253,13 @@ def test_the_command_lines_are_the_ones_that_the_program_takes():
     assert (hosted.mode, hosted.segment, hosted.steps, hosted.prompts) == ("hosted", "2", None, None)
     compiled = parsed(snippets.translate(replace(CHOICE, mode="compiled"), 60, True))
     assert (compiled.steps, compiled.prompts, compiled.target) == (60, "prompts.txt", [CHOICE.target])
-    fit = parsed(snippets.fit(CHOICE.pair, 40_000, "affine", "a b.txt"))
+    fit = parsed(
+        snippets.fit(
+            FitRequest(CHOICE.pair, "a b.txt", 40_000, "affine", FitOptions(depths=(0, 6), repeats=3))
+        )
+    )
     assert (fit.tokens, fit.head, fit.corpus) == (40_000, "linear", "a b.txt")
+    assert (fit.depths, fit.repeats, fit.passes) == ((0, 6), 3, None)
     drawn = parsed(snippets.manifold(MapRequest(CHOICE, 3, 2, 400, "own", 3, "pca")))
     assert (drawn.layer, drawn.source_layer, drawn.points, drawn.adapter) == (3, 2, 400, CHOICE.adapter)
     assert (drawn.view, drawn.dimensions, drawn.method) == ("own", 3, "pca")

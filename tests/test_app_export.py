@@ -28,7 +28,7 @@ TOKEN = "hf_secretsecretsecret"
 
 @pytest.fixture
 def engine(backend, jobs, tmp_path):
-    return Engine(backend, jobs, tmp_path / "work", None)
+    return Engine(backend, jobs, tmp_path / "work", None, kept=tmp_path / "kept")
 
 
 @pytest.fixture

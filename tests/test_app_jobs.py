@@ -99,3 +99,36 @@ def test_time_left_follows_the_pace_of_the_stage():
     assert job.seconds_left(now=110.0) == pytest.approx(30.0)
     assert job.seconds(now=110.0) == pytest.approx(20.0)
     assert Job("0" * 32, "a", "x", JobState.RUNNING).seconds_left(now=5.0) is None
+
+
+def test_the_place_in_the_queue_is_known(jobs):
+    gate = threading.Event()
+    ids = [jobs.start("a", f"job {number}", lambda report: gate.wait(5)) for number in range(4)]
+    until = time.monotonic() + 5
+    while jobs.get(ids[0]).state is JobState.QUEUED and time.monotonic() < until:
+        time.sleep(0.005)
+    assert [jobs.get(job_id).ahead for job_id in ids] == [0, 1, 2, 3]
+    jobs.cancel(ids[1])
+    assert [jobs.get(job_id).ahead for job_id in ids] == [0, 0, 1, 2]
+    gate.set()
+    assert over(jobs, ids[3]).ahead == 0
+
+
+def test_a_stage_that_goes_on_has_the_pace_of_what_it_does_itself(jobs):
+    gate = threading.Event()
+
+    def work(on_progress):
+        for done in range(500, 1000):
+            on_progress(Progress("fit", done, 1000, {"loss": 1.0}))
+        gate.wait(5)
+
+    job_id = jobs.start("heads", "Train heads.", work)
+    until = time.monotonic() + 5
+    while (jobs.get(job_id).progress or Progress("", 0, 1)).done < 999 and time.monotonic() < until:
+        time.sleep(0.005)
+    job = jobs.get(job_id)
+    at = job.stage_started + 10
+    assert job.steps_a_second(at) == pytest.approx(49.9)
+    assert job.seconds_left(at) == pytest.approx(1 / 49.9)
+    assert [report.done for report in job.history] == list(range(500, 1000, 5))
+    gate.set()

@@ -167,13 +167,13 @@ def test_maps_hold_the_models_for_their_passes_alone(backend, loaded, heads, cho
 
 def test_the_engine_runs_the_real_library(backend, chosen, tmp_path):
     jobs = Jobs()
-    engine = Engine(backend, jobs, tmp_path, None)
+    engine = Engine(backend, jobs, tmp_path, None, kept=tmp_path / "kept")
     for segment, carried in ((None, "done"), (1, "note")):  # of states there are no heads
         asked = GenerateRequest(replace(chosen, segment=segment), 1.0, "Mara sang", SAMPLING)
         *_, shown = engine.generate(asked)
         assert [pane.state for pane in shown] == ["done", "done", "done", carried]
     assert engine.heads_facts(chosen.pair) is None
-    job_id = engine.start_fit(FitRequest(chosen.pair, "/no/such/file.txt", 1000, "affine"))
+    job_id = engine.own.start(FitRequest(chosen.pair, "/no/such/file.txt", 1000, "affine"))
     while not (job := engine.job(job_id)).is_over:
         time.sleep(0.05)
     assert job.state is JobState.FAILED

@@ -16,6 +16,7 @@ from app.engine import Engine
 from app.tabs import explore as explore_tab
 from app.tabs import generate as generate_tab
 from app.tabs import heads as heads_tab
+from app.tabs import heads_jobs
 from app.tabs import mode as mode_tab
 from app.tabs import pick as pick_tab
 from app.tabs.explore import ExploreTab
@@ -106,7 +107,7 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
             stores.attached: made.to_json(),
         }
         jobs = [
-            *generate_tab.job_updates(translation), *heads_tab.job_updates(engine.job(made.heads_job))
+            *generate_tab.job_updates(translation), *heads_jobs.job_updates(engine, made.heads_job)
         ]  # fmt: skip
         first |= dict(zip(jobs_shown, jobs, strict=True))
         first |= pick_tab.set_to(pick, engine, None, chosen)
@@ -123,12 +124,6 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
         follow, chosen_and_shown, followed,
         show_progress="hidden", trigger_mode="always_last", api_visibility="private",
     )  # fmt: skip
-    pick.hub_hits.input(
-        lambda hit: hit or gr.skip(), pick.hub_hits, pick.adapter, show_progress="hidden",
-        api_visibility="private",
-    ).then(
-        follow, chosen_and_shown, followed, show_progress="hidden", api_visibility="private"
-    )  # fmt: skip
     link = gr.Textbox(visible=False)
     blocks.load(
         restore, [*stores.all, link], [*followed, *settings[3:], *jobs_shown],
@@ -143,11 +138,15 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
 
     def follow_way(source: str, target: str, adapter: str, mode: str, segment: int) -> Updates:
         selection = Selection.of(source, target, adapter, mode, segment)
-        return generate_tab.mode_updates(tabs.generate, mode) | {pick.picture: describe(engine, selection)[0]}
+        first = {
+            pick.picture: describe(engine, selection)[0],
+            pick.expected: pick_tab.expected(engine, selection),
+        }
+        return generate_tab.mode_updates(tabs.generate, mode) | first
 
     gr.on(
         [widget.input for widget in options.way],
-        follow_way, [*pick.chosen, *options.way], [*tabs.generate.mode_shown, pick.picture],
+        follow_way, [*pick.chosen, *options.way], [*tabs.generate.mode_shown, pick.picture, pick.expected],
         show_progress="hidden", trigger_mode="always_last", api_visibility="private",
     )  # fmt: skip
     _wire_settings(settings, stores)
@@ -192,8 +191,6 @@ def _described(
     """What has to be read first; what is of the pair alone stays as it is while the pair does."""
     opened = engine.still_open(made.folder, chosen)
     updates = pick_tab.follow(tabs.pick, engine, chosen, views.opened(opened) if opened else "")
-    if before is not None and chosen.source != before.source:
-        updates |= pick_tab.without_hits(tabs.pick)
     if before is None or opened or chosen.target != before.target:
         updates |= mode_tab.follow(tabs.generate.options, engine, chosen.pair, segment)
     if before is None or chosen.pair != before.pair:

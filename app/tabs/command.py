@@ -8,10 +8,12 @@ from typing import Any
 import gradio as gr
 
 from app import snippets
+from app.tabs import fit_form
 from app.tabs.explore import ExploreTab, request_of
 from app.tabs.generate import GenerateTab, prompts_of
-from app.tabs.heads import TOKENS, HeadsTab
+from app.tabs.heads import HeadsTab
 from app.workspace import Selection, Workspace
+from cast.errors import CastError
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,13 @@ def of_translate(line: gr.Code, tab: GenerateTab) -> Command:
 def of_fit(line: gr.Code, tab: HeadsTab) -> Command:
     """What *Train heads* would do."""
 
-    def make(chosen: Selection, effort: str, kind: str, corpus: str) -> str:
-        return snippets.fit(chosen.pair, TOKENS[effort], kind, corpus or "")
+    def make(chosen: Selection, *values: Any) -> str:
+        try:
+            return snippets.fit(fit_form.request(chosen.pair, values))
+        except CastError as error:
+            return f"# {error}"
 
-    return Command(line, [tab.effort, tab.kind, tab.corpus], make)
+    return Command(line, tab.form.widgets, make)
 
 
 def of_map(line: gr.Code, tab: ExploreTab) -> Command:

@@ -1,6 +1,5 @@
 """Export: the current translation as a zip, with its card and recipe, what loads it, and *Publish*."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from app.saying import said
 from app.tabs.choice import Stores
 from app.tabs.command import Command, code_block
 from app.tabs.mode import ModeOptions
+from app.tabs.publishing import Publishing, create_publishing, wire_publishing
 from app.workspace import Attached, Selection, Workspace
 
 Updates = dict[Any, Any]
@@ -31,11 +31,7 @@ class ExportTab:
     card: gr.Code
     made_of: gr.Accordion
     recipe: gr.Code
-    repo: gr.Textbox
-    token: gr.Textbox
-    private: gr.Checkbox
-    publish: gr.Button
-    message: gr.HTML
+    leaving: Publishing
     push: gr.Code
 
     @property
@@ -43,7 +39,7 @@ class ExportTab:
         """What `_shown` sets."""
         return [
             self.status, self.download, self.python, self.serve, self.command, self.about, self.card,
-            self.made_of, self.recipe, self.publish, self.message,
+            self.made_of, self.recipe, self.leaving.publish, self.leaving.message,
         ]  # fmt: skip
 
 
@@ -57,26 +53,14 @@ def create_export_tab(tab: gr.Tab) -> ExportTab:
             serve = code_block("Serve it with vLLM", visible=False)
             command = code_block("On the command line")
         with gr.Column(scale=1, min_width=320, elem_classes="cast-section"):
-            repo = gr.Textbox(
-                "", label="Repository on the Hub", placeholder="owner/name",
-                info="Made if it is not there yet.",
-            )  # fmt: skip
-            token = gr.Textbox(
-                "", label="Your Hub token", type="password", placeholder="hf_…",
-                info="With the right to write. It is used once, and neither kept nor logged.",
-                html_attributes=gr.InputHTMLAttributes(autocomplete="off", spellcheck=False),
-            )  # fmt: skip
-            private = gr.Checkbox(False, label="Private")
-            publish = gr.Button("Publish to the Hub", interactive=False, min_width=160)
-            message = gr.HTML()
+            leaving = create_publishing("Publish to the Hub", ready=False)
             push = code_block("The same on the command line, with the token in HF_TOKEN")
             with gr.Accordion("Model card", open=False, visible=False) as about:
                 card = code_block("README.md")
             with gr.Accordion("Recipe", open=False, visible=False) as made_of:
                 recipe = code_block("cast.json")
     return ExportTab(
-        tab, status, download, python, serve, command, about, card, made_of, recipe, repo, token, private,
-        publish, message, push,
+        tab, status, download, python, serve, command, about, card, made_of, recipe, leaving, push,
     )  # fmt: skip
 
 
@@ -88,26 +72,9 @@ def wire_export_tab(tab: ExportTab, options: ModeOptions, exports: Exports, stor
         selection = _selection(chosen, mode, segment)
         return _shown(tab, exports, selection, Attached.from_json(kept))
 
-    def publish(
-        chosen: object, mode: str, segment: int, kept: object, repo: str, token: str, private: bool
-    ) -> Iterator[Updates]:
-        """Publish, and forget the token whatever comes of it."""
-        yield {
-            tab.token: "",
-            tab.publish: gr.update(interactive=False),
-            tab.message: views.sentence("Publishing."),
-        }
+    def leaving(chosen: object, mode: str, segment: int, kept: object) -> Export | str:
         selection = _selection(chosen, mode, segment)
-        try:
-            found = exports.current(selection, Attached.from_json(kept))
-            if found is None:
-                told = views.sentence(_missing(selection), "error")
-            else:
-                address = exports.publish(found, (repo or "").strip(), (token or "").strip(), private)
-                told = views.sentence(f"Published: {address}", "good")
-        except Exception as error:
-            told = said(error)
-        yield {tab.publish: gr.update(interactive=True), tab.message: told}
+        return exports.current(selection, Attached.from_json(kept)) or _missing(selection)
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     # Not `always_last`: see `wire_commands`.
@@ -115,10 +82,7 @@ def wire_export_tab(tab: ExportTab, options: ModeOptions, exports: Exports, stor
         [tab.tab.select, stores.choice.change, stores.attached.change, *(way.change for way in options.way)],
         look, choice, tab.shown, trigger_mode="multiple", **quiet,
     )  # fmt: skip
-    tab.publish.click(
-        publish, [*choice, tab.repo, tab.token, tab.private], [tab.token, tab.publish, tab.message],
-        trigger_mode="once", **quiet,
-    )  # fmt: skip
+    wire_publishing(tab.leaving, exports, leaving, choice)
 
 
 def push_command(tab: ExportTab, exports: Exports) -> Command:
@@ -127,7 +91,7 @@ def push_command(tab: ExportTab, exports: Exports) -> Command:
     def make(chosen: Selection, repo: str, private: bool) -> str:
         return snippets.push(exports.name(chosen), (repo or "").strip() or "owner/name", bool(private))
 
-    return Command(tab.push, [tab.repo, tab.private], make)
+    return Command(tab.push, [tab.leaving.repo, tab.leaving.private], make)
 
 
 def _selection(chosen: object, mode: str, segment: int) -> Selection:
@@ -163,8 +127,8 @@ def _shown(tab: ExportTab, exports: Exports, selection: Selection, made: Attache
         tab.card: found.card,
         tab.made_of: gr.update(visible=True),
         tab.recipe: found.recipe,
-        tab.publish: gr.update(interactive=True),
-        tab.message: "",
+        tab.leaving.publish: gr.update(interactive=True),
+        tab.leaving.message: "",
     }
 
 
@@ -178,8 +142,8 @@ def _without(tab: ExportTab, status: str, python: str, command: str) -> Updates:
         tab.command: command,
         tab.about: gr.update(visible=False),
         tab.made_of: gr.update(visible=False),
-        tab.publish: gr.update(interactive=False),
-        tab.message: "",
+        tab.leaving.publish: gr.update(interactive=False),
+        tab.leaving.message: "",
     }
 
 

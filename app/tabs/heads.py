@@ -1,19 +1,25 @@
-"""Heads: which heads the pair has, how good they are by depth, and *Train heads* in the background."""
+"""Heads: those that the pair has and where they are weak; train, go on, load, download and publish."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from app import plots, views
-from app.backend import FitRequest
+from app import expecting, plots, views
+from app.backend import LoadRequest
 from app.engine import Engine
-from app.jobs import Job
+from app.exports import Export, Exports
 from app.saying import said
+from app.tabs import fit_form, heads_jobs
+from app.tabs.fit_form import FitForm, create_fit_form
 from app.tabs.pick import PickTab
+from app.tabs.publishing import Publishing, create_publishing, wire_publishing
 from app.workspace import Attached, Pair, Workspace
 
-TOKENS = {"quick": 40_000, "good": 120_000, "best": 400_000}
+_NO_HEADS_TO_EXPORT = "This pair has no heads that could leave yet: train or load some first."
 
 
 @dataclass(frozen=True)
@@ -25,23 +31,30 @@ class HeadsTab:
     plot: gr.Plot
     table: gr.HTML
     show: gr.Button
-    corpus: gr.Textbox
-    effort: gr.Radio
-    kind: gr.Radio
+    form: FitForm
+    expected: gr.HTML
     train: gr.Button
     cancel: gr.Button
+    go_on: gr.Button
+    discard: gr.Button
     job: gr.HTML
     timer: gr.Timer
+    name: gr.Textbox
+    load: gr.Button
+    pack: gr.Button
+    download: gr.DownloadButton
+    packed: gr.HTML
+    leaving: Publishing
 
     @property
     def followers(self) -> list[Any]:
         """What `follow` sets."""
-        return [self.status, self.plot, self.table]
+        return [self.status, self.plot, self.table, self.download, self.packed]
 
     @property
     def job_shown(self) -> list[Any]:
         """What `job_updates` sets."""
-        return [self.job, self.cancel, self.timer]
+        return [self.job, self.cancel, self.go_on, self.discard, self.timer]
 
 
 def create_heads_tab(tab: gr.Tab, engine: Engine, start: Workspace) -> HeadsTab:
@@ -57,63 +70,99 @@ def create_heads_tab(tab: gr.Tab, engine: Engine, start: Workspace) -> HeadsTab:
             )
             plot = gr.Plot(plots.heads_quality(facts) if facts else None, show_label=False)
             table = gr.HTML(views.heads_table(facts) if facts else "", elem_classes="cast-detail")
+            with gr.Accordion("Download and publish these heads", open=False, elem_classes="cast-detail"):
+                pack = gr.Button("Pack the heads", size="sm", min_width=160)
+                packed = gr.HTML()
+                download = gr.DownloadButton("Download as .zip", visible=False)
+                leaving = create_publishing("Publish the heads", ready=True)
         with gr.Column(scale=2, min_width=320, elem_classes="cast-section cast-detail"):
-            effort = gr.Radio(
-                [(f"{name}, {tokens // 1000} thousand tokens", name) for name, tokens in TOKENS.items()],
-                value="good", label="Effort",
-            )  # fmt: skip
-            kind = gr.Radio(
-                [("affine", "affine"), ("affine + MLP", "mlp")], value="mlp", label="Form of the heads"
-            )
-            corpus = gr.Textbox(
-                "", label="Text", placeholder="pocket models: the story world; others: WikiText from the Hub",
-                info="A .txt or .jsonl file, a folder, or a Hub data set; may stay empty.",
-            )  # fmt: skip
+            form = create_fit_form()
+            expected = gr.HTML()
             with gr.Row():
                 train = gr.Button("Train heads", variant="primary", min_width=160)
                 cancel = gr.Button("Cancel", interactive=False, min_width=80)
-            job = gr.HTML(
-                views.sentence(
-                    "Heads are trained once for a pair of models and then serve every adapter of it. "
-                    "Hosted mode on the whole stack needs none: there words cross, and no states."
-                )
-            )
+            job = gr.HTML(heads_jobs.ABOUT)
+            with gr.Row():
+                go_on = gr.Button("Go on with the unfinished fit", visible=False, min_width=160)
+                discard = gr.Button("Discard it", visible=False, min_width=80)
             timer = gr.Timer(0.5, active=False)
-    return HeadsTab(tab, status, plot, table, show, corpus, effort, kind, train, cancel, job, timer)
+            with gr.Accordion("Load heads from a folder or the Hub", open=False):
+                name = gr.Textbox(
+                    "", label="Heads", placeholder="a folder, or owner/name",
+                    info="They are checked against both models, and used by you alone.",
+                )  # fmt: skip
+                load = gr.Button("Load heads", min_width=160)
+    return HeadsTab(
+        tab, status, plot, table, show, form, expected, train, cancel, go_on, discard, job, timer, name,
+        load, pack, download, packed, leaving,
+    )  # fmt: skip
 
 
-def wire_heads_tab(tab: HeadsTab, pick: PickTab, engine: Engine, attached: gr.BrowserState) -> None:
+def wire_heads_tab(
+    tab: HeadsTab, pick: PickTab, engine: Engine, exports: Exports, attached: gr.BrowserState
+) -> None:
     """Connect the tab's events."""
     pair = [pick.source, pick.target]
-    shown = tab.job_shown
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
     def show(source: str, target: str, kept: object) -> tuple[Any, ...]:
-        return _quality(engine, Pair(source or "", target or ""), Attached.from_json(kept).heads_job)
+        return _quality(engine, _pair(source, target), Attached.from_json(kept).heads_job)
 
-    def train(source: str, target: str, corpus: str, effort: str, kind: str, kept: object) -> tuple[Any, ...]:
-        space = Attached.from_json(kept)
-        request = FitRequest(Pair(source or "", target or ""), corpus or "", TOKENS[effort], kind)
+    def expect(source: str, target: str, *form: Any) -> str:
         try:
-            job_id = engine.start_fit(request)
+            found = engine.expected(fit_form.request(_pair(source, target), form))
+        except Exception:
+            # What is wrong with the choice stands above, with the form it is said on *Train*.
+            return ""
+        return views.caption(f"{expecting.about(found.seconds).capitalize()}. {expecting.known_from(found)}")
+
+    def pack(source: str, target: str, kept: object) -> tuple[Any, Any]:
+        try:
+            found = _leaving(exports, _pair(source, target), kept)
         except Exception as error:
-            return said(error), gr.skip(), gr.skip(), gr.skip()
-        return *job_updates(engine.job(job_id)), replace(space, heads_job=job_id).to_json()
+            return gr.update(visible=False), said(error)
+        if isinstance(found, str):
+            return gr.update(visible=False), views.sentence(found)
+        label = f"Download {found.name}.zip, {views.size(found.size)}"
+        folder = engine.heads_folder(_pair(source, target), Attached.from_json(kept).heads_job)
+        return gr.update(visible=True, value=str(found.archive), label=label), views.caption(_lies_in(folder))
 
-    def tick(kept: object) -> tuple[Any, ...]:
-        return job_updates(engine.job(Attached.from_json(kept).heads_job))
-
-    def cancel(kept: object) -> tuple[Any, ...]:
-        job_id = Attached.from_json(kept).heads_job
-        engine.cancel(job_id)
-        return job_updates(engine.job(job_id))
+    def leaving(source: str, target: str, kept: object) -> Export | str:
+        return _leaving(exports, _pair(source, target), kept)
 
     tab.show.click(show, [*pair, attached], tab.followers, show_progress="minimal", api_visibility="private")
-    tab.train.click(
-        train, [*pair, tab.corpus, tab.effort, tab.kind, attached], [*shown, attached],
-        show_progress="hidden", api_visibility="private",
+    gr.on(
+        [tab.tab.select, *(w.blur if isinstance(w, gr.Textbox) else w.change for w in tab.form.widgets)],
+        expect, [*pair, *tab.form.widgets], tab.expected, trigger_mode="multiple", **quiet,
     )  # fmt: skip
-    tab.timer.tick(tick, attached, shown, show_progress="hidden", api_visibility="private")
-    tab.cancel.click(cancel, attached, shown, show_progress="hidden", api_visibility="private")
+    tab.pack.click(
+        pack, [*pair, attached], [tab.download, tab.packed], show_progress="minimal",
+        api_visibility="private",
+    )  # fmt: skip
+    wire_publishing(tab.leaving, exports, leaving, [*pair, attached])
+    _wire_jobs(tab, pair, engine, attached)
+
+
+def _wire_jobs(tab: HeadsTab, pair: Sequence[Any], engine: Engine, attached: gr.BrowserState) -> None:
+    """Connect what starts, follows and ends a job."""
+    shown = tab.job_shown
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+    def train(source: str, target: str, kept: object, *form: Any) -> tuple[Any, ...]:
+        return heads_jobs.started(engine, kept, lambda: fit_form.request(_pair(source, target), form))
+
+    def load(source: str, target: str, kept: object, name: str) -> tuple[Any, ...]:
+        return heads_jobs.started(
+            engine, kept, lambda: LoadRequest(_pair(source, target), (name or "").strip())
+        )
+
+    tab.train.click(train, [*pair, attached, *tab.form.widgets], [*shown, attached], **quiet)
+    tab.load.click(load, [*pair, attached, tab.name], [*shown, attached], **quiet)
+    tab.timer.tick(partial(heads_jobs.acted, engine, heads_jobs.look), attached, shown, **quiet)
+    for button, act in (
+        (tab.cancel, heads_jobs.cancel), (tab.go_on, heads_jobs.go_on), (tab.discard, heads_jobs.discard)
+    ):  # fmt: skip
+        button.click(partial(heads_jobs.acted, engine, act), attached, shown, **quiet)
 
 
 def follow(tab: HeadsTab, engine: Engine, pair: Pair, heads_job: str) -> dict[Any, Any]:
@@ -121,24 +170,38 @@ def follow(tab: HeadsTab, engine: Engine, pair: Pair, heads_job: str) -> dict[An
     if engine.is_at_hand(pair.source) and engine.is_at_hand(pair.target):
         shown = _quality(engine, pair, heads_job)
     else:
-        shown = views.sentence("Press Show heads: both models are loaded to find their heads."), None, ""
+        shown = _shown(views.sentence("Press Show heads: both models are loaded to find their heads."))
     return dict(zip(tab.followers, shown, strict=True))
 
 
-def _quality(engine: Engine, pair: Pair, heads_job: str) -> tuple[Any, Any, Any]:
+def _quality(engine: Engine, pair: Pair, heads_job: str) -> tuple[Any, ...]:
     """The sentence, the plot and the table for the heads of a pair."""
     try:
         facts = engine.heads_facts(pair, heads_job)
     except Exception as error:
-        return said(error), None, ""
+        return _shown(said(error))
     if facts is None:
-        return views.heads_line(None), None, ""
-    return views.heads_line(facts), plots.heads_quality(facts), views.heads_table(facts)
+        return _shown(views.heads_line(None))
+    return _shown(views.heads_line(facts), plots.heads_quality(facts), views.heads_table(facts))
 
 
-def job_updates(job: Job | None) -> tuple[Any, Any, Any]:
-    """What the job's panel, *Cancel* and the timer show for a job as it stands."""
-    if job is None:
-        return gr.skip(), gr.update(interactive=False), gr.update(active=False)
-    running = not job.is_over
-    return views.job(job), gr.update(interactive=running and not job.cancelling), gr.update(active=running)
+def _shown(status: str, plot: Any = None, table: str = "") -> tuple[Any, ...]:
+    """What the followers show; what was packed is of other heads."""
+    return status, plot, table, gr.update(visible=False, value=None), ""
+
+
+def _pair(source: str | None, target: str | None) -> Pair:
+    return Pair(source or "", target or "")
+
+
+def _leaving(exports: Exports, pair: Pair, kept: object) -> Export | str:
+    return exports.heads(pair, Attached.from_json(kept).heads_job) or _NO_HEADS_TO_EXPORT
+
+
+def _lies_in(folder: Path | None) -> str:
+    """Where heads lie that need not be downloaded by whoever runs the server."""
+    return (
+        f"On the server they are kept in {folder}; cast translate --heads takes that folder."
+        if folder
+        else ""
+    )

@@ -6,16 +6,27 @@ from typing import Any
 
 import gradio as gr
 
-from app import picture, views
-from app.backend import Option, Room
+from app import expecting, picture, views
+from app.backend import FitRequest, Option, Room, TranslateRequest
 from app.engine import Engine, PairFacts
 from app.saying import said
+from app.searching import HubSearch, may_have_adapters, words_to_search
 from app.workspace import Pair, Selection, Workspace
+from cast.errors import CastError
 
-_ANYWHERE = views.sentence(
-    "Any Hub id or local folder can be typed into the pickers; models may be .gguf files as well. A folder "
-    "that was translated already opens as it was made."
+_ANYWHERE = (
+    '<p class="cast-caption">Typing searches the Hub. A folder, a .gguf file or a Hub id can be typed as '
+    "well; a folder that was translated already opens as it was made.</p>"
 )
+# Only the last of several keys in a row is answered: a promise that is never kept asks the server nothing.
+_DEBOUNCED = """(...given) => new Promise((ask) => {
+  const waits = (window.castWaits ??= {});
+  clearTimeout(waits.%s);
+  waits.%s = setTimeout(() => ask(given), 350);
+})"""
+
+
+Updates = tuple[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -28,9 +39,8 @@ class PickTab:
     notice: gr.HTML
     picture: gr.HTML
     summary: gr.HTML
-    hub_search: gr.Button
-    hub_hits: gr.Dropdown
-    hub_message: gr.HTML
+    found: gr.HTML
+    expected: gr.HTML
 
     @property
     def chosen(self) -> list[gr.Dropdown]:
@@ -39,8 +49,8 @@ class PickTab:
 
     @property
     def followers(self) -> list[Any]:
-        """What `follow` and `without_hits` set."""
-        return [self.picture, self.summary, self.notice, self.hub_hits, self.hub_message]
+        """What `follow` sets."""
+        return [self.picture, self.summary, self.notice, self.found, self.expected]
 
 
 def create_pick_tab(engine: Engine, start: Workspace) -> PickTab:
@@ -63,41 +73,70 @@ def create_pick_tab(engine: Engine, start: Workspace) -> PickTab:
                 _choices(engine.adapters(start.source)), value=start.adapter, label="Adapter of the source",
                 allow_custom_value=True, elem_classes="pick-adapter",
             )  # fmt: skip
-            notice = gr.HTML()
-            with gr.Accordion("Hub, folders and .gguf files", open=False, elem_classes="cast-detail"):
-                gr.HTML(_ANYWHERE)
-                search = gr.Button("Search the Hub for adapters of the source", size="sm")
-                hits = gr.Dropdown(
-                    [],
-                    value=None,
-                    label="Adapters found, most downloaded first",
-                    interactive=True,
-                    visible=False,
-                )
-                message = gr.HTML()
+            notice = gr.HTML(elem_classes="cast-notice")
+            found = gr.HTML(_ANYWHERE, elem_classes="cast-detail cast-found")
         with gr.Column(scale=6, min_width=320):
             stacks = gr.HTML(drawn)
         with gr.Column(scale=5, min_width=320, elem_classes="cast-detail"):
             facts = gr.HTML(summary)
-    return PickTab(source, target, adapter, notice, stacks, facts, search, hits, message)
+    expected = gr.HTML(elem_classes="cast-detail cast-expected")
+    return PickTab(source, target, adapter, notice, stacks, facts, found, expected)
 
 
-def wire_pick_tab(tab: PickTab, engine: Engine) -> None:
-    """Connect the search for adapters; `app.tabs.choice` follows the pickers."""
+def wire_pick_tab(tab: PickTab, engine: Engine, hub: HubSearch) -> None:
+    """Let typing search the Hub; `app.tabs.choice` follows what is chosen."""
 
-    def search(source: str) -> tuple[dict[str, object], str]:
-        try:
-            options = engine.search(source or "")
-        except Exception as error:
-            return gr.update(visible=False), said(error)
-        if not options:
-            return gr.update(visible=False), views.sentence(f"The Hub lists no adapter of {source}.")
-        found = views.sentence(f"{len(options)} adapters of {source} found; choose one in the list.", "good")
-        return gr.update(choices=_choices(options), value=None, visible=True), found
+    def models(_: str, typed: gr.KeyUpData) -> Updates:
+        words = words_to_search(typed.input_value or "") if _writes(typed.key) else ""
+        if not words:
+            return gr.skip(), gr.skip()
+        return _with_hits(lambda: hub.models(words), engine.models(), f"model called “{words}”")
 
-    tab.hub_search.click(
-        search, tab.source, [tab.hub_hits, tab.hub_message], show_progress="minimal", api_visibility="private"
-    )
+    def adapters(_: str, source: str, typed: gr.KeyUpData) -> Updates:
+        if not may_have_adapters(source or "") or not _writes(typed.key):
+            return gr.skip(), gr.skip()
+        words = words_to_search(typed.input_value or "")
+        wanted = f"adapter of {source} called “{words}”" if words else f"adapter of {source}"
+        return _with_hits(lambda: hub.adapters(source, words), engine.adapters(source), wanted)
+
+    def all_adapters(source: str) -> Updates:
+        if not may_have_adapters(source or ""):
+            return gr.skip(), gr.skip()
+        return _with_hits(lambda: hub.adapters(source, ""), engine.adapters(source), f"adapter of {source}")
+
+    for name, picker in (("source", tab.source), ("target", tab.target)):
+        picker.key_up(
+            models, picker, [picker, tab.found], js=_DEBOUNCED % (name, name),
+            show_progress="hidden", trigger_mode="multiple", api_visibility="private",
+        )  # fmt: skip
+    tab.adapter.key_up(
+        adapters, [tab.adapter, tab.source], [tab.adapter, tab.found], js=_DEBOUNCED % ("adapter", "adapter"),
+        show_progress="hidden", trigger_mode="multiple", api_visibility="private",
+    )  # fmt: skip
+    tab.adapter.focus(
+        all_adapters, tab.source, [tab.adapter, tab.found], show_progress="hidden",
+        api_visibility="private",
+    )  # fmt: skip
+
+
+def _writes(key: str) -> bool:
+    """Whether a key changes what is written; arrows and Enter choose in a list."""
+    return len(key) == 1 or key in ("Backspace", "Delete")
+
+
+def _with_hits(ask: Callable[[], Sequence[Option]], here: Sequence[Option], wanted: str) -> Updates:
+    """What is here and what the Hub has, as a picker's entries, and a sentence; what is chosen stays."""
+    try:
+        hits = ask()
+    except CastError as error:
+        # Nothing went wrong with what is chosen: it is said, and not in red.
+        return gr.skip(), views.sentence(str(error))
+    except Exception as error:
+        return gr.skip(), said(error)
+    if not hits:
+        return gr.update(choices=_choices(here)), views.sentence(f"The Hub lists no {wanted}.")
+    words = f"The Hub lists {len(hits)} × {wanted}, most downloaded first: choose one in the list."
+    return gr.update(choices=_choices([*here, *hits])), views.sentence(words, "good")
 
 
 def keep_adapter(options: Sequence[Option], adapter: str, shipped: bool) -> str:
@@ -133,12 +172,19 @@ def set_to(tab: PickTab, engine: Engine, held: Selection | None, chosen: Selecti
 def follow(tab: PickTab, engine: Engine, chosen: Selection, notice: str) -> dict[Any, Any]:
     """The picture, the summary and the notice of a choice."""
     drawn, summary = describe(engine, chosen, engine.room)
-    return {tab.picture: drawn, tab.summary: summary, tab.notice: notice}
+    shown: dict[Any, Any] = {tab.picture: drawn, tab.summary: summary, tab.notice: notice}
+    return shown | {tab.found: _ANYWHERE, tab.expected: expected(engine, chosen)}
 
 
-def without_hits(tab: PickTab) -> dict[Any, Any]:
-    """The adapters that were found for another source, put away."""
-    return {tab.hub_hits: gr.update(value=None, visible=False), tab.hub_message: ""}
+def expected(engine: Engine, chosen: Selection) -> str:
+    """How long what comes next may take; empty where the models are not known, which the summary says."""
+    try:
+        translate = engine.expected(TranslateRequest(chosen))
+        return views.caption(
+            expecting.in_words(chosen.way, translate, engine.expected(FitRequest(chosen.pair)))
+        )
+    except CastError:
+        return ""
 
 
 def _choices(options: Sequence[Option], chosen: str = "") -> list[tuple[str, str]]:

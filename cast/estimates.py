@@ -1,0 +1,89 @@
+"""How long work will take, told before any weight is loaded: its products, at the speed of this device.
+
+An estimate counts the multiplications of matrix products alone, from the shapes of the models and the
+settings, and divides them by a speed that `devices.product_speed` has just measured on products as wide as
+the models are. To that comes a time for each token that is handled (tokenizers, hooks, alignment), which is
+most of it where models are small. Text and weights that have to be fetched first are not counted.
+"""
+
+from dataclasses import dataclass
+
+from cast.devices import pick_device, product_speed
+from cast.fitting import FitConfig
+from cast.models import default_dtype
+from cast.recipes import TranslationConfig
+
+# As `python -m benchmarks.expected` finds it for the pocket zoo on one core.
+TOKEN_SECONDS = 4e-4
+# Passages of general text are a few dozen tokens long, prompts and the answers to them as well.
+_TEXT_TOKENS = 48
+# A backward pass multiplies twice what the forward pass does.
+_WITH_GRADIENTS = 3
+# Moments are summed in float64, which takes twice as long.
+_DOUBLE = 2
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a model decides how long it takes."""
+
+    width: int
+    depth: int
+    vocabulary: int
+    parameters: int
+
+    def forward(self, tokens: float) -> float:
+        """Operations of a forward pass over so many tokens."""
+        return 2.0 * self.parameters * tokens
+
+
+def fit_seconds(source: Shape, target: Shape, config: FitConfig) -> float:
+    """Seconds that `fit_heads` takes on this device, its text not counted."""
+    depths = target.depth + 1 if config.depths is None else len(config.depths)
+    trained = config.tokens * config.passes
+    steps = trained * config.repeats
+    again = trained if config.kind == "mlp" or config.kl_weight else 0
+    passes = config.tokens + config.held_out_tokens + again
+    both, wide = source.width + target.width, source.width * target.width
+    moments = 2.0 * _DOUBLE * config.tokens * depths * (source.width**2 + target.width**2 + wide)
+    one = 2 * wide + 2 * config.mlp_width * both if config.kind == "mlp" else 0
+    heads = 2.0 * _WITH_GRADIENTS * steps * depths * one
+    words = (
+        2.0 * (1 + _WITH_GRADIENTS) * steps * target.vocabulary * target.width if config.kl_weight else 0.0
+    )
+    models = source.forward(passes) + target.forward(passes)
+    return (models + moments + heads + words) / _speed(source, target) + passes * TOKEN_SECONDS
+
+
+def translate_seconds(source: Shape, target: Shape, config: TranslationConfig, *, prompts: bool) -> float:
+    """Seconds that `translate` takes on this device where the pair has its heads; 0 where it runs at once.
+
+    Args:
+        source: of the adapter.
+        target: of the translation.
+        config: mode and settings.
+        prompts: whether example prompts are given, which are made more and answered first.
+    """
+    if config.mode == "hosted":
+        return 0.0
+    # Site maps read both models with gradients.
+    work = _WITH_GRADIENTS * (source.forward(config.site_tokens) + target.forward(config.site_tokens))
+    handled = float(_WITH_GRADIENTS * config.site_tokens)
+    if config.mode == "compiled":
+        tokens = config.batch_size * _TEXT_TOKENS
+        # The source reads with and without its adapter, the target is read and then trained.
+        step = 2 * source.forward(tokens) + (1 + _WITH_GRADIENTS) * target.forward(tokens)
+        work += config.steps * step
+        handled += config.steps * tokens
+        if prompts:
+            answered = 2 * config.prompts_wanted * _TEXT_TOKENS
+            work += 2 * source.forward(answered)
+            handled += answered
+    return work / _speed(source, target) + handled * TOKEN_SECONDS
+
+
+def _speed(source: Shape, target: Shape) -> float:
+    """Operations a second of products as wide as the wider model."""
+    larger = max((source, target), key=lambda shape: shape.parameters)
+    device = pick_device()
+    return product_speed(larger.width, device, default_dtype(device, larger.parameters))
