@@ -85,18 +85,17 @@ class Compiled:
 class _TextPool:
     """Batches without end: general text in shuffled passes, with a share of answered prompts mixed in.
 
-    Texts of like length stand together, which saves a third of the padding; answered prompts are drawn evenly
-    over their answers.
+    Texts of like length stand together, which saves a third of the padding.
     """
 
     def __init__(
-        self, texts: Sequence[Passage], answers: Sequence[Passage], config: TranslationConfig
+        self, texts: Sequence[Passage], answers: Sequence[Passage], config: TranslationConfig, even: bool
     ) -> None:
         self._random = torch.Generator().manual_seed(config.seed)
         self._mixed_in = round(config.prompt_share * config.batch_size) if answers else 0
         self._size = config.batch_size - self._mixed_in
         self._texts, self._answers = self._passes(texts), answers
-        self._weights = torch.tensor(evenly(answers))
+        self._weights = torch.tensor(evenly(answers) if even else [1.0] * len(answers))
         self._due: list[list[Passage]] = []
 
     def _passes(self, texts: Sequence[Passage]) -> Iterator[Passage]:
@@ -129,6 +128,7 @@ def compile_lora(
     config: TranslationConfig,
     *,
     answers: Sequence[Passage] = (),
+    even: bool = True,
     on_progress: OnProgress = ignore,
 ) -> Compiled:
     """Fit the kernels of a plain LoRA so that the target changes as the source does.
@@ -144,6 +144,7 @@ def compile_lora(
         config: steps, batch, weights of the terms.
         answers: prompts with the adapted source's answers, to mix in; a batch of them is held out as well,
             where there are enough.
+        even: whether answers are drawn evenly over their first words, so that rare labels are learnt.
         on_progress: gets stage `compile` with `missing` (1 for the bare target) and `kl` of held-out text.
 
     Raises:
@@ -153,7 +154,7 @@ def compile_lora(
     held, passages, answers = _split([Passage(text) for text in texts], answers, config)
     goal = goal_on(held)
     fit = _Fit(target, goal, start, config)
-    pool = _TextPool(passages, answers, config)
+    pool = _TextPool(passages, answers, config, even)
     best, best_step, tokens = fit.measure(), 0, 0
     kept = fit.kernels()
     for step in range(1, config.steps + 1):

@@ -314,7 +314,8 @@ def _compiled(work: _Work) -> TranslatedAdapter:
     start = starting_kernels(work.target, maps, work.lora, work.config)
     fitted = compile_lora(
         work.target, partial(_goal, work), start, work.texts, work.config,
-        answers=answers, on_progress=work.on_progress,
+        # What the adapter says of itself holds noise of many kinds, which an even draw would favour.
+        answers=answers, even=bool(work.prompts), on_progress=work.on_progress,
     )  # fmt: skip
     quality = replace(
         fitted.quality, coverage=shown.energy, reach=shown.reach, source_effect=shown.effect,
