@@ -394,7 +394,7 @@ class Backend(Protocol):
         """What an opened folder holds, at strength 1, as `carried_runner` takes it."""
         ...
 
-    def plain_runner(self, model: object, lora: object | None) -> object:
+    def plain_runner(self, model: object, lora: object | None, strength: float = 1.0) -> object:
         """A model, by itself or with an adapter of its own."""
         ...
 

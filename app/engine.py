@@ -33,14 +33,21 @@ from app.shelf import HeadsShelf
 from app.showcase import Showcase
 from app.stock import Stock, needed
 from app.streams import Loaded, held, interleaved
-from app.views import PANES, Pane
-from app.workspace import Attached, Pair, Selection
+from app.views import Pane
+from app.workspace import Attached, Beside, Pair, Selection
 from cast.errors import AdapterError, CastError, RequestError
 from cast.progress import OnProgress
 
 logger = logging.getLogger(__name__)
 
 _MAX_PROMPT = 4000
+# The panes whose adapter leaves marks, and the bare model that each is compared with.
+_MARKED_BESIDE = {
+    "source_adapter": "source",
+    "target_adapter": "target",
+    "second": "target",
+    "retrained": "target",
+}
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,32 @@ class GenerateRequest:
     prompt: str
     sampling: SamplingChoice
     made: Attached = field(default_factory=Attached)
+    beside: Beside = field(default_factory=Beside)
+
+    @property
+    def second(self) -> "GenerateRequest | None":
+        """The same with the change carried in the second way; None where there is none."""
+        mode = self.beside.second_mode
+        if not mode:
+            return None
+        chosen = self.selection
+        way = Selection.of(chosen.source, chosen.target, chosen.adapter, mode, chosen.segment)
+        return replace(self, selection=way, strength=self.beside.second_strength)
+
+    def panes(self, state: str = "idle") -> dict[str, Pane]:
+        """The panes that stand side by side, without a text."""
+        chosen, beside, second = self.selection, self.beside, self.second
+        names = {
+            "source": chosen.source,
+            "source_adapter": _at(chosen.adapter, beside.source_strength),
+            "target": chosen.target,
+            "target_adapter": _at(chosen.way, self.strength),
+        }
+        if second:
+            names["second"] = _at(second.selection.way, second.strength)
+        if beside.retrained:
+            names["retrained"] = _at(beside.retrained, beside.retrained_strength)
+        return {key: Pane(key, name, state=state) for key, name in names.items()}
 
 
 class Engine:
@@ -117,6 +150,14 @@ class Engine:
     def hints(self, adapter: str) -> tuple[str, ...]:
         """A few prompts of a shipped adapter's task, without answers, none of them among `prompts`."""
         return tuple(self._backend.hints(adapter))
+
+    def retrained(self, selection: Selection) -> str:
+        """The adapter that ships for the target and the task of a shipped adapter; empty where none does."""
+        if not self.is_shipped(selection.adapter):
+            return ""
+        task = selection.adapter.rsplit("/", 1)[-1]
+        names = [own.name for own in self.adapters(selection.target) if own.name != selection.adapter]
+        return next((name for name in names if name.rsplit("/", 1)[-1] == task), "")
 
     def facts(self, selection: Selection) -> PairFacts:
         """Describe the chosen models and adapter from their configurations; no weights are read."""
@@ -205,30 +246,14 @@ class Engine:
     # Text
 
     def generate(self, request: GenerateRequest) -> Iterator[tuple[Pane, ...]]:
-        """Stream the four panes together, one token each in turn; the last value has every pane finished."""
-        selection, prompt = request.selection, request.prompt
-        if not prompt.strip():
-            raise RequestError("Write a prompt first, or pick one of the examples.")
-        if len(prompt) > _MAX_PROMPT:
-            raise RequestError(
-                f"The prompt has {len(prompt):,} characters; at most {_MAX_PROMPT:,} are read."
-            )
-        if not selection.adapter:
-            raise RequestError("Choose an adapter of the source model first.")
-        names = (selection.source, selection.adapter, selection.target, selection.way)
-        shown = {key: Pane(key, name, state="running") for key, name in zip(PANES, names, strict=True)}
+        """Stream the panes together, one token each in turn; the last value has every pane finished."""
+        _check(request)
+        prompt, shown = request.prompt, request.panes("running")
         yield tuple(shown.values())
-        source, target = self._stock.pair(selection.pair)
-        lora = self._stock.adapter(selection.adapter, source)
-        makers: dict[str, Callable[[], object]] = {
-            "source": lambda: self._backend.plain_runner(source.model, None),
-            "source_adapter": lambda: self._backend.plain_runner(source.model, lora),
-            "target": lambda: self._backend.plain_runner(target.model, None),
-            "target_adapter": lambda: self._carried(request, source, target, lora),
-        }
-        streams: dict[str, Iterator[str]] = {}
+        source, target = self._stock.pair(request.selection.pair)
         runners: dict[str, object] = {}
-        for key, make in makers.items():
+        streams: dict[str, Iterator[str]] = {}
+        for key, make in self._makers(request, source, target).items():
             try:
                 runners[key] = make()
                 streams[key] = self._backend.stream(runners[key], prompt, request.sampling)
@@ -236,12 +261,35 @@ class Engine:
                 shown[key] = replace(shown[key], state="note", text=str(error))
         locks = held(source, target)
         yield from interleaved(shown, streams, locks)
-        for base in ("source", "target"):
-            key = f"{base}_adapter"
-            if shown[key].state == "done":
+        for key, base in _MARKED_BESIDE.items():
+            if key in shown and shown[key].state == "done":
                 with locks():
                     shown[key] = self._marked(shown[key], runners[key], runners[base], prompt)
         yield tuple(shown.values())
+
+    def _makers(
+        self, request: GenerateRequest, source: Loaded, target: Loaded
+    ) -> dict[str, Callable[[], object]]:
+        """What runs in each pane, made when it is called.
+
+        Raises:
+            AdapterError: the adapter of the source cannot be read; any other trouble is its pane's own.
+        """
+        lora = self._stock.adapter(request.selection.adapter, source)
+        plain, beside, second = self._backend.plain_runner, request.beside, request.second
+        makers: dict[str, Callable[[], object]] = {
+            "source": lambda: plain(source.model, None),
+            "source_adapter": lambda: plain(source.model, lora, beside.source_strength),
+            "target": lambda: plain(target.model, None),
+            "target_adapter": lambda: self._carried(request, source, target, lora),
+        }
+        if second:
+            makers["second"] = lambda: self._carried(second, source, target, lora)
+        if beside.retrained:
+            makers["retrained"] = lambda: plain(
+                target.model, self._stock.adapter(beside.retrained, target), beside.retrained_strength
+            )
+        return makers
 
     def _marked(self, pane: Pane, adapted: object, base: object, prompt: str) -> Pane:
         """The answer with what the adapter changed in it; as it was where that cannot be told."""
@@ -274,20 +322,23 @@ class Engine:
         opened = self._backend.opened(made.folder)
         if opened and opened.selection == selection:
             return self._stock.reopened(opened, source, target)
-        job = self._jobs.get(made.translate_job)
-        if job and isinstance(job.result, TranslateResult) and job.result.selection == selection:
-            return job.result.carried
-        return self._stock.shipped(selection, target)
+        result = self._translated(selection, made)
+        return result.carried if result else self._stock.shipped(selection, target)
 
     def translated_folder(self, selection: Selection, made: Attached) -> Path | None:
         """Where the translation of a choice is written; None where none is, as for what runs at once."""
         opened = self._backend.opened(made.folder)
         if opened and opened.selection == selection:
             return Path(opened.folder)
-        job = self._jobs.get(made.translate_job)
-        if job and isinstance(job.result, TranslateResult) and job.result.selection == selection:
-            return job.result.folder
-        return self._backend.shipped_folder(selection)
+        result = self._translated(selection, made)
+        return result.folder if result else self._backend.shipped_folder(selection)
+
+    def _translated(self, selection: Selection, made: Attached) -> TranslateResult | None:
+        """What this visitor's last two translations made, if one is of that choice."""
+        for job in map(self._jobs.get, (made.translate_job, made.earlier_job)):
+            if job and isinstance(job.result, TranslateResult) and job.result.selection == selection:
+                return job.result
+        return None
 
     # Background jobs
 
@@ -326,3 +377,24 @@ class Engine:
     def _find_heads(self, source: Loaded, target: Loaded, heads_job: str) -> object | None:
         own = self.own.of(Pair(source.name, target.name), heads_job)
         return self._stock.heads(source, target) if own is None else own
+
+
+def _at(name: str, strength: float) -> str:
+    """What runs in a pane, with its strength where that is not the usual one."""
+    return name if strength == 1 else f"{name}, strength {strength:g}"
+
+
+def _check(request: GenerateRequest) -> None:
+    """Refuse what cannot be generated.
+
+    Raises:
+        RequestError: the prompt is empty or too long, or there is no adapter.
+    """
+    if not request.prompt.strip():
+        raise RequestError("Write a prompt first, or pick one of the examples.")
+    if len(request.prompt) > _MAX_PROMPT:
+        raise RequestError(
+            f"The prompt has {len(request.prompt):,} characters; at most {_MAX_PROMPT:,} are read."
+        )
+    if not request.selection.adapter:
+        raise RequestError("Choose an adapter of the source model first.")

@@ -267,11 +267,11 @@ class CastBackend:
         made = reopened(folder, *models, heads=heads)
         return replace(made, recipe=replace(made.recipe, strength=1.0))
 
-    def plain_runner(self, model: object, lora: object | None) -> object:
+    def plain_runner(self, model: object, lora: object | None, strength: float = 1.0) -> object:
         """A model by itself or with a LoRA of its own."""
         from cast.runners import PlainRunner
 
-        return PlainRunner(cast("LanguageModel", model), cast("Lora | None", lora))
+        return PlainRunner(cast("LanguageModel", model), cast("Lora | None", lora), strength)
 
     def hosted_runner(
         self,
@@ -315,7 +315,8 @@ class CastBackend:
         return [
             TokenMark(
                 told.text, told.change,
-                f"with the adapter {_likely(told.likely_with)}; without {_likely(told.likely_without)}",
+                f"With the adapter: {_likely(told.likely_with)}\n"
+                f"Without: {_likely(told.likely_without)}",
             )
             for told in token_changes(cast("Runner", adapted), cast("Runner", base), prompt, answer)
         ]  # fmt: skip

@@ -14,7 +14,7 @@ from app.engine import Engine, GenerateRequest
 from app.jobs import Jobs
 from app.library import CastBackend
 from app.showcase import Showcase, SkillScore
-from app.workspace import Pair, Selection
+from app.workspace import Beside, Pair, Selection
 from cast import adapters, models
 from cast.comparison import retrained_reference
 from cast.errors import RequestError
@@ -41,7 +41,9 @@ def record(selection: Selection, prompt: str | None, depth: int | None) -> Showc
     """
     engine = Engine(CastBackend(), Jobs(), Path(tempfile.gettempdir()), None)
     prompt = prompt or engine.prompts(selection.adapter)[0]
-    *_, shown = engine.generate(GenerateRequest(selection, 1.0, prompt, _SAMPLING))
+    own = engine.retrained(selection)
+    request = GenerateRequest(selection, 1.0, prompt, _SAMPLING, beside=Beside(retrained=own))
+    *_, shown = engine.generate(request)
     if silent := [pane for pane in shown if pane.state != "done"]:
         raise RequestError(silent[0].text)
     facts = engine.facts(selection)
@@ -67,6 +69,7 @@ def record(selection: Selection, prompt: str | None, depth: int | None) -> Showc
         skills=skills,
         scored=_SCORED,
         layers=engine.maps.compared(selection.pair),
+        retrained=own,
     )
 
 

@@ -18,6 +18,9 @@ _PUBLIC = re.compile(r"pocket:[\w.-]+(/[\w.-]+)?|[\w-][\w.-]*/[\w-][\w.-]*", re.
 _NUMBERS = {
     "segment": int,
     "strength": float,
+    "source_strength": float,
+    "retrained_strength": float,
+    "second_strength": float,
     "max_tokens": int,
     "temperature": float,
     "seed": int,
@@ -45,6 +48,8 @@ def read(query: str, kept: Workspace) -> Workspace:
         return kept
     told = {name: _value(name, text) for name, text in pairs}
     told = {name: value for name, value in told.items() if name in _FIELDS}
+    if not is_public(str(told.get("retrained", ""))):
+        told.pop("retrained", None)
     named = [str(told[name]) for name in kept.choice() if name in told]
     if not told or not all(map(is_public, named)):
         return kept

@@ -40,7 +40,8 @@ class SkillScore:
 class Showcase:
     """One recorded run: what was chosen, the facts of the pair, and what each pane said, by pane key.
 
-    `skills` are scores of every shipped skill of the pair, each on `scored` test prompts.
+    `skills` are scores of every shipped skill of the pair, each on `scored` test prompts. `retrained` is the
+    target's own adapter, where one has answered too.
     """
 
     selection: Selection
@@ -56,6 +57,7 @@ class Showcase:
     skills: tuple[SkillScore, ...] = ()
     scored: int = 0
     layers: LayerFacts | None = None
+    retrained: str = ""
 
     def knows(self, selection: Selection) -> bool:
         """Whether the recording is of this choice."""
@@ -69,10 +71,10 @@ class Showcase:
     def panes(self) -> tuple[Pane, ...]:
         """The recorded answers as the page shows them."""
         chosen = self.selection
-        names = (chosen.source, chosen.adapter, chosen.target, chosen.way)
-        return tuple(
-            Pane(key, name, self.answers.get(key, ""), "done") for key, name in zip(PANES, names, strict=True)
-        )
+        names = dict(zip(PANES, (chosen.source, chosen.adapter, chosen.target, chosen.way), strict=True))
+        if self.retrained:
+            names["retrained"] = self.retrained
+        return tuple(Pane(key, name, self.answers.get(key, ""), "done") for key, name in names.items())
 
     def save(self, path: Path) -> None:
         """Write the recording as JSON."""
@@ -100,6 +102,7 @@ class Showcase:
                 joint_map=_joint_map(raw["joint_map"]) if raw["joint_map"] else None,
                 made=raw["made"],
                 skills=tuple(SkillScore(**skill) for skill in raw["skills"]),
+                retrained=str(raw.get("retrained", "")),
                 scored=int(raw["scored"]),
                 layers=_layers(raw["layers"]) if raw.get("layers") else None,
             )

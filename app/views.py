@@ -12,11 +12,14 @@ from app.jobs import Job, JobState
 from app.workspace import clamp_strength
 
 PANES = ("source", "source_adapter", "target", "target_adapter")
+"""The panes that always stand there; `PANE_TITLES` names the others as well, in their order."""
 PANE_TITLES = {
     "source": "Source",
     "source_adapter": "Source + adapter",
     "target": "Target",
     "target_adapter": "Target + translated",
+    "second": "Target, the second way",
+    "retrained": "Target, retrained",
 }
 _PROMPT_SHOWN = 90
 # At most so many tokens of an answer are marked, each at least twice as likely as before.
@@ -52,12 +55,14 @@ _MARKS = {
     "source_adapter": ("source", "adapter"),
     "target": ("target",),
     "target_adapter": ("target", "adapter"),
+    "second": ("target", "adapter"),
+    "retrained": ("target", "baseline"),
 }
 
 
 @dataclass(frozen=True)
 class Pane:
-    """One of the four answers; `state` is idle, running, done, or note (`text` is then a sentence)."""
+    """One of the answers; `state` is idle, running, done, or note (`text` is then a sentence)."""
 
     key: str
     name: str
@@ -75,10 +80,13 @@ def shortened(prompt: str) -> str:
 
 
 def panes(prompt: str, shown: Sequence[Pane], caption: str = "") -> str:
-    """The four answers side by side, the prompt quiet and the answer plain."""
+    """The answers side by side, the prompt quiet and the answer plain."""
     cards = "".join(_pane(prompt, pane) for pane in shown)
     note = f'<p class="cast-caption">{escape(caption)}</p>' if caption else ""
-    return f'<section class="cast-panes" aria-label="Four answers side by side">{cards}</section>{note}'
+    return (
+        f'<section class="cast-panes" data-count="{len(shown)}" aria-label="Answers side by side">{cards}'
+        f"</section>{note}"
+    )
 
 
 def _pane(prompt: str, pane: Pane) -> str:
@@ -114,8 +122,11 @@ def _mark(mark: TokenMark) -> str:
     # A factor says more than nats; beyond a thousand it says no more than "new".
     times = math.exp(min(mark.change, math.log(_MOST_TIMES)))
     more = f"{'over ' if times >= _MOST_TIMES * 0.999 else ''}{times:,.0f} times as likely"
-    hint = escape(f"{more}: {mark.hint}")
-    return f'<mark class="cast-moved" tabindex="0" data-hint="{hint}">{escape(mark.text)}</mark>'
+    hint = escape(f"{more}\n{mark.hint}")
+    return (
+        f'<mark class="cast-moved" tabindex="0" data-hint="{hint}" aria-description="{hint}">'
+        f"{escape(mark.text)}</mark>"
+    )
 
 
 def sentence(text: str, kind: str = "info") -> str:

@@ -75,8 +75,25 @@ class Selection:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """What stands beside the four panes, and how strongly the adapters in them act that are not carried.
+
+    `retrained` is an adapter of the target to compare with; `second_mode` carries the change once more.
+    """
+
+    source_strength: float = 1.0
+    retrained: str = ""
+    retrained_strength: float = 1.0
+    second_mode: str = ""
+    second_strength: float = 1.0
+
+
+@dataclass(frozen=True)
 class Workspace:
-    """A visitor's choices; an empty string stands for *none*, a segment of 0 for the whole stack."""
+    """A visitor's choices; an empty string stands for *none*, a segment of 0 for the whole stack.
+
+    An empty `retrained` is the adapter that ships for the target and the same task, where one does.
+    """
 
     source: str = ""
     target: str = ""
@@ -89,6 +106,11 @@ class Workspace:
     temperature: float = 0.0
     seed: int = 0
     one_line: bool = True
+    source_strength: float = 1.0
+    retrained: str = ""
+    retrained_strength: float = 1.0
+    second_mode: str = ""
+    second_strength: float = 1.0
 
     @property
     def selection(self) -> Selection:
@@ -113,10 +135,11 @@ class Workspace:
     def from_json(cls, *parts: object) -> "Workspace":
         """Read what a browser kept, in one part or several; what does not fit is left at its default."""
         kept = {name: value for part in parts for name, value in _fitting(cls, part).items()}
-        for name in {"strength", "temperature"} & kept.keys():
-            kept[name] = float(kept[name])
-        if "strength" in kept:
-            kept["strength"] = clamp_strength(kept["strength"])
+        for name in kept:
+            if name.endswith("strength"):
+                kept[name] = clamp_strength(kept[name])
+            elif name == "temperature":
+                kept[name] = float(kept[name])
         return cls(**kept)
 
 
@@ -124,7 +147,8 @@ class Workspace:
 class Attached:
     """What a visitor has started and opened; an empty string stands for *none*.
 
-    `folder` is the translated folder that was opened last, and is empty again once *Translate* is pressed.
+    `earlier_job` is the translation before the last one, so that two can be compared. `folder` is the
+    translated folder that was opened last, and is empty again once *Translate* is pressed.
     `adopt` is set until the finished translation's mode has become the chosen one, be it after a reload.
     """
 
@@ -132,6 +156,7 @@ class Attached:
     heads_job: str = ""
     folder: str = ""
     adopt: bool = False
+    earlier_job: str = ""
 
     def to_json(self) -> dict[str, str | bool]:
         """A flat JSON object that `from_json` reads."""
@@ -160,14 +185,14 @@ def _fits(name: str, value: object) -> bool:
     if name in _WHOLE:
         low, high = _WHOLE[name]
         return type(value) is int and low <= value <= high
-    if name in ("strength", "temperature"):
+    if name.endswith("strength") or name == "temperature":
         # Outside of its range a strength is clamped; a temperature is not meant.
         number = type(value) in (int, float) and value == value
-        return number and (name == "strength" or 0 <= cast(float, value) <= MAX_TEMPERATURE)
+        return number and (name != "temperature" or 0 <= cast(float, value) <= MAX_TEMPERATURE)
     if not isinstance(value, str):
         return False
-    if name == "mode":
-        return value in MODES
+    if name in ("mode", "second_mode"):
+        return value in MODES or (name == "second_mode" and value == "")
     if name.endswith("_job"):
         return value == "" or _JOB_ID.fullmatch(value) is not None
     return len(value) <= (4000 if name == "prompt" else _MAX_NAME)

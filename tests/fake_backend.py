@@ -166,8 +166,8 @@ class FakeBackend:
     def shipped_translation(self, selection: Selection, target: object) -> object | None:
         return None
 
-    def plain_runner(self, model: object, lora: object | None) -> object:
-        return FakeRunner(str(model), str(lora or ""))
+    def plain_runner(self, model: object, lora: object | None, strength: float = 1.0) -> object:
+        return FakeRunner(str(model), f"{lora or ''}{'' if strength == 1 else f' x{strength:g}'}")
 
     def hosted_runner(
         self,

@@ -11,8 +11,8 @@ from app.cache import Cache
 from app.engine import Engine, GenerateRequest, TranslateResult
 from app.jobs import JobState
 from app.ui import build
-from app.views import PANES
-from app.workspace import Attached, Pair, Selection
+from app.views import PANE_TITLES, PANES
+from app.workspace import Attached, Beside, Pair, Selection
 from cast.errors import CastError, RequestError
 
 CHOICE = Selection("pocket:llama", "pocket:mistral", "pocket:llama/mood")
@@ -44,6 +44,47 @@ def test_four_panes_stream_to_their_end(engine):
     assert shown["source"].text.startswith(" pocket:llama says nothing")
     assert shown["source_adapter"].text.startswith(" pocket:llama says mood")
     assert shown["target_adapter"].text.startswith(" pocket:mistral says hosted mood whole x0.5")
+
+
+def test_the_retrained_adapter_and_a_second_way_stand_beside_with_strengths_of_their_own(engine):
+    beside = Beside(1.5, engine.retrained(CHOICE), 0.5, "hosted", 2.0)
+    shown = last(engine, replace(request(), beside=beside))
+    assert tuple(shown) == tuple(PANE_TITLES)
+    assert shown["source_adapter"].text.startswith(" pocket:llama says mood x1.5")
+    assert shown["target_adapter"].text.startswith(" pocket:mistral says hosted mood whole x1 ")
+    assert shown["second"].text.startswith(" pocket:mistral says hosted mood whole x2")
+    assert shown["retrained"].text.startswith(" pocket:mistral says mood x0.5")
+    assert shown["retrained"].name == "pocket:mistral/mood, strength 0.5"
+    moved = {key: [mark.text for mark in shown[key].marks if mark.change > 1] for key in shown}
+    assert (moved["second"], moved["retrained"], moved["target"]) == ([" hosted"], [" mood"], [])
+
+
+def test_what_is_wrong_with_a_further_pane_is_its_own_sentence(engine):
+    beside = Beside(retrained="pocket:qwen/mood", second_mode="instant")
+    shown = last(engine, replace(request(), beside=beside))
+    assert "another model than pocket:mistral" in shown["retrained"].text
+    assert "press Translate" in shown["second"].text
+    assert {shown[key].state for key in PANES} == {"done"}
+
+
+def test_only_another_shipped_adapter_of_the_same_task_is_the_retrained_one(engine):
+    assert engine.retrained(CHOICE) == "pocket:mistral/mood"
+    assert engine.retrained(replace(CHOICE, target="pocket:llama")) == ""
+    assert engine.retrained(replace(CHOICE, target="/my/model")) == ""
+    assert engine.retrained(replace(CHOICE, adapter="me/mood")) == ""
+
+
+def test_the_last_two_translations_can_stand_side_by_side(engine):
+    compiled, instant = (replace(CHOICE, mode=mode) for mode in ("compiled", "instant"))
+    earlier, later = (
+        over(engine, engine.start_translate(TranslateRequest(c, 1))).id for c in (compiled, instant)
+    )
+    made = Attached(translate_job=later, earlier_job=earlier)
+    asked = replace(request(instant), made=made, beside=Beside(second_mode="compiled"))
+    shown = last(engine, asked)
+    assert shown["target_adapter"].text.startswith(" pocket:mistral says instant mood")
+    assert shown["second"].text.startswith(" pocket:mistral says compiled mood")
+    assert engine.translated_folder(compiled, made) != engine.translated_folder(instant, made)
 
 
 def test_without_heads_words_cross_and_block_by_block_says_so(engine, backend):
@@ -134,7 +175,7 @@ def test_a_translated_folder_stands_for_what_it_was_made_of(engine, backend, way
     assert engine.opened(CHOICE) is None
     pane = last(engine, request(made, folder="/out", strength=0.5))["target_adapter"]
     assert pane.text.startswith(f" pocket:qwen says reopened {made.way} x0.5")
-    assert pane.name == made.way
+    assert pane.name == f"{made.way}, strength 0.5"
 
 
 def test_a_folder_serves_its_own_choice_only(engine, backend):

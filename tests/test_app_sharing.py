@@ -36,6 +36,12 @@ def test_a_link_restores_every_choice_and_nothing_of_the_reader():
     assert read == Workspace("pocket:llama", "pocket:mistral", prompt="Hi")
 
 
+def test_a_link_may_name_a_public_retrained_adapter_and_no_folder():
+    assert sharing.read(link(retrained="me/own", second_mode="instant"), KEPT).retrained == "me/own"
+    read = sharing.read(link(retrained="/etc", second_strength="0.5"), KEPT)
+    assert (read.retrained, read.second_strength) == ("", 0.5)
+
+
 def test_without_a_link_what_was_kept_stays():
     assert sharing.read("", KEPT) == KEPT
     assert sharing.read(link(), KEPT) == KEPT

@@ -173,8 +173,8 @@ def test_what_the_adapter_moved_is_marked_and_escaped():
     marks = (TokenMark(" <b>", 3.0, '"x" <i>'), TokenMark(" at", 0.5, "y"), TokenMark(" new", 40.0, "z"))
     html = views.panes("Who?", [Pane("target_adapter", "q", " <b> at new", "done", marks)])
     assert html.count("<mark") == 2
-    assert "20 times as likely: &quot;x&quot; &lt;i&gt;" in html
-    assert "over 1,000 times as likely: z" in html
+    assert "20 times as likely\n&quot;x&quot; &lt;i&gt;" in html
+    assert "over 1,000 times as likely\nz" in html
     assert "> &lt;b&gt;</mark> at<mark" in html
     other = views.panes("Who?", [Pane("target_adapter", "q", " another text", "done", marks)])
     assert "<mark" not in other

@@ -30,7 +30,17 @@ def test_a_workspace_survives_the_browser(source, target, adapter, mode, segment
     assert space.selection == Selection(source, target, adapter, mode, blocks)
 
 
-KEYS = ("source", "mode", "segment", "strength", "prompt", "translate_job", "x")
+KEYS = (
+    "source",
+    "mode",
+    "segment",
+    "strength",
+    "prompt",
+    "translate_job",
+    "retrained_strength",
+    "second_mode",
+    "x",
+)
 values = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 
 
@@ -38,6 +48,8 @@ values = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 def test_anything_else_becomes_a_valid_workspace(value):
     space = Workspace.from_json(value)
     assert space.mode in MODES
+    assert space.second_mode in (*MODES, "")
+    assert 0 <= space.retrained_strength <= MAX_STRENGTH
     assert 0 <= space.strength <= MAX_STRENGTH
     assert 0 <= space.segment <= MAX_SEGMENT
     assert all(isinstance(text, str) for text in (space.source, space.target, space.adapter, space.prompt))

@@ -29,7 +29,7 @@ def test_the_recording_is_of_shipped_things():
     shipped = [option.name for option in backend.models()]
     assert {recorded.selection.source, recorded.selection.target} <= set(shipped)
     assert recorded.selection.adapter in [a.name for a in backend.adapters(recorded.selection.source)]
-    assert set(recorded.answers) == {"source", "source_adapter", "target", "target_adapter"}
+    assert set(recorded.answers) == {"source", "source_adapter", "target", "target_adapter", "retrained"}
     assert "/" not in json.loads(RECORDING.read_text())["made"]
 
 

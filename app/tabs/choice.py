@@ -88,6 +88,8 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
             first |= {options.strength: clamp_strength(opened.strength)}
         if chosen.adapter != before.adapter:
             first |= {tabs.generate.hints: generate_tab.hint_lines(engine, chosen.adapter)}
+        if (chosen.adapter, chosen.target) != (before.adapter, before.target):
+            first |= {tabs.generate.beside.retrained: ""}
         yield first | generate_tab.follow(tabs.generate, engine, chosen, prompt or "")
         yield _described(tabs, engine, before, chosen, blocks_each, made)
 
@@ -126,7 +128,7 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
     )  # fmt: skip
     link = gr.Textbox(visible=False)
     blocks.load(
-        restore, [*stores.all, link], [*followed, *settings[3:], *jobs_shown],
+        restore, [*stores.all, link], list(dict.fromkeys([*followed, *settings, *jobs_shown])),
         js="(...kept) => [...kept.slice(0, -1), window.castStage.takeLink()]",
         show_progress="hidden", api_visibility="private",
     ).then(

@@ -1,4 +1,4 @@
-"""Generate: one prompt, four answers side by side, and *Translate* for a plain LoRA to keep."""
+"""Generate: one prompt, the answers side by side, and *Translate* for a plain LoRA to keep."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,10 +11,13 @@ from app.backend import SamplingChoice, TranslateRequest
 from app.engine import Engine, GenerateRequest, TranslateResult
 from app.jobs import Job, JobState
 from app.saying import said
+from app.tabs.beside import BesideOptions, create_beside_options
 from app.tabs.mode import ModeOptions, create_mode_options, mode_sentence
 from app.tabs.pick import PickTab, describe
-from app.views import PANES, Pane
-from app.workspace import MAX_TEMPERATURE, MAX_TOKENS, Attached, Selection, Workspace
+from app.workspace import MAX_TEMPERATURE, MAX_TOKENS, Attached, Beside, Selection, Workspace
+
+# Panes that wait for the first press do not depend on how text is drawn.
+_ANY = SamplingChoice(max_tokens=1, temperature=0.0, seed=0)
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class GenerateTab:
     temperature: gr.Slider
     seed: gr.Number
     one_line: gr.Checkbox
+    beside: BesideOptions
     steps: gr.Slider
     hints: gr.Textbox
     translate: gr.Button
@@ -44,7 +48,8 @@ class GenerateTab:
     @property
     def followers(self) -> list[Any]:
         """What `follow` sets, and `app.tabs.mode.follow`."""
-        return [self.panes, self.examples, self.message, self.hints, *self.mode_shown]
+        own = [self.panes, self.examples, self.message, self.hints, self.beside.retrained]
+        return [*own, *self.mode_shown]
 
     @property
     def mode_shown(self) -> list[Any]:
@@ -54,8 +59,13 @@ class GenerateTab:
     @property
     def settings(self) -> list[Any]:
         """What the browser keeps beside the three pickers, in the order of `Workspace.settings`."""
+        return [*self.options.way, self.options.strength, self.prompt, *self.drawn]
+
+    @property
+    def drawn(self) -> list[Any]:
+        """How text is drawn, and what stands beside, in the order in which `request_of` takes them."""
         sampling = [self.max_tokens, self.temperature, self.seed, self.one_line]
-        return [*self.options.way, self.options.strength, self.prompt, *sampling]
+        return [*sampling, *self.beside.all]
 
     @property
     def job_shown(self) -> list[Any]:
@@ -77,7 +87,9 @@ def create_generate_tab(engine: Engine, start: Workspace) -> GenerateTab:
             generate = gr.Button("Generate", variant="primary", min_width=120, elem_id="cast-generate")
             stop = gr.Button("Stop", min_width=80, elem_id="cast-stop")
     message = gr.HTML()
-    panes = gr.HTML(first_panes(engine, start.selection, start.prompt))
+    own = Beside(retrained=engine.retrained(start.selection))
+    first = GenerateRequest(start.selection, start.strength, start.prompt, _ANY, beside=own)
+    panes = gr.HTML(first_panes(engine, first))
     with gr.Row():
         with gr.Column(scale=1, min_width=320, elem_classes="cast-section"):
             options = create_mode_options(engine, start)
@@ -91,6 +103,7 @@ def create_generate_tab(engine: Engine, start: Workspace) -> GenerateTab:
                 )  # fmt: skip
                 seed = gr.Number(start.seed, label="Seed, the same for every pane", precision=0, minimum=0)
                 one_line = gr.Checkbox(start.one_line, label="End at the end of the line")
+            beside = create_beside_options(start)
         with gr.Column(scale=1, min_width=320, elem_classes="cast-section"):
             with gr.Row():
                 translate = gr.Button(translate_label(start.mode), variant="primary", scale=2, min_width=240)
@@ -118,7 +131,7 @@ def create_generate_tab(engine: Engine, start: Workspace) -> GenerateTab:
             timer = gr.Timer(0.5, active=False)
     return GenerateTab(
         prompt, examples, generate, stop, panes, message, options, max_tokens, temperature, seed, one_line,
-        steps, hints, translate, keep, cancel, job, download, timer,
+        beside, steps, hints, translate, keep, cancel, job, download, timer,
     )  # fmt: skip
 
 
@@ -129,30 +142,18 @@ def wire_generate_tab(tab: GenerateTab, pick: PickTab, engine: Engine, attached:
 
 
 def _wire_text(tab: GenerateTab, pick: PickTab, engine: Engine, attached: gr.BrowserState) -> None:
-    def generate(
-        source: str, target: str, adapter: str, mode: str, segment: int, strength: float, prompt: str,
-        max_tokens: int, temperature: float, seed: int, one_line: bool, kept: object,
-    ) -> Iterator[tuple[Any, str]]:  # fmt: skip
-        """Stream four answers to one prompt."""
-        request = GenerateRequest(
-            Selection.of(source, target, adapter, mode, segment),
-            strength,
-            prompt or "",
-            SamplingChoice(int(max_tokens), float(temperature), int(seed or 0), bool(one_line)),
-            Attached.from_json(kept),
-        )
+    def generate(kept: object, prompt: str, *values: Any) -> Iterator[tuple[Any, str]]:
+        """Stream the answers to one prompt."""
+        request = request_of(engine, kept, prompt, *values)
         try:
             for shown in engine.generate(request):
                 yield views.panes(request.prompt, shown), ""
         except Exception as error:
-            yield first_panes(engine, request.selection, request.prompt), said(error)
+            yield first_panes(engine, request), said(error)
 
     run = tab.generate.click(
         generate,
-        [
-            *pick.chosen, *tab.options.way, tab.options.strength, tab.prompt,
-            tab.max_tokens, tab.temperature, tab.seed, tab.one_line, attached,
-        ],
+        [attached, tab.prompt, *asked(tab, pick)],
         [tab.panes, tab.message],
         show_progress="hidden", concurrency_limit=8, api_visibility="private",
     )  # fmt: skip
@@ -178,7 +179,9 @@ def _wire_translate(tab: GenerateTab, pick: PickTab, engine: Engine, attached: g
             job_id = engine.start_translate(request, space.heads_job)
         except Exception as error:
             return said(error), gr.skip(), gr.skip(), gr.skip(), gr.skip()
-        started = replace(space, translate_job=job_id, folder="", adopt=True)
+        started = replace(
+            space, translate_job=job_id, earlier_job=space.translate_job, folder="", adopt=True
+        )  # fmt: skip
         return *job_updates(engine.job(job_id)), started.to_json()
 
     def translate(
@@ -230,8 +233,9 @@ def _wire_translate(tab: GenerateTab, pick: PickTab, engine: Engine, attached: g
 def follow(tab: GenerateTab, engine: Engine, chosen: Selection, prompt: str) -> dict[Any, Any]:
     """The panes before the first press for a choice, and the examples of its task."""
     examples = _example_choices(engine, chosen.adapter)
+    own = Beside(retrained=engine.retrained(chosen))
     return {
-        tab.panes: first_panes(engine, chosen, prompt),
+        tab.panes: first_panes(engine, GenerateRequest(chosen, 1.0, prompt, _ANY, beside=own)),
         tab.examples: gr.update(choices=examples, value=prompt if prompt in examples else None),
         tab.message: "",
     }
@@ -285,13 +289,36 @@ def translate_label(mode: str) -> str:
     return "Translate to a recipe" if mode == "kernel" else "Translate to a plain LoRA"
 
 
-def first_panes(engine: Engine, selection: Selection, prompt: str) -> str:
-    """The recorded answers where they are of this choice, else four panes that say what to do."""
+def first_panes(engine: Engine, request: GenerateRequest) -> str:
+    """The recorded answers where they are of this choice, else panes that say what to do."""
     example = engine.showcase
-    if example and example.knows(selection) and prompt == example.prompt:
+    if example and example.knows(request.selection) and request.prompt == example.prompt:
         return views.panes(example.prompt, example.panes(), example.made)
-    names = (selection.source, selection.adapter, selection.target, selection.way)
-    return views.panes(prompt, [Pane(key, name) for key, name in zip(PANES, names, strict=True)])
+    return views.panes(request.prompt, tuple(request.panes().values()))
+
+
+def asked(tab: GenerateTab, pick: PickTab) -> list[Any]:
+    """Everything that `request_of` takes behind the prompt."""
+    return [*pick.chosen, *tab.options.way, tab.options.strength, *tab.drawn]
+
+
+def request_of(
+    engine: Engine, kept: object, prompt: str, source: str, target: str, adapter: str, mode: str,
+    segment: int, strength: float, max_tokens: int, temperature: float, seed: int, one_line: bool,
+    *beside: Any,
+) -> GenerateRequest:  # fmt: skip
+    """What the widgets ask for; an adapter retrained on the target is the shipped one if none is named."""
+    selection = Selection.of(source, target, adapter, mode, segment)
+    source_strength, retrained, retrained_strength, second_mode, second_strength = beside
+    retrained = (retrained or "").strip() or engine.retrained(selection)
+    return GenerateRequest(
+        selection,
+        strength,
+        prompt or "",
+        SamplingChoice(int(max_tokens), float(temperature), int(seed or 0), bool(one_line)),
+        Attached.from_json(kept),
+        Beside(source_strength, retrained, retrained_strength, second_mode or "", second_strength),
+    )
 
 
 def _example_choices(engine: Engine, adapter: str) -> list[str]:

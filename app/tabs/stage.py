@@ -136,4 +136,5 @@ def _skill(engine: Engine, example: Showcase) -> str:
 
 
 def _recorded(example: Showcase) -> str:
-    return views.panes(example.prompt, example.panes(), example.made)
+    told = [pane for pane in example.panes() if pane.key in views.PANES]
+    return views.panes(example.prompt, told, example.made)

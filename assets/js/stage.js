@@ -139,7 +139,7 @@
     Object.keys(defaults).forEach((name, place) => {
       const value = values[place];
       if (value === defaults[name] || value === null) return;
-      if (["source", "target", "adapter"].includes(name) && !isPublic(value)) left = ", without local folders";
+      if (["source", "target", "adapter", "retrained"].includes(name) && !isPublic(value)) left = ", without local folders";
       else link.searchParams.set(name, value);
     });
     try {
