@@ -150,11 +150,37 @@ class FitRequest:
 
 @dataclass(frozen=True)
 class TranslateRequest:
-    """What *Translate* asks for: a selection, the steps of a compiled fit, and a few example prompts."""
+    """What *Translate* asks for: a selection, the steps of a compiled fit, and example prompts.
+
+    More prompts are made of the given ones, unless `expand` is off.
+    """
 
     selection: Selection
     steps: int = 100
     prompts: tuple[str, ...] = ()
+    expand: bool = True
+
+
+@dataclass(frozen=True)
+class AnsweredPrompt:
+    """A prompt that a fit reads, and what the source with its adapter writes behind it."""
+
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """What a compiled fit reads beside general text, and how much of the adapter all of it excites.
+
+    `reach` is the adapter's mean effect on the text over that on the tokens where it is largest, and `words`
+    says what that means.
+    """
+
+    rows: tuple[AnsweredPrompt, ...]
+    reach: float
+    excites: bool
+    words: str
 
 
 @dataclass(frozen=True)
@@ -445,6 +471,10 @@ class Backend(Protocol):
         self, request: TranslateRequest, heads: object | None, folder: Path, on_progress: OnProgress
     ) -> object:
         """Translate on models of its own, write `folder`, and return what `carried_runner` takes."""
+        ...
+
+    def expand(self, request: TranslateRequest, heads: object | None, on_progress: OnProgress) -> Expansion:
+        """What the fit of a translation would read, on models of its own; nothing is fitted."""
         ...
 
     def tasks(self) -> Sequence[Option]:

@@ -7,7 +7,7 @@ trains takes models of its own, so it never stops a stream.
 import logging
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -245,7 +245,7 @@ class Engine:
 
     # Text
 
-    def generate(self, request: GenerateRequest) -> Iterator[tuple[Pane, ...]]:
+    def generate(self, request: GenerateRequest) -> Generator[tuple[Pane, ...]]:
         """Stream the panes together, one token each in turn; the last value has every pane finished."""
         _check(request)
         prompt, shown = request.prompt, request.panes("running")

@@ -16,6 +16,7 @@ from app.backend import (
     AdapterFacts,
     DepthFacts,
     Drawn,
+    Expansion,
     FitRequest,
     HeadsFacts,
     LayerFacts,
@@ -31,6 +32,7 @@ from app.backend import (
     TranslateRequest,
     Turns,
 )
+from app.expanding import expanded, translation_config
 from app.runs import EvaluateRequest, TaskFacts, Told
 from app.searching import hit_label
 from app.workspace import PLAIN_MODES, Selection
@@ -45,7 +47,6 @@ if TYPE_CHECKING:
     from cast.models import LanguageModel
     from cast.pipeline import FoundHeads
     from cast.pocket.tasks import Task
-    from cast.recipes import Mode, TranslationConfig
     from cast.runners import Runner
     from cast.translate import TranslatedAdapter
 
@@ -140,7 +141,7 @@ class CastBackend:
         self.warm()
         from cast.estimates import translate_seconds
 
-        config = _translation_config(request)
+        config = translation_config(request)
         return translate_seconds(_shape(source), _shape(target), config, prompts=bool(request.prompts))
 
     def inspect(self, adapter: str, source: str) -> AdapterFacts:
@@ -381,7 +382,7 @@ class CastBackend:
 
         chosen = request.selection
         source, target = (load(name, on_progress=on_progress) for name in (chosen.source, chosen.target))
-        config = _translation_config(request)
+        config = translation_config(request)
         found = cast("FoundHeads | None", heads or self.find_heads(source, target))
         with interruptible((source, target), on_progress) as told:
             carried = translate_adapter(
@@ -391,6 +392,11 @@ class CastBackend:
             )  # fmt: skip
         carried.save(folder, target)
         return carried
+
+    def expand(self, request: TranslateRequest, heads: object | None, on_progress: OnProgress) -> Expansion:
+        """What the fit of a translation would read."""
+        self.warm()
+        return expanded(request, cast("FoundHeads | None", heads), on_progress)
 
     def tasks(self) -> Sequence[Option]:
         """The pocket zoo's tasks."""
@@ -447,7 +453,9 @@ class CastBackend:
 
 
 def _likely(tokens: "Alternatives") -> str:
-    return ", ".join(f"{token.strip() or repr(token)} {100 * share:.0f} %" for token, share in tokens)
+    """The likeliest first, and whatever else has half a percent."""
+    named = [told for place, told in enumerate(tokens) if not place or told[1] >= 0.005]
+    return ", ".join(f"{token.strip() or repr(token)} {100 * share:.0f} %" for token, share in named)
 
 
 def _shape(facts: ModelFacts) -> "Shape":
@@ -463,13 +471,6 @@ def _fit_config(request: FitRequest) -> "FitConfig":
     given = {**asdict(chosen), "depths": chosen.depths or None, "learning_rate": chosen.learning_rate or None}
     kind: Literal["affine", "mlp"] = "affine" if request.kind == "affine" else "mlp"
     return FitConfig(kind=kind, tokens=request.tokens, save_seconds=_SAVE_SECONDS, **given)
-
-
-def _translation_config(request: TranslateRequest) -> "TranslationConfig":
-    from cast.recipes import TranslationConfig
-
-    chosen = request.selection
-    return TranslationConfig(cast("Mode", chosen.mode), segment=chosen.segment, steps=request.steps)
 
 
 def _task(adapter: str) -> "Task | None":

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from app.backend import FitOptions, FitRequest, MapRequest
+from app.backend import FitOptions, FitRequest, MapRequest, TranslateRequest
 from app.runs import EvaluateRequest
 from app.workspace import Pair, Selection
 
@@ -15,14 +15,17 @@ _POCKET = "pocket:"
 _VLLM_RANKS = (16, 32, 64, 128, 256, 320, 512)
 
 
-def translate(selection: Selection, steps: int, prompts: bool) -> str:
-    """`cast translate` for a choice; `steps` and `prompts` are of a compiled fit only."""
+def translate(request: TranslateRequest) -> str:
+    """`cast translate` for what *Translate* would do; steps and prompts are of a compiled fit only."""
+    selection = request.selection
     words = ["cast", "translate", *_pair(selection.pair), "--adapter", selection.adapter]
     words += ["--mode", selection.mode]
     if selection.segment is not None:
         words += ["--segment", str(selection.segment)]
     if selection.mode == "compiled":
-        words += ["--steps", str(steps), *(["--prompts", PROMPTS_FILE] if prompts else [])]
+        words += ["--steps", str(request.steps)]
+        words += ["--prompts", PROMPTS_FILE] if request.prompts else []
+        words += ["--as-they-stand"] if request.prompts and not request.expand else []
     return shlex.join([*words, "--out", "out/"])
 
 

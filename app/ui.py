@@ -7,9 +7,11 @@ from pathlib import Path
 import gradio as gr
 
 from app import theme
+from app.answers import AnswerTables
 from app.backend import Backend
 from app.engine import Engine
 from app.evaluations import Evaluations
+from app.expansions import Expansions, KeptList
 from app.exports import Exports
 from app.jobs import Jobs
 from app.runs import Kept, RunStore
@@ -23,6 +25,8 @@ from app.tabs.export import create_export_tab, push_command, wire_export_tab
 from app.tabs.generate import create_generate_tab, wire_generate_tab
 from app.tabs.heads import create_heads_tab, wire_heads_tab
 from app.tabs.pick import create_pick_tab, wire_pick_tab
+from app.tabs.prompts import wire_prompts_panel
+from app.tabs.several import create_several_panel, wire_several_panel
 from app.tabs.stage import create_stage, create_tour, wire_link, wire_stage
 from app.workspace import Attached, Workspace
 from cast.errors import CastError
@@ -74,6 +78,7 @@ def build(backend: Backend, folder: Path, recording: Path | None = None, kept: P
         with gr.Tabs(elem_classes="cast-tabs"):
             with gr.Tab("Generate"):
                 generate = create_generate_tab(engine, start)
+                several = create_several_panel()
                 translate_line = command.create_command()
             with gr.Tab("Heads") as tab:
                 heads = create_heads_tab(tab, engine, start)
@@ -89,7 +94,24 @@ def build(backend: Backend, folder: Path, recording: Path | None = None, kept: P
         wire_stage(stage, tour, engine)
         wire_link(stage, [*pick.chosen, *generate.settings])
         wire_pick_tab(pick, engine, HubSearch(backend))
-        wire_generate_tab(generate, pick, engine, stores.attached)
+        expansions = Expansions(backend, engine, jobs)
+        listed = _store(KeptList().to_json(), "cast-prompts")
+        wire_generate_tab(generate, pick, engine, expansions, stores.attached, listed)
+        wire_prompts_panel(
+            blocks, generate.prompts, generate.steps, expansions, [stores.choice, stores.attached], listed
+        )
+        tabled = _store({"job": ""}, "cast-answers")
+        wire_several_panel(
+            blocks,
+            several,
+            generate,
+            pick,
+            engine,
+            AnswerTables(engine, jobs),
+            folder,
+            stores.attached,
+            tabled,
+        )
         exports = Exports(backend, engine, folder)
         wire_heads_tab(heads, pick, engine, exports, stores.attached)
         wire_explore_tab(explore, pick, generate.options.way, engine, stores.attached)
@@ -98,8 +120,9 @@ def build(backend: Backend, folder: Path, recording: Path | None = None, kept: P
         wire_restore(blocks, evaluate, evaluations, measured)
         wire_export_tab(export, generate.options, exports, stores)
         lines = [
-            command.of_translate(translate_line, generate), command.of_fit(heads_line, heads),
-            command.of_map(map_line, explore), compare_command(evaluate, generate.hints),
+            command.of_translate(translate_line, generate, expansions, listed),
+            command.of_fit(heads_line, heads), command.of_map(map_line, explore),
+            compare_command(evaluate, generate.hints),
             push_command(export, exports),
         ]  # fmt: skip
         command.wire_commands(lines, stores.choice, start.selection)

@@ -45,6 +45,8 @@ _STAGES = {
 }
 _NEXT = {
     "translate": "Press Generate: the fourth pane now runs this adapter.",
+    "prompts": "Translate reads the list as it stands below.",
+    "answers": "The table can be downloaded.",
     "heads": "Press Show heads to see how good they are; whatever crosses by states now uses them.",
 }
 # What a cancelled job leaves behind, where that is something.
@@ -89,8 +91,13 @@ def panes(prompt: str, shown: Sequence[Pane], caption: str = "") -> str:
     )
 
 
+def pane_marks(key: str) -> str:
+    """The signs of what a pane runs."""
+    marks = "".join(f'<i class="mark mark-{mark}"></i>' for mark in _MARKS[key])
+    return f'<span class="marks">{marks}</span>'
+
+
 def _pane(prompt: str, pane: Pane) -> str:
-    marks = "".join(f'<i class="mark mark-{mark}"></i>' for mark in _MARKS[pane.key])
     if pane.state == "note":
         body = f'<p class="cast-note">{escape(pane.text)}</p>'
     elif pane.state == "idle":
@@ -98,16 +105,16 @@ def _pane(prompt: str, pane: Pane) -> str:
     else:
         body = (
             f'<p class="cast-text"><span class="cast-prompt">{escape(shortened(prompt))}</span>'
-            f'<span class="cast-answer">{_marked(pane)}</span></p>'
+            f'<span class="cast-answer">{marked(pane)}</span></p>'
         )
     return (
         f'<article class="cast-pane cast-pane-{pane.key}" data-pane="{pane.key}" data-state="{pane.state}">'
-        f'<header><span class="marks">{marks}</span><strong>{PANE_TITLES[pane.key]}</strong>'
+        f"<header>{pane_marks(pane.key)}<strong>{PANE_TITLES[pane.key]}</strong>"
         f"<span>{escape(pane.name)}</span></header>{body}</article>"
     )
 
 
-def _marked(pane: Pane) -> str:
+def marked(pane: Pane) -> str:
     """The answer, with the tokens marked whose probability the adapter raised most."""
     raised = sorted((mark.change for mark in pane.marks), reverse=True)[:_MOST_MARKS]
     least = max(_LEAST_CHANGE, raised[-1]) if raised else 0.0

@@ -146,6 +146,9 @@ def _translate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompts", metavar="F.txt", help="unlabelled prompts, one a line, mixed into the general text"
     )
+    parser.add_argument(
+        "--as-they-stand", action="store_true", help="read the prompts as they are, and make none of them"
+    )
     _text(parser)
     _device(parser)
     parser.add_argument(

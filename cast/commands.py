@@ -73,6 +73,10 @@ def translate(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> An
     check_output_folder(out)
     config = _translation_config(args)
     prompts = _read_prompts(args.prompts)
+    if args.as_they_stand:
+        if not prompts:
+            raise RequestError("--as-they-stand is of the prompts in a file; name it with --prompts.")
+        config = config.reading_as_they_stand(prompts)
     source = _load(args.source, args, on_progress)
     lora = adapters.read(args.adapter, source)
     made = []
@@ -443,12 +447,10 @@ def _read_prompts(name: str | None) -> tuple[str, ...]:
 def _expectations(recipe: Recipe) -> list[str]:
     """What may be expected of a translation, and what would help, in sentences."""
     lines = [prediction.in_words(recipe)]
-    if prediction.hardly_excited(recipe.quality):
-        tokens = ", ".join(repr(token) for token in recipe.quality.strongest)
-        lines.append(
-            f"This text hardly excites the adapter (reach {recipe.quality.reach:.2f}; it reacts most to "
-            f"{tokens}): give a few example prompts (--prompts FILE)."
-        )
+    reach, strongest = recipe.quality.reach, recipe.quality.strongest
+    if reach is not None and prediction.hardly_excited(recipe.quality):
+        told = prediction.excites_in_words(reach, strongest)
+        lines.append(f"{told}: give a few example prompts (--prompts FILE).")
     return [line for line in lines if line]
 
 

@@ -6,6 +6,8 @@ hardly (docs/fidelity.md, docs/experiments.md): on general text nine tenths of a
 skill not at all, and nothing that was measured on such text foretells which.
 """
 
+from collections.abc import Sequence
+
 from cast.recipes import Quality, Recipe
 
 REACHED = 0.12
@@ -39,6 +41,18 @@ def in_words(recipe: Recipe) -> str:
     if quality.predicted >= PARTLY:
         return f"Likely to carry over in part ({number}): {_reason(quality)}."
     return f"Unlikely to carry over ({number}): {_reason(quality)}."
+
+
+def excites_in_words(reach: float, strongest: Sequence[str]) -> str:
+    """Whether a text excites an adapter, as a clause that may be gone on with.
+
+    Args:
+        reach: the adapter's effect on the text, as a share of that on its strongest tokens.
+        strongest: the tokens that it reacts to most.
+    """
+    tokens = ", ".join(repr(token) for token in strongest)
+    much = "excites" if reach >= REACHED else "hardly excites"
+    return f"This text {much} the adapter (reach {reach:.2f}; it reacts most to {tokens})"
 
 
 def hardly_excited(quality: Quality) -> bool:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -114,6 +114,10 @@ class TranslationConfig:
         if prompts:
             return "prompts"
         return "self-generated" if self.mode == "compiled" and self.moments else "general"
+
+    def reading_as_they_stand(self, prompts: Sequence[str]) -> "TranslationConfig":
+        """The same for prompts that are many already: none are made of them."""
+        return replace(self, prompts_wanted=len(set(prompts)))
 
     def served_rank(self, source_rank: int) -> int:
         """Rank of the compiled LoRA for a source adapter of rank `source_rank`."""

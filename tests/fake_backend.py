@@ -10,8 +10,10 @@ from pathlib import Path
 
 from app.backend import (
     AdapterFacts,
+    AnsweredPrompt,
     DepthFacts,
     Drawn,
+    Expansion,
     FitRequest,
     GridFacts,
     HeadsFacts,
@@ -66,6 +68,7 @@ class FakeBackend:
         self.hub: dict[str, list[str]] = {}
         self.heads_at: set[str] = set()
         self.searched: list[str] = []
+        self.translated: list[TranslateRequest] = []
         self.published: list[tuple[str, list[str], bool]] = []
         self.maps_asked: list[tuple[MapRequest, object | None, object | None]] = []
         self._lock = threading.Lock()
@@ -245,6 +248,7 @@ class FakeBackend:
     def translate(
         self, request: TranslateRequest, heads: object | None, folder: Path, on_progress: OnProgress
     ) -> object:
+        self.translated.append(request)
         self._work("fitting the adapter", on_progress)
         folder.mkdir(parents=True)
         skill = request.selection.adapter.rsplit("/", 1)[-1]
@@ -255,6 +259,14 @@ class FakeBackend:
             (folder / "adapter_config.json").write_text('{"r": 8, "rank_pattern": {"x": 24}}')
             (folder / "adapter_model.safetensors").write_bytes(b"weights")
         return carried
+
+    def expand(self, request: TranslateRequest, heads: object | None, on_progress: OnProgress) -> Expansion:
+        """Twice as many prompts, unless they stand as they are."""
+        self._work("generate", on_progress)
+        made = [f"{prompt} More?" for prompt in request.prompts] if request.expand else []
+        rows = tuple(AnsweredPrompt(prompt, " <b>yes") for prompt in (*request.prompts, *made))
+        much = "excites" if rows else "hardly excites"
+        return Expansion(rows, 0.3 if rows else 0.01, bool(rows), f"This text {much} the adapter (reach …)")
 
     def tasks(self) -> Sequence[Option]:
         return [Option(f"pocket:{skill}", f"{skill}: of a character") for skill in SKILLS]

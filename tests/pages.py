@@ -205,7 +205,7 @@ class CastPage:
 
     def translate_with(self, steps: int) -> None:
         """Translate with as many steps of a compiled fit."""
-        self.page.get_by_role("button", name="Effort and example prompts").click()
+        self.page.get_by_role("button", name="Effort", exact=True).click()
         field = self.page.get_by_label("number input for Steps of a compiled fit")
         field.fill(str(steps))
         field.press("Enter")

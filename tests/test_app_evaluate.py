@@ -13,7 +13,7 @@ from conftest import TRAINING_TEXT
 from fake_backend import ended
 
 from app import plots, snippets, tables
-from app.backend import FitOptions, FitRequest, MapRequest
+from app.backend import FitOptions, FitRequest, MapRequest, TranslateRequest
 from app.engine import Engine
 from app.evaluations import Evaluations
 from app.jobs import Jobs, JobState
@@ -249,10 +249,13 @@ def test_the_command_lines_are_the_ones_that_the_program_takes():
     assert (read.steps, read.prompts, read.train, read.corpus) == (40, "prompts.txt", "/t/train.jsonl", "c")
     assert parsed(snippets.compare(ASKED)).prompts is None
 
-    hosted = parsed(snippets.translate(replace(CHOICE, segment=2), 100, True))
+    hosted = parsed(snippets.translate(TranslateRequest(replace(CHOICE, segment=2), 100, ("a",))))
     assert (hosted.mode, hosted.segment, hosted.steps, hosted.prompts) == ("hosted", "2", None, None)
-    compiled = parsed(snippets.translate(replace(CHOICE, mode="compiled"), 60, True))
+    compiled = parsed(snippets.translate(TranslateRequest(replace(CHOICE, mode="compiled"), 60, ("a",))))
     assert (compiled.steps, compiled.prompts, compiled.target) == (60, "prompts.txt", [CHOICE.target])
+    assert not compiled.as_they_stand
+    edited = TranslateRequest(replace(CHOICE, mode="compiled"), 60, ("a",), expand=False)
+    assert parsed(snippets.translate(edited)).as_they_stand
     fit = parsed(
         snippets.fit(
             FitRequest(CHOICE.pair, "a b.txt", 40_000, "affine", FitOptions(depths=(0, 6), repeats=3))

@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from app import expanding
 from app.backend import FitRequest, MapRequest, SamplingChoice, TranslateRequest
 from app.engine import Engine, GenerateRequest
+from app.expanding import translation_config
 from app.jobs import Jobs, JobState
 from app.library import CastBackend
 from app.workspace import Selection
@@ -135,6 +137,27 @@ def test_opening_reads_no_heads_that_are_not_there(backend, chosen, loaded, head
     replace(made, recipe=replace(made.recipe, heads=None)).save(tmp_path / "out", loaded[1])
     with pytest.raises(CastError, match="train them in the Heads tab"):
         backend.reopened(backend.opened(str(tmp_path / "out")), *loaded)
+
+
+def test_prompts_are_made_answered_and_measured_before_a_fit(backend, chosen, monkeypatch):
+    def few(asked):
+        config = translation_config(asked)
+        return replace(config, prompts_wanted=8) if asked.expand else config
+
+    monkeypatch.setattr(expanding, "translation_config", few)
+    given = ("Once upon a time\nA:", "The owl said\nA:", "In the morning\nA:")
+    asked, stages = TranslateRequest(replace(chosen, mode="compiled"), 1, given), []
+    found = backend.expand(asked, None, lambda progress: stages.append(progress.stage))
+    assert tuple(row.prompt for row in found.rows[:3]) == given
+    assert len(found.rows) > 3
+    assert {"generate", "coverage"} <= set(stages)
+    assert found.excites == ("hardly" not in found.words)
+    edited = (given[0], "A line of my own.\nA:")
+    again = backend.expand(replace(asked, prompts=edited, expand=False), None, ignore)
+    assert tuple(row.prompt for row in again.rows) == edited
+    assert again.rows[0].answer == found.rows[0].answer
+    alone = backend.expand(replace(asked, prompts=()), None, ignore)
+    assert (alone.rows, 0 <= alone.reach <= 1) == ((), True)
 
 
 def test_maps_hold_the_models_for_their_passes_alone(backend, loaded, heads, chosen):

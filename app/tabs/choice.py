@@ -23,6 +23,7 @@ from app.tabs.explore import ExploreTab
 from app.tabs.generate import GenerateTab
 from app.tabs.heads import HeadsTab
 from app.tabs.pick import PickTab, describe
+from app.tabs.prompts import hint_lines
 from app.workspace import Attached, Selection, Workspace, clamp_strength
 
 Updates = dict[Any, Any]
@@ -87,7 +88,7 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
             first |= {options.mode: chosen.mode, options.segment: _reaching(blocks_each, chosen.mode)}
             first |= {options.strength: clamp_strength(opened.strength)}
         if chosen.adapter != before.adapter:
-            first |= {tabs.generate.hints: generate_tab.hint_lines(engine, chosen.adapter)}
+            first |= {tabs.generate.hints: hint_lines(engine, chosen.adapter)}
         if (chosen.adapter, chosen.target) != (before.adapter, before.target):
             first |= {tabs.generate.beside.retrained: ""}
         yield first | generate_tab.follow(tabs.generate, engine, chosen, prompt or "")
@@ -104,7 +105,7 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
         first |= {
             options.mode: mode,
             options.segment: _reaching(space.segment, mode),
-            tabs.generate.hints: generate_tab.hint_lines(engine, chosen.adapter),
+            tabs.generate.hints: hint_lines(engine, chosen.adapter),
             stores.choice: space.choice(),
             stores.attached: made.to_json(),
         }

@@ -8,10 +8,13 @@ from typing import Any
 import gradio as gr
 
 from app import snippets
+from app.backend import TranslateRequest
+from app.expansions import Expansions, KeptList
 from app.tabs import fit_form
 from app.tabs.explore import ExploreTab, request_of
-from app.tabs.generate import GenerateTab, prompts_of
+from app.tabs.generate import GenerateTab
 from app.tabs.heads import HeadsTab
+from app.tabs.prompts import prompts_of
 from app.workspace import Selection, Workspace
 from cast.errors import CastError
 
@@ -38,14 +41,16 @@ def code_block(label: str, visible: bool = True) -> gr.Code:
     )  # fmt: skip
 
 
-def of_translate(line: gr.Code, tab: GenerateTab) -> Command:
-    """What *Translate* and *Write a recipe* would do; the example prompts are in a file."""
+def of_translate(line: gr.Code, tab: GenerateTab, expansions: Expansions, listed: gr.BrowserState) -> Command:
+    """What *Translate* and *Write a recipe* would do; the prompts, be it of the list, are in a file."""
 
-    def make(chosen: Selection, mode: str, segment: int, steps: int, hints: str) -> str:
+    def make(chosen: Selection, mode: str, segment: int, steps: int, hints: str, kept: object) -> str:
         selection = Selection.of(chosen.source, chosen.target, chosen.adapter, mode, segment)
-        return snippets.translate(selection, int(steps), bool(prompts_of(hints)))
+        request = TranslateRequest(selection, int(steps), prompts_of(hints))
+        shown = KeptList.from_json(kept)
+        return snippets.translate(expansions.asked(request, shown))
 
-    return Command(line, [*tab.options.way, tab.steps, tab.hints], make)
+    return Command(line, [*tab.options.way, tab.steps, tab.hints, listed], make)
 
 
 def of_fit(line: gr.Code, tab: HeadsTab) -> Command:

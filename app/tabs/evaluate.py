@@ -14,7 +14,7 @@ from app.runs import BASELINES, MAX_EXAMPLES, METHODS, EvaluateRequest, Kept, Ru
 from app.saying import said
 from app.tabs.choice import Stores
 from app.tabs.command import Command, create_command
-from app.tabs.generate import prompts_of
+from app.tabs.prompts import prompts_of
 from app.workspace import Attached, Selection, Workspace
 
 _MOST_SHOWN = 6

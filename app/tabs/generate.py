@@ -9,11 +9,13 @@ import gradio as gr
 from app import views
 from app.backend import SamplingChoice, TranslateRequest
 from app.engine import Engine, GenerateRequest, TranslateResult
+from app.expansions import Expansions, KeptList, lines_of
 from app.jobs import Job, JobState
 from app.saying import said
 from app.tabs.beside import BesideOptions, create_beside_options
 from app.tabs.mode import ModeOptions, create_mode_options, mode_sentence
 from app.tabs.pick import PickTab, describe
+from app.tabs.prompts import READ_BY, PromptsPanel, create_prompts_panel, prompts_of
 from app.workspace import MAX_TEMPERATURE, MAX_TOKENS, Attached, Beside, Selection, Workspace
 
 # Panes that wait for the first press do not depend on how text is drawn.
@@ -37,13 +39,18 @@ class GenerateTab:
     one_line: gr.Checkbox
     beside: BesideOptions
     steps: gr.Slider
-    hints: gr.Textbox
+    prompts: PromptsPanel
     translate: gr.Button
     keep: gr.Button
     cancel: gr.Button
     job: gr.HTML
     download: gr.DownloadButton
     timer: gr.Timer
+
+    @property
+    def hints(self) -> gr.Textbox:
+        """The example prompts, which *Evaluate* reads as well."""
+        return self.prompts.hints
 
     @property
     def followers(self) -> list[Any]:
@@ -54,7 +61,7 @@ class GenerateTab:
     @property
     def mode_shown(self) -> list[Any]:
         """What `mode_updates` sets."""
-        return [self.options.words, self.options.segment, self.translate, self.keep]
+        return [self.options.words, self.options.segment, self.translate, self.keep, self.prompts.group]
 
     @property
     def settings(self) -> list[Any]:
@@ -105,6 +112,7 @@ def create_generate_tab(engine: Engine, start: Workspace) -> GenerateTab:
                 one_line = gr.Checkbox(start.one_line, label="End at the end of the line")
             beside = create_beside_options(start)
         with gr.Column(scale=1, min_width=320, elem_classes="cast-section"):
+            prompts = create_prompts_panel(engine, start)
             with gr.Row():
                 translate = gr.Button(translate_label(start.mode), variant="primary", scale=2, min_width=240)
                 keep = gr.Button(
@@ -120,25 +128,22 @@ def create_generate_tab(engine: Engine, start: Workspace) -> GenerateTab:
                 )
             )
             download = gr.DownloadButton("Download the adapter", visible=False)
-            with gr.Accordion("Effort and example prompts", open=False, elem_classes="cast-detail"):
+            with gr.Accordion("Effort", open=False, elem_classes="cast-detail"):
                 steps = gr.Slider(20, 1000, value=100, step=20, label="Steps of a compiled fit")
-                hints = gr.Textbox(
-                    hint_lines(engine, start.adapter),
-                    label="Example prompts without answers, one a line", lines=4,
-                    info="They show the fit where the adapter acts: the source's own model writes more like "
-                    "them. \\n stands for a line break. Without any, general text alone is read.",
-                )  # fmt: skip
             timer = gr.Timer(0.5, active=False)
     return GenerateTab(
         prompt, examples, generate, stop, panes, message, options, max_tokens, temperature, seed, one_line,
-        beside, steps, hints, translate, keep, cancel, job, download, timer,
+        beside, steps, prompts, translate, keep, cancel, job, download, timer,
     )  # fmt: skip
 
 
-def wire_generate_tab(tab: GenerateTab, pick: PickTab, engine: Engine, attached: gr.BrowserState) -> None:
-    """Connect the tab's events."""
+def wire_generate_tab(
+    tab: GenerateTab, pick: PickTab, engine: Engine, expansions: Expansions, attached: gr.BrowserState,
+    listed: gr.BrowserState,
+) -> None:  # fmt: skip
+    """Connect the tab's events; `listed` is what the browser keeps of the list of prompts."""
     _wire_text(tab, pick, engine, attached)
-    _wire_translate(tab, pick, engine, attached)
+    _wire_translate(tab, pick, engine, expansions, attached, listed)
 
 
 def _wire_text(tab: GenerateTab, pick: PickTab, engine: Engine, attached: gr.BrowserState) -> None:
@@ -169,12 +174,14 @@ def _wire_text(tab: GenerateTab, pick: PickTab, engine: Engine, attached: gr.Bro
     )  # fmt: skip
 
 
-def _wire_translate(tab: GenerateTab, pick: PickTab, engine: Engine, attached: gr.BrowserState) -> None:
+def _wire_translate(
+    tab: GenerateTab, pick: PickTab, engine: Engine, expansions: Expansions, attached: gr.BrowserState,
+    listed: gr.BrowserState,
+) -> None:  # fmt: skip
     shown = tab.job_shown
 
-    def start(selection: Selection, steps: int, hints: str, kept: object) -> tuple[Any, ...]:
+    def start(request: TranslateRequest, kept: object) -> tuple[Any, ...]:
         space = Attached.from_json(kept)
-        request = TranslateRequest(selection, int(steps), prompts_of(hints))
         try:
             job_id = engine.start_translate(request, space.heads_job)
         except Exception as error:
@@ -185,17 +192,22 @@ def _wire_translate(tab: GenerateTab, pick: PickTab, engine: Engine, attached: g
         return *job_updates(engine.job(job_id)), started.to_json()
 
     def translate(
-        source: str, target: str, adapter: str, mode: str, steps: int, hints: str, kept: object
-    ) -> tuple[Any, ...]:
+        source: str, target: str, adapter: str, mode: str, steps: int, hints: str,
+        of_list: object, cells: object, kept: object,
+    ) -> tuple[Any, ...]:  # fmt: skip
         """Start a translation in the background; where nothing has to be made, a compiled one."""
-        written = "compiled" if mode == "hosted" else mode
-        return start(Selection.of(source, target, adapter, written), steps, hints, kept)
+        selection = Selection.of(source, target, adapter, "compiled" if mode == "hosted" else mode)
+        request = TranslateRequest(selection, int(steps), prompts_of(hints))
+        shown_list = KeptList.from_json(of_list)
+        # A cell that was left by pressing the button is in the table before the browser has kept it.
+        shown_list = replace(shown_list, lines=lines_of(cells) or shown_list.lines)
+        return start(expansions.asked(request, shown_list), kept)
 
     def keep(
         source: str, target: str, adapter: str, mode: str, segment: int, kept: object
     ) -> tuple[Any, ...]:
         """Write what hosted mode shows as a recipe."""
-        return start(Selection.of(source, target, adapter, mode, segment), 1, "", kept)
+        return start(TranslateRequest(Selection.of(source, target, adapter, mode, segment), 1), kept)
 
     def tick(source: str, target: str, adapter: str, mode: str, segment: int, kept: object) -> dict[Any, Any]:
         before = Attached.from_json(kept)
@@ -215,7 +227,9 @@ def _wire_translate(tab: GenerateTab, pick: PickTab, engine: Engine, attached: g
         return job_updates(engine.job(job_id))
 
     tab.translate.click(
-        translate, [*pick.chosen, tab.options.mode, tab.steps, tab.hints, attached], [*shown, attached],
+        translate,
+        [*pick.chosen, tab.options.mode, tab.steps, tab.hints, listed, tab.prompts.table, attached],
+        [*shown, attached],
         show_progress="hidden", api_visibility="private",
     )  # fmt: skip
     tab.keep.click(
@@ -241,16 +255,6 @@ def follow(tab: GenerateTab, engine: Engine, chosen: Selection, prompt: str) -> 
     }
 
 
-def hint_lines(engine: Engine, adapter: str) -> str:
-    """Example prompts of a shipped adapter's task, one a line; empty for any other."""
-    return "\n".join(prompt.replace("\n", "\\n") for prompt in engine.hints(adapter))
-
-
-def prompts_of(hints: str) -> tuple[str, ...]:
-    r"""The prompts that the box of example prompts holds, one a line; `\n` stands for a line break."""
-    return tuple(line.replace("\\n", "\n") for line in (hints or "").splitlines() if line.strip())
-
-
 def mode_updates(tab: GenerateTab, mode: str) -> dict[Any, Any]:
     """What is offered in a mode; nothing listens to the mode itself, so whatever sets it sets this too."""
     hosted = mode == "hosted"
@@ -259,6 +263,7 @@ def mode_updates(tab: GenerateTab, mode: str) -> dict[Any, Any]:
         tab.options.segment: gr.update(visible=hosted),
         tab.translate: gr.update(value=translate_label(mode)),
         tab.keep: gr.update(visible=hosted),
+        tab.prompts.group: gr.update(visible=mode in READ_BY),
     }
 
 

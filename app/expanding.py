@@ -1,0 +1,46 @@
+"""The backend's side of the example prompts: what a compiled fit would read, before anything is fitted."""
+
+from typing import TYPE_CHECKING, cast
+
+from app.backend import AnsweredPrompt, Expansion, TranslateRequest
+from cast.progress import OnProgress, Progress
+
+if TYPE_CHECKING:
+    from cast.pipeline import FoundHeads
+    from cast.recipes import Mode, TranslationConfig
+
+
+def translation_config(request: TranslateRequest) -> "TranslationConfig":
+    """How *Translate* carries an adapter."""
+    from cast.recipes import TranslationConfig
+
+    chosen = request.selection
+    config = TranslationConfig(cast("Mode", chosen.mode), segment=chosen.segment, steps=request.steps)
+    return config if request.expand else config.reading_as_they_stand(request.prompts)
+
+
+def expanded(request: TranslateRequest, heads: "FoundHeads | None", on_progress: OnProgress) -> Expansion:
+    """The prompts that the fit would make and have answered, and how much of the adapter they excite.
+
+    Args:
+        request: as it would be translated.
+        heads: the visitor's own; else those of the pair, whose text is read then.
+        on_progress: gets the stages `load`, `generate` and `coverage`.
+    """
+    from cast import adapters, models, pipeline
+    from cast.coverage import covered
+    from cast.prediction import REACHED, excites_in_words
+    from cast.translate import answered_prompts
+
+    chosen, config = request.selection, translation_config(request)
+    source, target = (models.load(name, on_progress=on_progress) for name in (chosen.source, chosen.target))
+    lora = adapters.read(chosen.adapter, source)
+    found = heads or pipeline.find_heads(source, target)
+    texts = pipeline.fitting_text(source, target, config, found.heads.recipe.corpus if found else None)
+    answers = answered_prompts(source, lora, request.prompts, texts, config, on_progress=on_progress)
+    on_progress(Progress("coverage", 0, 1))
+    shown = covered(source, lora, texts, [answer.text for answer in answers], config)
+    rows = tuple(AnsweredPrompt(told.text[: told.answer], told.text[told.answer :]) for told in answers)
+    return Expansion(
+        rows, shown.reach, shown.reach >= REACHED, excites_in_words(shown.reach, shown.strongest)
+    )

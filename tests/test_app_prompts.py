@@ -1,0 +1,99 @@
+"""Example prompts: made more in the background, edited as a list, and read by *Translate* as they stand."""
+
+from dataclasses import replace
+
+import pytest
+from fake_backend import ended
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.backend import TranslateRequest
+from app.engine import Engine
+from app.expansions import MAX_PROMPTS, Expansions, KeptList, Line, lines_of
+from app.jobs import JobState
+from app.tabs.prompts import prompts_of
+from app.workspace import Selection
+from cast.errors import RequestError
+
+CHOICE = Selection("pocket:llama", "pocket:mistral", "pocket:llama/mood", "compiled")
+ASKED = TranslateRequest(CHOICE, 10, ("Who?", "A\nB"))
+
+
+@pytest.fixture
+def expansions(backend, jobs, tmp_path):
+    return Expansions(backend, Engine(backend, jobs, tmp_path, None), jobs)
+
+
+def made(expansions, request=ASKED):
+    kept = KeptList(pending=expansions.start(request))
+    ended(lambda: expansions.pending(kept))
+    return expansions.settled(kept)
+
+
+def test_what_is_made_of_the_examples_is_what_translate_reads(expansions):
+    kept = made(expansions)
+    assert (kept.pending, kept.lines) == ("", None)
+    found = expansions.made(kept, CHOICE)
+    assert [line.prompt for line in found.lines] == ["Who?", "A\nB", "Who? More?", "A\nB More?"]
+    assert expansions.asked(ASKED, kept) == replace(
+        ASKED, prompts=tuple(line.prompt for line in found.lines), expand=False
+    )
+    edited = replace(kept, lines=(Line(True, "Mine", ""), Line(False, "Who?", " yes")))
+    assert expansions.asked(ASKED, edited).prompts == ("Mine",)
+    assert KeptList.from_json(edited.to_json()) == edited
+
+
+def test_a_list_serves_its_own_adapter_only(expansions):
+    kept = made(expansions)
+    assert expansions.made(kept, replace(CHOICE, target="pocket:qwen")) is not None
+    other = replace(ASKED, selection=replace(CHOICE, adapter="pocket:llama/pirate"))
+    assert expansions.asked(other, kept) == other
+    assert expansions.asked(ASKED, KeptList()) == ASKED
+    assert expansions.asked(ASKED, KeptList("0" * 32)) == ASKED
+
+
+def test_without_examples_general_text_is_measured_alone(expansions):
+    asked = replace(ASKED, prompts=())
+    kept = made(expansions, asked)
+    found = expansions.made(kept, CHOICE).expansion
+    assert (found.rows, found.excites) == ((), False)
+    assert expansions.asked(asked, kept) == asked
+
+
+def test_a_later_job_that_is_cancelled_leaves_the_list(expansions, backend):
+    kept = made(expansions)
+    backend.pace, backend.steps = 0.01, 1000
+    later = replace(kept, pending=expansions.start(ASKED))
+    assert expansions.made(later, CHOICE) is not None
+    assert expansions.cancel(later)
+    assert ended(lambda: expansions.pending(later)).state is JobState.CANCELLED
+    assert expansions.settled(later) == later
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (replace(ASKED, selection=replace(CHOICE, adapter="")), "Choose a source model"),
+        (replace(ASKED, prompts=("a",) * (MAX_PROMPTS + 1)), "five are enough"),
+        (replace(ASKED, prompts=("a" * 5000,)), "shorten the longest"),
+    ],
+)
+def test_wrong_requests_are_sentences(expansions, asked, words):
+    with pytest.raises(RequestError, match=words):
+        expansions.start(asked)
+
+
+def test_a_box_and_a_table_write_line_breaks_alike():
+    assert prompts_of("Who?\n\nA\\nB\n") == ASKED.prompts
+    cells = [[True, "A\\nB", " yes"], ["false", "Who?", None], [True, "  ", ""], [True], "abc"]
+    assert lines_of(cells) == (Line(True, "A\nB", " yes"), Line(False, "Who?", ""))
+
+
+values = st.none() | st.booleans() | st.floats() | st.text()
+
+
+@given(st.recursive(values, lambda v: st.lists(v) | st.dictionaries(st.sampled_from(("job", "lines")), v)))
+def test_anything_else_from_a_browser_becomes_a_valid_list(value):
+    kept = KeptList.from_json(value)
+    assert kept.job == ""
+    assert all(line.prompt.strip() for line in kept.lines or ())
