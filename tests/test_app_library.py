@@ -139,7 +139,7 @@ def test_opening_reads_no_heads_that_are_not_there(backend, chosen, loaded, head
         backend.reopened(backend.opened(str(tmp_path / "out")), *loaded)
 
 
-def test_prompts_are_made_answered_and_measured_before_a_fit(backend, chosen, monkeypatch):
+def test_prompts_are_made_answered_and_measured_before_a_fit(backend, chosen, heads, monkeypatch):
     def few(asked):
         config = translation_config(asked)
         return replace(config, prompts_wanted=8) if asked.expand else config
@@ -147,16 +147,16 @@ def test_prompts_are_made_answered_and_measured_before_a_fit(backend, chosen, mo
     monkeypatch.setattr(expanding, "translation_config", few)
     given = ("Once upon a time\nA:", "The owl said\nA:", "In the morning\nA:")
     asked, stages = TranslateRequest(replace(chosen, mode="compiled"), 1, given), []
-    found = backend.expand(asked, None, lambda progress: stages.append(progress.stage))
+    found = backend.expand(asked, heads, lambda progress: stages.append(progress.stage))
     assert tuple(row.prompt for row in found.rows[:3]) == given
     assert len(found.rows) > 3
     assert {"generate", "coverage"} <= set(stages)
     assert found.excites == ("hardly" not in found.words)
     edited = (given[0], "A line of my own.\nA:")
-    again = backend.expand(replace(asked, prompts=edited, expand=False), None, ignore)
+    again = backend.expand(replace(asked, prompts=edited, expand=False), heads, ignore)
     assert tuple(row.prompt for row in again.rows) == edited
     assert again.rows[0].answer == found.rows[0].answer
-    alone = backend.expand(replace(asked, prompts=()), None, ignore)
+    alone = backend.expand(replace(asked, prompts=()), heads, ignore)
     assert (alone.rows, 0 <= alone.reach <= 1) == ((), True)
 
 

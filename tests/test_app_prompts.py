@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from fake_backend import ended
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.backend import TranslateRequest
@@ -92,6 +92,7 @@ def test_a_box_and_a_table_write_line_breaks_alike():
 values = st.none() | st.booleans() | st.floats() | st.text()
 
 
+@settings(max_examples=40)
 @given(st.recursive(values, lambda v: st.lists(v) | st.dictionaries(st.sampled_from(("job", "lines")), v)))
 def test_anything_else_from_a_browser_becomes_a_valid_list(value):
     kept = KeptList.from_json(value)
