@@ -205,11 +205,17 @@ class CastPage:
 
     def translate_with(self, steps: int) -> None:
         """Translate with as many steps of a compiled fit."""
-        self.page.get_by_role("button", name="Effort", exact=True).click()
-        field = self.page.get_by_label("number input for Steps of a compiled fit")
-        field.fill(str(steps))
-        field.press("Enter")
+        self.open_fold("Effort")
+        self.set_slider("Steps of a compiled fit", str(steps))
         self.translate()
+
+    def open_fold(self, name: str) -> None:
+        self.page.get_by_role("button", name=name).click()
+
+    def set_slider(self, label: str, value: str) -> None:
+        field = self.page.get_by_label(f"number input for {label}")
+        field.fill(value)
+        field.press("Enter")
 
     def cancel(self) -> None:
         self.page.get_by_role("button", name="Cancel", exact=True).locator("visible=true").click()
