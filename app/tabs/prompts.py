@@ -13,7 +13,7 @@ from app.expansions import Expansions, KeptList, Line, escaped, lines_of, unesca
 from app.saying import said
 from app.workspace import Attached, Selection, Workspace
 
-HEADERS = ["Use", "Prompt", "Answer of the source with its adapter"]
+HEADERS = ["Use", "Prompt", "Answer"]
 READ_BY = ("hosted", "compiled")
 """The modes in which *Translate* fits a LoRA, and so reads prompts."""
 _CAPTION = (
@@ -73,8 +73,8 @@ def create_prompts_panel(engine: Engine, start: Workspace) -> PromptsPanel:
             told = gr.HTML()
             table = gr.Dataframe(
                 headers=HEADERS, datatype=["bool", "str", "str"], type="array", interactive=True, wrap=True,
-                column_count=3, static_columns=[2], column_widths=["64px", "60%", "40%"], max_height=320,
-                label="Prompts that the fit reads", buttons=["fullscreen"], show_search="search",
+                column_count=3, static_columns=[2], column_widths=["16%", "54%", "30%"], max_height=320,
+                label="What the fit reads, and what the source with its adapter answers", buttons=["fullscreen"], show_search="search",
             )  # fmt: skip
             with gr.Row():
                 again = gr.Button("Measure the ticked ones anew", size="sm", min_width=200)
