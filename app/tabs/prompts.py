@@ -74,7 +74,8 @@ def create_prompts_panel(engine: Engine, start: Workspace) -> PromptsPanel:
             table = gr.Dataframe(
                 headers=HEADERS, datatype=["bool", "str", "str"], type="array", interactive=True, wrap=True,
                 column_count=3, static_columns=[2], column_widths=["16%", "54%", "30%"], max_height=320,
-                label="What the fit reads, and what the source with its adapter answers", buttons=["fullscreen"], show_search="search",
+                label="What the fit reads, and what the source with its adapter answers",
+                buttons=["fullscreen"], show_search="search",
             )  # fmt: skip
             with gr.Row():
                 again = gr.Button("Measure the ticked ones anew", size="sm", min_width=200)
