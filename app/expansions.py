@@ -29,7 +29,7 @@ class Line:
 class Made:
     """What a job has made, and of what."""
 
-    selection: Selection
+    asked: TranslateRequest
     expansion: Expansion
 
     @property
@@ -117,7 +117,7 @@ class Expansions:
         own = self._engine.own.of(chosen.pair, heads_job)
 
         def work(on_progress: OnProgress) -> Made:
-            return Made(chosen, self._backend.expand(request, own, on_progress))
+            return Made(request, self._backend.expand(request, own, on_progress))
 
         return self._jobs.start("prompts", f"Prompts for {chosen.adapter}.", work)
 
@@ -140,8 +140,8 @@ class Expansions:
         made = job.result if job else None
         if not isinstance(made, Made):
             return None
-        same = (made.selection.source, made.selection.adapter) == (selection.source, selection.adapter)
-        return made if same else None
+        of = made.asked.selection
+        return made if (of.source, of.adapter) == (selection.source, selection.adapter) else None
 
     def asked(self, request: TranslateRequest, kept: KeptList) -> TranslateRequest:
         """The request with the prompts of its choice's list in place of the examples, where there is one."""

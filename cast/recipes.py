@@ -116,8 +116,8 @@ class TranslationConfig:
         return "self-generated" if self.mode == "compiled" and self.moments else "general"
 
     def reading_as_they_stand(self, prompts: Sequence[str]) -> "TranslationConfig":
-        """The same for prompts that are many already: none are made of them."""
-        return replace(self, prompts_wanted=len(set(prompts)))
+        """The same for prompts that are many already: none are made of them, nor in place of none."""
+        return replace(self, prompts_wanted=len(set(prompts)), moments=self.moments if prompts else 0)
 
     def served_rank(self, source_rank: int) -> int:
         """Rank of the compiled LoRA for a source adapter of rank `source_rank`."""

@@ -156,7 +156,7 @@ def test_prompts_are_made_answered_and_measured_before_a_fit(backend, chosen, he
     again = backend.expand(replace(asked, prompts=edited, expand=False), heads, ignore)
     assert tuple(row.prompt for row in again.rows) == edited
     assert again.rows[0].answer == found.rows[0].answer
-    alone = backend.expand(replace(asked, prompts=()), heads, ignore)
+    alone = backend.expand(replace(asked, prompts=(), expand=False), heads, ignore)
     assert (alone.rows, 0 <= alone.reach <= 1) == ((), True)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import gradio as gr
 
 from app import views
-from app.backend import Expansion, TranslateRequest
+from app.backend import TranslateRequest
 from app.engine import Engine
-from app.expansions import Expansions, KeptList, Line, escaped, lines_of, unescaped
+from app.expansions import Expansions, KeptList, Line, Made, escaped, lines_of, unescaped
 from app.saying import said
 from app.workspace import Attached, Selection, Workspace
 
@@ -63,7 +63,8 @@ def create_prompts_panel(engine: Engine, start: Workspace) -> PromptsPanel:
             hint_lines(engine, start.adapter),
             label="Up to five example prompts without answers, one a line (optional)", lines=3, max_lines=6,
             info="They show the fit where the adapter acts: the source's own model writes more like them. "
-            "\\n stands for a line break. Without any, general text alone is read.",
+            "\\n stands for a line break. Without any, the adapter shows its skill by itself, where general "
+            "text lets it act.",
         )  # fmt: skip
         with gr.Row():
             show = gr.Button("Show what is made of them", size="sm", min_width=200)
@@ -178,22 +179,25 @@ def _standing(panel: PromptsPanel, expansions: Expansions, chosen: Selection, sh
         return updates
     lines = made.lines if shown.lines is None else shown.lines
     return updates | {
-        panel.told: _told(made.expansion, lines),
+        panel.told: _told(made, lines),
         panel.table: gr.update(value=_cells(lines), visible=bool(made.expansion.rows)),
     }
 
 
-def _told(found: Expansion, lines: Sequence[Line]) -> str:
-    """How much of the adapter the text excites, and what Translate makes of it."""
-    if found.rows:
+def _told(made: Made, lines: Sequence[Line]) -> str:
+    """How much of the adapter the text excites, and what would help."""
+    found, given = made.expansion, bool(made.asked.prompts)
+    if not found.rows:
+        read = "General text alone."
+    elif given:
         read = f"{len(lines):,} prompts and general text."
-        advice = "." if found.excites else ": give other example prompts."
     else:
-        read = "General text alone, for there are no example prompts."
-        advice = "." if found.excites else ": give a few example prompts."
-    kind = "good" if found.excites else "info"
+        read = (
+            f"{len(lines):,} beginnings of general text, cut where the adapter acts most, and general text."
+        )
+    advice = f": give {'other' if given else 'a few'} example prompts." if not found.excites else "."
     caption = f'<p class="cast-caption">{_CAPTION}</p>' if found.rows else ""
-    return views.sentence(f"{read} {found.words}{advice}", kind) + caption
+    return views.sentence(f"{read} {found.words}{advice}", "good" if found.excites else "info") + caption
 
 
 def _cells(lines: Sequence[Line]) -> list[list[Any]]:
