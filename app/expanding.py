@@ -29,6 +29,7 @@ def expanded(request: TranslateRequest, heads: "FoundHeads | None", on_progress:
     """
     from cast import adapters, models, pipeline
     from cast.coverage import covered
+    from cast.interrupting import interruptible
     from cast.prediction import REACHED, excites_in_words
     from cast.translate import answered_prompts
 
@@ -37,10 +38,13 @@ def expanded(request: TranslateRequest, heads: "FoundHeads | None", on_progress:
     lora = adapters.read(chosen.adapter, source)
     found = heads or pipeline.find_heads(source, target)
     texts = pipeline.fitting_text(source, target, config, found.heads.recipe.corpus if found else None)
-    answers = answered_prompts(source, lora, request.prompts, texts, config, on_progress=on_progress)
-    on_progress(Progress("coverage", 0, 1))
-    shown = covered(source, lora, texts, [answer.text for answer in answers], config)
-    rows = tuple(AnsweredPrompt(told.text[: told.answer], told.text[told.answer :]) for told in answers)
+    with interruptible((source,), on_progress) as told:
+        answers = answered_prompts(source, lora, request.prompts, texts, config, on_progress=told)
+        told(Progress("coverage", 0, 1))
+        shown = covered(source, lora, texts, [answer.text for answer in answers], config)
+    rows = tuple(
+        AnsweredPrompt(answer.text[: answer.answer], answer.text[answer.answer :]) for answer in answers
+    )
     return Expansion(
         rows, shown.reach, shown.reach >= REACHED, excites_in_words(shown.reach, shown.strongest)
     )

@@ -144,9 +144,14 @@ class Expansions:
         return made if (of.source, of.adapter) == (selection.source, selection.adapter) else None
 
     def asked(self, request: TranslateRequest, kept: KeptList) -> TranslateRequest:
-        """The request with the prompts of its choice's list in place of the examples, where there is one."""
+        """The request with the prompts of its choice's list in place of the examples, where there is one.
+
+        What was made without examples, and left as it is, a fit makes by itself.
+        """
         made = self.made(kept, request.selection)
         if made is None or not made.expansion.rows:
             return request
         lines = made.lines if kept.lines is None else kept.lines
+        if not made.asked.prompts and lines == made.lines:
+            return request
         return replace(request, prompts=tuple(line.prompt for line in lines if line.use), expand=False)

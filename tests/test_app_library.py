@@ -15,7 +15,7 @@ from app.jobs import Jobs, JobState
 from app.library import CastBackend
 from app.workspace import Selection
 from cast import adapters
-from cast.errors import CastError
+from cast.errors import Cancelled, CastError
 from cast.pipeline import open_adapter, translate_adapter
 from cast.progress import ignore
 from cast.recipes import TranslationConfig
@@ -156,6 +156,13 @@ def test_prompts_are_made_answered_and_measured_before_a_fit(backend, chosen, he
     again = backend.expand(replace(asked, prompts=edited, expand=False), heads, ignore)
     assert tuple(row.prompt for row in again.rows) == edited
     assert again.rows[0].answer == found.rows[0].answer
+
+    def stop(progress):
+        if progress.stage == "coverage":
+            raise Cancelled("stop")
+
+    with pytest.raises(Cancelled):
+        backend.expand(replace(asked, prompts=edited, expand=False), heads, stop)
     alone = backend.expand(replace(asked, prompts=(), expand=False), heads, ignore)
     assert (alone.rows, 0 <= alone.reach <= 1) == ((), True)
 

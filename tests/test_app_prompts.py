@@ -7,7 +7,7 @@ from fake_backend import ended
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.backend import TranslateRequest
+from app.backend import AnsweredPrompt, Expansion, TranslateRequest
 from app.engine import Engine
 from app.expansions import MAX_PROMPTS, Expansions, KeptList, Line, lines_of
 from app.jobs import JobState
@@ -58,6 +58,17 @@ def test_without_examples_general_text_is_measured_alone(expansions):
     found = expansions.made(kept, CHOICE).expansion
     assert (found.rows, found.excites) == ((), False)
     assert expansions.asked(asked, kept) == asked
+
+
+def test_what_the_adapter_said_by_itself_is_read_anew_unless_it_is_edited(expansions, backend, monkeypatch):
+    said = Expansion((AnsweredPrompt("Once", " upon"), AnsweredPrompt("Then", " he")), 0.3, True, "yes")
+    monkeypatch.setattr(backend, "expand", lambda *_: said)
+    asked = replace(ASKED, prompts=())
+    kept = made(expansions, asked)
+    assert expansions.asked(asked, kept) == asked
+    lines = expansions.made(kept, CHOICE).lines
+    edited = replace(kept, lines=(replace(lines[0], use=False), lines[1]))
+    assert expansions.asked(asked, edited) == replace(asked, prompts=("Then",), expand=False)
 
 
 def test_a_later_job_that_is_cancelled_leaves_the_list(expansions, backend):
