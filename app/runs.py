@@ -40,7 +40,12 @@ BASELINES = {
     "shuffled-layers": "Control: shuffled layers",
 }
 # Names that results have beside those that can be asked for.
-_NAMES = {**METHODS, **BASELINES, "compiled-prompts": "Compiled LoRA with prompts"}
+_NAMES = {
+    **METHODS,
+    **BASELINES,
+    "compiled-prompts": "Compiled LoRA with prompts",
+    "compiled-general": "Compiled LoRA, general text as it is",
+}
 MAX_EXAMPLES = 500
 _KEPT = 50
 # A run is a few kilobytes; a larger file is something else.

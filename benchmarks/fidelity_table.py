@@ -15,9 +15,9 @@ from cast.results import Result, read_results
 # From a 95 % interval's width to a standard error.
 _WIDTH_IN_ERRORS = 2 * 1.96
 _ORDER = (
-    "hosted", "compiled-prompts", "compiled", "instant", "kernel", "hosted-states", "hosted-1",
-    "proxy-tuning", "reduced-rank-regression", "theseus", "bico", "cross-lora", "lora-x", "truncate-and-pad",
-    "naive-copy", "random-heads", "random-maps", "shuffled-layers",
+    "hosted", "compiled-prompts", "compiled", "compiled-general", "instant", "kernel", "hosted-states",
+    "hosted-1", "proxy-tuning", "reduced-rank-regression", "theseus", "bico", "cross-lora", "lora-x",
+    "truncate-and-pad", "naive-copy", "random-heads", "random-maps", "shuffled-layers",
 )  # fmt: skip
 # A method may cost so much more than the adapters themselves.
 _ALLOWED = 0.01
@@ -34,8 +34,8 @@ task* is the relative change of bits per byte on held-out general text.
 - `hosted`: the whole source stack beside the target, which takes over the words that the adapter moves; no
   heads, no fit. `hosted-states`: the same through the deepest decode head. `hosted-1`: block by block.
 - `compiled`: a plain LoRA fitted on general text, and on what the source with its adapter makes of it by
-  itself; no prompt. `compiled-prompts`: with five example prompts of the task, without answers, which the
-  source's base model makes more.
+  itself; no prompt. `compiled-general`: on general text as it is. `compiled-prompts`: with five example
+  prompts of the task, without answers, which the source's base model makes more.
 - `instant`, `kernel`: see README. No method has read a label.
 - Baselines, each in `cast/baselines/` with its paper and equation, at the source adapter's rank:
   `cross-lora`, `lora-x` and `truncate-and-pad` see weights alone; `theseus`, `bico` and

@@ -284,7 +284,8 @@ def method_name(config: TranslationConfig, prompts: Sequence[str] = ()) -> str:
     With prompts `compiled` is `compiled-prompts`; the other modes do not read them.
     """
     if config.mode == "compiled":
-        return "compiled-prompts" if prompts else "compiled"
+        plain = "compiled" if config.moments else "compiled-general"
+        return "compiled-prompts" if prompts else plain
     if config.mode != "hosted" or not config.needs_heads:
         return config.mode
     return f"{config.mode}-{config.segment or config.readout}"
@@ -337,7 +338,9 @@ def held_out_texts(text: str, count: int = _OFF_TASK_TEXTS) -> list[str]:
 
 
 def methods_named(names: Iterable[str], **settings: Any) -> list[TranslationConfig | Baseline]:
-    """Methods by name: a mode, `hosted-states`, `hosted-1`, `hosted-2`, … block by block, or a baseline.
+    """Methods by name: a mode; `hosted-states`; `hosted-1`, `hosted-2`, … block by block; a baseline.
+
+    `compiled-general` is `compiled` on general text as it is, without `cast.moments`.
 
     Args:
         names: see above, and `cast.baselines`.
@@ -354,7 +357,9 @@ def methods_named(names: Iterable[str], **settings: Any) -> list[TranslationConf
             continue
         mode, dash, size = name.partition("-")
         numbered = size.isdigit() and int(size) > 0
-        if dash and not (mode == "hosted" and (numbered or size == "states")):
+        by_states = mode == "hosted" and size == "states"
+        untouched = name == "compiled-general"
+        if dash and not (untouched or by_states or (mode == "hosted" and numbered)):
             raise RequestError(
                 f"There is no method {name!r}; hosted-2 and hosted-states are some, and the baselines are "
                 f"{', '.join(BASELINES)}."
@@ -362,8 +367,10 @@ def methods_named(names: Iterable[str], **settings: Any) -> list[TranslationConf
         form: dict[str, Any] = {}
         if numbered:
             form["segment"] = int(size)
-        elif dash:
+        elif by_states:
             form["readout"] = size
+        elif untouched:
+            form["moments"] = 0
         methods.append(TranslationConfig(**{"mode": mode, **given, **form}))
     return methods
 

@@ -4,10 +4,19 @@ from collections.abc import Callable
 
 import pytest
 
-from cast.comparison import Failure, compare, compared, ends_of_the_scale, methods_named, reference
+from cast.comparison import (
+    Failure,
+    compare,
+    compared,
+    ends_of_the_scale,
+    method_name,
+    methods_named,
+    reference,
+)
 from cast.errors import AdapterError, Cancelled, RequestError
 from cast.evaluate import TaskData
 from cast.pocket.tasks import Example
+from cast.recipes import TranslationConfig
 from cast.results import Result
 
 TASK = TaskData("colours", tuple(Example(f"The fox met {name}:", " owl", (" owl", " moon")) for name in "ab"))
@@ -54,3 +63,17 @@ def test_a_reference_is_read_or_trained_not_both(given) -> None:
     with pytest.raises(RequestError, match="choose one"):
         reference(given[1], "pocket:mood", retrained="a", train="b")
     assert reference(given[1], "pocket:mood") is None
+
+
+@pytest.mark.parametrize("name", ["compiled", "compiled-general", "hosted", "hosted-states", "hosted-2"])
+def test_a_method_is_called_what_it_was_asked_for_as(name: str) -> None:
+    (config,) = methods_named([name], seed=3)
+    assert isinstance(config, TranslationConfig)
+    assert method_name(config) == name
+    assert config.text_kind(()) == ("self-generated" if name == "compiled" else "general")
+
+
+@pytest.mark.parametrize("name", ["compiled-states", "instant-2", "hosted-general", "hosted-0"])
+def test_a_method_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(RequestError, match="no method"):
+        methods_named([name])
