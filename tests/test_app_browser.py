@@ -38,7 +38,7 @@ def test_choose_generate_translate_and_read_the_target(visit, backend):
     expect(page.answer("target_adapter")).to_contain_text("pocket:qwen says hosted mood whole x1")
     expect(page.pane("source").locator(".cast-prompt")).to_have_text("Who <b>sang</b>?")
 
-    backend.steps = 40
+    backend.steps = 200
     page.translate()
     expect(page.job).to_contain_text("fitting the adapter")
     page.open()  # a reload in the middle of the job

@@ -94,7 +94,7 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
         yield first | generate_tab.follow(tabs.generate, engine, chosen, prompt or "")
         yield _described(tabs, engine, before, chosen, blocks_each, made)
 
-    def restore(shown: object, kept: object, kept_jobs: object, link: str) -> Iterator[Updates]:
+    def restore(shown: object, kept: object, kept_jobs: object, link: str) -> Updates:
         space = sharing.read(link or "", Workspace.from_json(shown, kept))
         made = Attached.from_json(kept_jobs)
         translation = engine.job(made.translate_job)
@@ -114,8 +114,17 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
         ]  # fmt: skip
         first |= dict(zip(jobs_shown, jobs, strict=True))
         first |= pick_tab.set_to(pick, engine, None, chosen)
-        yield first | generate_tab.follow(tabs.generate, engine, chosen, space.prompt)
-        yield _described(tabs, engine, None, chosen, space.segment, made)
+        return first | generate_tab.follow(tabs.generate, engine, chosen, space.prompt)
+
+    def describe_restored(shown: object, mode: str, segment: int, kept_jobs: object) -> Updates:
+        """What has to be read first, in a handler of its own.
+
+        A second answer of `restore` would write the stores back as they were at its first, and so undo what
+        a quick visitor has chosen meanwhile.
+        """
+        space = replace(Workspace.from_json(shown), mode=mode, segment=int(segment or 0))
+        made = Attached.from_json(kept_jobs)
+        return _described(tabs, engine, None, space.selection, space.segment, made)
 
     chosen_and_shown = [*pick.chosen, *options.way, tabs.generate.prompt, stores.choice, stores.attached]
     followed = [
@@ -128,15 +137,22 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
         show_progress="hidden", trigger_mode="always_last", api_visibility="private",
     )  # fmt: skip
     link = gr.Textbox(visible=False)
-    blocks.load(
+    restored = blocks.load(
         restore, [*stores.all, link], list(dict.fromkeys([*followed, *settings, *jobs_shown])),
         js="(...kept) => [...kept.slice(0, -1), window.castStage.takeLink()]",
         show_progress="hidden", api_visibility="private",
+    )  # fmt: skip
+    # A list that was still being built when its value came shows the page's first one: said once more. The
+    # wait is a step of its own, so that what is said is what is chosen by then.
+    restored.then(
+        None, js="() => window.castStage.built('.pick-adapter input')", api_visibility="private"
     ).then(
-        # A list that was still being built when its value came shows the page's first one: said once more.
         None, stores.choice, pick.chosen, api_visibility="private",
-        js="async (kept) => { await window.castStage.built('.pick-adapter input');"
-        " return [kept.source, kept.target, kept.adapter] }",
+        js="(kept) => [kept.source, kept.target, kept.adapter]",
+    )  # fmt: skip
+    restored.then(
+        describe_restored, [stores.choice, *options.way, stores.attached], followers,
+        show_progress="hidden", api_visibility="private",
     )  # fmt: skip
 
     def follow_way(source: str, target: str, adapter: str, mode: str, segment: int) -> Updates:
