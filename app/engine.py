@@ -161,8 +161,7 @@ class Engine:
 
     def facts(self, selection: Selection) -> PairFacts:
         """Describe the chosen models and adapter from their configurations; no weights are read."""
-        if not selection.source or not selection.target:
-            raise RequestError("Choose a source model and a target model first.")
+        selection.pair.check()
         source, target = (self._stock.model_facts(name) for name in (selection.source, selection.target))
         if not selection.adapter:
             return PairFacts(source, target, None)
@@ -345,8 +344,7 @@ class Engine:
     def start_translate(self, request: TranslateRequest, heads_job: str = "") -> str:
         """Translate in the background; the job's result is a `TranslateResult`."""
         selection = request.selection
-        if not (selection.source and selection.target and selection.adapter):
-            raise RequestError("Choose a source model, a target model and an adapter first.")
+        selection.check()
         own = self.own.of(selection.pair, heads_job)
         out = self._folder / "translated" / uuid.uuid4().hex
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from app.backend import Backend, Option
 from app.engine import Engine
 from app.jobs import Job, Jobs
-from app.runs import MAX_EXAMPLES, EvaluateRequest, Run, RunStore, TaskFacts, is_id
+from app.runs import MAX_EXAMPLES, EvaluateRequest, Run, RunStore, TaskFacts
+from app.workspace import is_id
 from cast.errors import Cancelled, CastError, RequestError, TaskError
 from cast.progress import OnProgress
 from cast.storage import write_atomically
@@ -168,9 +169,7 @@ def _check_size(path: Path) -> None:
 
 
 def _check(request: EvaluateRequest) -> None:
-    chosen = request.selection
-    if not (chosen.source and chosen.target and chosen.adapter):
-        raise RequestError("Choose a source model, a target model and an adapter first.")
+    request.selection.check()
     if not request.task:
         raise RequestError("Choose a task, or upload a task file.")
     if not request.methods:

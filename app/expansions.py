@@ -7,8 +7,7 @@ from typing import Any
 from app.backend import Backend, Expansion, TranslateRequest
 from app.engine import Engine
 from app.jobs import Job, Jobs
-from app.runs import is_id
-from app.workspace import Selection
+from app.workspace import Selection, is_id
 from cast.errors import RequestError
 from cast.progress import OnProgress
 
@@ -51,6 +50,10 @@ class KeptList:
     job: str = ""
     lines: tuple[Line, ...] | None = None
     pending: str = ""
+
+    def shown(self, made: Made) -> tuple[Line, ...]:
+        """The list as it stands: as it was edited, or else as it was made."""
+        return made.lines if self.lines is None else self.lines
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads."""
@@ -108,8 +111,7 @@ class Expansions:
     def start(self, request: TranslateRequest, heads_job: str = "") -> str:
         """Make what the fit of a translation would read, in the background; the job's result is a `Made`."""
         chosen = request.selection
-        if not (chosen.source and chosen.target and chosen.adapter):
-            raise RequestError("Choose a source model, a target model and an adapter first.")
+        chosen.check()
         if len(request.prompts) > MAX_PROMPTS:
             raise RequestError(f"At most {MAX_PROMPTS:,} prompts are read; five are enough.")
         if any(len(prompt) > _LONGEST for prompt in request.prompts):
@@ -151,7 +153,7 @@ class Expansions:
         made = self.made(kept, request.selection)
         if made is None or not made.expansion.rows:
             return request
-        lines = made.lines if kept.lines is None else kept.lines
+        lines = kept.shown(made)
         if not made.asked.prompts and lines == made.lines:
             return request
         return replace(request, prompts=tuple(line.prompt for line in lines if line.use), expand=False)

@@ -16,7 +16,7 @@ from app.backend import Backend
 from app.cache import Cache
 from app.engine import Engine
 from app.workspace import Attached, Pair, Selection
-from cast.errors import AdapterError, HeadsError, HubError, RequestError
+from cast.errors import AdapterError, CastError, HeadsError, HubError, RequestError
 from cast.recipes import RECIPE_FILE
 from cast.storage import readable_write_errors
 
@@ -61,12 +61,8 @@ class Exports:
         folder = self._engine.translated_folder(selection, made)
         if folder is None:
             return None
-        try:
-            written = (folder / RECIPE_FILE).stat().st_mtime_ns
-        except OSError as error:
-            raise AdapterError(f"{folder} holds no {RECIPE_FILE} any more; translate once more.") from error
-        name = self.name(selection)
-        return self._made.get((folder, written, name), lambda: self._packed(folder, name, _FILES))
+        gone = AdapterError(f"{folder} holds no {RECIPE_FILE} any more; translate once more.")
+        return self._packed_once(folder, self.name(selection), RECIPE_FILE, _FILES, gone)
 
     def heads(self, pair: Pair, heads_job: str) -> Export | None:
         """The heads that a pair would use now; None where there are none. Loads both models.
@@ -78,16 +74,23 @@ class Exports:
         folder = self._engine.heads_folder(pair, heads_job)
         if folder is None:
             return None
-        try:
-            written = (folder / _HEADS).stat().st_mtime_ns
-        except OSError as error:
-            raise HeadsError("The heads of this pair are gone; train or load them once more.") from error
+        gone = HeadsError("The heads of this pair are gone; train or load them once more.")
         name = _named("heads", pair.source, "to", pair.target)
-        return self._made.get((folder, written, name), lambda: self._packed(folder, name, _HEADS_FILES))
+        return self._packed_once(folder, name, _HEADS, _HEADS_FILES, gone)
 
     def name(self, selection: Selection) -> str:
         """A folder name for a translation: the adapter, and the model that it is for."""
         return _named(selection.adapter, "for", selection.target)
+
+    def _packed_once(
+        self, folder: Path, name: str, newest: str, wanted: Sequence[str], gone: CastError
+    ) -> Export:
+        """What a folder holds, packed anew only where its file `newest` was written since; else `gone`."""
+        try:
+            written = (folder / newest).stat().st_mtime_ns
+        except OSError as error:
+            raise gone from error
+        return self._made.get((folder, written, name), lambda: self._packed(folder, name, wanted))
 
     def _packed(self, folder: Path, name: str, wanted: Sequence[str]) -> Export:
         archive = self._folder / "exports" / uuid.uuid4().hex / f"{name}.zip"

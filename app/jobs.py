@@ -87,6 +87,11 @@ class Job:
         return done / elapsed if done > 0 and elapsed >= 1.0 and not self.is_over else None
 
 
+def is_going(job: Job | None) -> bool:
+    """Whether there is a job, and it waits or runs."""
+    return job is not None and not job.is_over
+
+
 @dataclass
 class _Entry:
     job: Job

@@ -119,16 +119,13 @@ class Maps:
         Raises:
             RequestError: nothing is drawn yet.
         """
-        from app import plots_map, views_map
+        from app import plots_map
 
         if not drawn:
             raise RequestError("Draw a map first, then save it.")
         path = self._folder / "maps" / uuid.uuid4().hex / f"cast-map.{kind.lower()}"
         path.parent.mkdir(parents=True)
-        if kind == "CSV":
-            path.write_text(views_map.csv_of(drawn), encoding="utf-8")
-        else:
-            plots_map.write_html(drawn, colour, path)
+        plots_map.write(drawn, colour, path)
         return path
 
     def cancel(self, job_id: str) -> bool:

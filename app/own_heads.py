@@ -7,7 +7,7 @@ from pathlib import Path
 from app.backend import Backend, FitRequest, LoadRequest
 from app.cache import Cache
 from app.expecting import Expectations
-from app.jobs import Job, Jobs
+from app.jobs import Job, Jobs, is_going
 from app.shelf import Entry, HeadsShelf, Request
 from app.stock import Stock
 from app.workspace import Pair
@@ -33,7 +33,7 @@ class Asked:
     @property
     def is_going(self) -> bool:
         """Whether it waits or runs."""
-        return self.job is not None and not self.job.is_over
+        return is_going(self.job)
 
     @property
     def is_unfinished(self) -> bool:
@@ -62,9 +62,7 @@ class OwnHeads:
             request: what to do.
             earlier: the visitor's newest job of heads until now.
         """
-        pair = request.pair
-        if not (pair.source and pair.target):
-            raise RequestError("Choose a source model and a target model first.")
+        request.pair.check()
         if isinstance(request, LoadRequest) and not request.name:
             raise RequestError("Name a folder or a Hub id that holds heads of this pair.")
         job_id = uuid.uuid4().hex

@@ -293,8 +293,16 @@ def for_page(figure: go.Figure) -> go.Figure:
     return figure
 
 
-def write_html(drawn: Drawn, colour: str, path: Path) -> None:
-    """Write a map as a page of its own that needs no network, with its measures under it."""
+def write(drawn: Drawn, colour: str, path: Path) -> None:
+    """Write a map: its tokens as a table where the file is a `.csv`, else as a page of its own."""
+    if path.suffix == ".csv":
+        path.write_text(views_map.csv_of(drawn), encoding="utf-8")
+    else:
+        _write_html(drawn, colour, path)
+
+
+def _write_html(drawn: Drawn, colour: str, path: Path) -> None:
+    """A page that needs no network, with the measures under the map."""
     figure = token_map(drawn, colour)
     one, last = drawn[0], drawn[-1]
     depths = f"target depth {one.depth}, source depth {one.source_depth}"

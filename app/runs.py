@@ -5,7 +5,6 @@ browser knows. Nothing here knows of Gradio, or imports torch.
 """
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
@@ -13,7 +12,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from app.workspace import Selection
+from app.workspace import Selection, is_id
 from cast.errors import RequestError
 from cast.results import Result, result_of
 from cast.storage import cache_folder, write_atomically
@@ -50,7 +49,6 @@ MAX_EXAMPLES = 500
 _KEPT = 50
 # A run is a few kilobytes; a larger file is something else.
 _LARGEST = 1 << 20
-_ID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -223,11 +221,6 @@ def lettered(runs: Sequence[Run]) -> list[tuple[str, Run]]:
 def method_label(method: str) -> str:
     """A method's name in words."""
     return _NAMES.get(method, method)
-
-
-def is_id(value: object) -> bool:
-    """Whether a value is an id as `uuid4().hex` writes it."""
-    return isinstance(value, str) and _ID.fullmatch(value) is not None
 
 
 def _read(path: Path) -> Run | None:

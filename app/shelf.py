@@ -5,7 +5,6 @@ so nobody else's can be listed or guessed. Each names the visitor's entry before
 """
 
 import json
-import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -13,14 +12,13 @@ from itertools import islice
 from pathlib import Path
 
 from app.backend import FitOptions, FitRequest, LoadRequest
-from app.workspace import Pair
+from app.workspace import Pair, is_id
 from cast.storage import cache_folder, write_atomically
 
 _ASKED = "asked.json"
 _HEADS = "heads"
 _KEPT = 40
 _MOST_OF_ONE = 12
-_ID = re.compile(r"[0-9a-f]{32}")
 Request = FitRequest | LoadRequest
 
 
@@ -52,7 +50,7 @@ class HeadsShelf:
         kind = "fit" if isinstance(request, FitRequest) else "load"
         asked = {"kind": kind, "earlier": earlier, "request": asdict(request)}
         write_atomically(self._place(job_id) / _ASKED, json.dumps(asked).encode())
-        places = [path for path in self._top().iterdir() if _ID.fullmatch(path.name)]
+        places = [path for path in self._top().iterdir() if is_id(path.name)]
         for old in sorted(places, key=lambda path: path.stat().st_mtime, reverse=True)[_KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
         return self.heads(job_id)
@@ -63,7 +61,7 @@ class HeadsShelf:
 
     def entry(self, job_id: str) -> Entry | None:
         """An entry by its job; None where there is none that can be read."""
-        if not _ID.fullmatch(job_id):
+        if not is_id(job_id):
             return None
         place = self._place(job_id)
         try:
@@ -81,7 +79,7 @@ class HeadsShelf:
 
     def discard(self, job_id: str) -> None:
         """Delete what an entry holds; the entry itself stays, for it leads to those before it."""
-        if _ID.fullmatch(job_id):
+        if is_id(job_id):
             place = self._place(job_id)
             shutil.rmtree(place / f".{_HEADS}.unfinished", ignore_errors=True)
             shutil.rmtree(place / _HEADS, ignore_errors=True)
@@ -96,7 +94,7 @@ class HeadsShelf:
         return (self._folder or cache_folder()) / "own-heads"
 
     def _place(self, job_id: str) -> Path:
-        if not _ID.fullmatch(job_id):
+        if not is_id(job_id):
             raise ValueError(f"{job_id!r} is no id of a job")
         return self._top() / job_id
 

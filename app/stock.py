@@ -5,7 +5,7 @@ from app.cache import Cache
 from app.showcase import Showcase
 from app.streams import Loaded, held
 from app.workspace import Pair, Selection
-from cast.errors import HeadsError, RequestError
+from cast.errors import HeadsError
 
 
 class Stock:
@@ -50,15 +50,13 @@ class Stock:
         """Whether a model is loaded."""
         return self._models.peek(name) is not None
 
-    def model(self, name: str) -> Loaded:
-        """A model by its name."""
-        if not name:
-            raise RequestError("Choose a source model and a target model first.")
+    def _model(self, name: str) -> Loaded:
         return self._models.get(name, lambda: Loaded(name, self._backend.load(name)))
 
     def pair(self, pair: Pair) -> tuple[Loaded, Loaded]:
         """Source and target of a pair."""
-        return self.model(pair.source), self.model(pair.target)
+        pair.check()
+        return self._model(pair.source), self._model(pair.target)
 
     def adapter(self, name: str, source: Loaded) -> object:
         """An adapter of a loaded model."""

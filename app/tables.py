@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from app import views
-from app.jobs import Job
+from app.jobs import Job, is_going
 from app.runs import BASELINES, Ends, Run, lettered, method_label
 from cast.results import Result
 
@@ -27,7 +27,7 @@ def running(job: Job | None, run: Run | None) -> str:
     """The bar of a run that is under way; once it is over, its own sentence."""
     if run is None:
         return ""
-    if job is not None and not job.is_over:
+    if is_going(job):
         due = run.methods[run.measured] if run.ends and run.measured < len(run.methods) else ""
         now = f"now {method_label(due)}" if due else "now the models by themselves, for comparison"
         words = f"{run.measured} of {len(run.methods)} methods done; {now}."

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, cast
 
+from cast.errors import RequestError
+
 MODES = ("hosted", "compiled", "instant", "kernel")
 PLAIN_MODES = ("compiled", "instant")
 """The modes that end in a plain LoRA; the others end in a recipe."""
@@ -16,9 +18,10 @@ MAX_STRENGTH = 2.0
 MAX_SEGMENT = 1000
 MAX_TOKENS = 256
 MAX_TEMPERATURE = 1.5
+UNCHOSEN = "Choose a source model, a target model and an adapter first."
 _MAX_NAME = 300
 _WHOLE = {"segment": (0, MAX_SEGMENT), "max_tokens": (1, MAX_TOKENS), "seed": (0, 2**31 - 1)}
-_JOB_ID = re.compile(r"[0-9a-f]{32}")
+_ID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,15 @@ class Pair:
 
     source: str
     target: str
+
+    def check(self) -> None:
+        """Refuse a pair that is not chosen yet.
+
+        Raises:
+            RequestError: a model is missing.
+        """
+        if not (self.source and self.target):
+            raise RequestError("Choose a source model and a target model first.")
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,15 @@ class Selection:
         """The choice that widgets hold: an empty picker gives None, and 0 blocks are the whole stack."""
         blocks = int(segment or 0) if mode == "hosted" else 0
         return cls(source or "", target or "", adapter or "", mode, blocks or None)
+
+    def check(self) -> None:
+        """Refuse a choice of which something is missing.
+
+        Raises:
+            RequestError: a model or the adapter is.
+        """
+        if not (self.source and self.target and self.adapter):
+            raise RequestError(UNCHOSEN)
 
     @property
     def pair(self) -> Pair:
@@ -168,6 +189,11 @@ class Attached:
         return cls(**_fitting(cls, value))
 
 
+def is_id(value: object) -> bool:
+    """Whether a value is an id as `uuid4().hex` writes it."""
+    return isinstance(value, str) and _ID.fullmatch(value) is not None
+
+
 def clamp_strength(value: float) -> float:
     """A strength inside the range that the page offers."""
     return min(MAX_STRENGTH, max(0.0, float(value)))
@@ -194,5 +220,5 @@ def _fits(name: str, value: object) -> bool:
     if name in ("mode", "second_mode"):
         return value in MODES or (name == "second_mode" and value == "")
     if name.endswith("_job"):
-        return value == "" or _JOB_ID.fullmatch(value) is not None
+        return value == "" or is_id(value)
     return len(value) <= (4000 if name == "prompt" else _MAX_NAME)

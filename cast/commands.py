@@ -7,7 +7,8 @@ A function takes the parsed arguments and two callbacks: `say` prints text for p
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -240,12 +241,8 @@ def manifold(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Ans
         source, target, found.heads if found else None, lora, moved, request, on_progress=on_progress,
         text=args.corpus, seed=args.seed,
     )  # fmt: skip
-    with readable_write_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if out.suffix == ".csv":
-            out.write_text(views_map.csv_of(drawn), encoding="utf-8")
-        else:
-            plots_map.write_html(drawn, args.colour, out)
+    with _written(out):
+        plots_map.write(drawn, args.colour, out)
     say(f"{len(drawn[0].points)} tokens of {source.name} and {target.name}: {out}")
     for one in drawn:
         say(f"  target depth {one.depth}, source depth {one.source_depth}")
@@ -283,8 +280,7 @@ def layers(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Answe
         seed=args.seed,
     )
     if out:
-        with readable_write_errors(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
+        with _written(out):
             plots_map.layer_grid(facts, args.measure).write_html(out, include_plotlyjs=True)
     for grid in facts.grids:
         chance = max(map(max, grid.controls))
@@ -299,6 +295,14 @@ def _new_file(name: str) -> Path:
     if out.exists():
         raise OutputError(f"{out} is there already; name another file.")
     return out
+
+
+@contextmanager
+def _written(out: Path) -> Iterator[None]:
+    """Make the folder of a file, and put into a sentence what keeps the block from writing it."""
+    with readable_write_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield
 
 
 def _moved_states(name: str, source: LanguageModel, target: LanguageModel, on_progress: OnProgress) -> Runner:

@@ -3,9 +3,10 @@
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 from cast import adapters, corpus, evaluate, prediction
@@ -337,6 +338,12 @@ def held_out_texts(text: str, count: int = _OFF_TASK_TEXTS) -> list[str]:
     return list(islice(corpus.general_text(text, seed=0, held_out=True), count))
 
 
+_FORMS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"hosted-states": {"readout": "states"}, "compiled-general": {"moments": 0}}
+)
+"""Methods that are a mode in another form, with the fields that they set."""
+
+
 def methods_named(names: Iterable[str], **settings: Any) -> list[TranslationConfig | Baseline]:
     """Methods by name: a mode; `hosted-states`; `hosted-1`, `hosted-2`, … block by block; a baseline.
 
@@ -356,21 +363,14 @@ def methods_named(names: Iterable[str], **settings: Any) -> list[TranslationConf
             methods.append(replace(BASELINES[name], config=replace(BASELINES[name].config, **given)))
             continue
         mode, dash, size = name.partition("-")
-        numbered = size.isdigit() and int(size) > 0
-        by_states = mode == "hosted" and size == "states"
-        untouched = name == "compiled-general"
-        if dash and not (untouched or by_states or (mode == "hosted" and numbered)):
+        form = _FORMS.get(name, {})
+        if mode == "hosted" and size.isdigit() and int(size) > 0:
+            form = {"segment": int(size)}
+        if dash and not form:
             raise RequestError(
                 f"There is no method {name!r}; hosted-2 and hosted-states are some, and the baselines are "
                 f"{', '.join(BASELINES)}."
             )
-        form: dict[str, Any] = {}
-        if numbered:
-            form["segment"] = int(size)
-        elif by_states:
-            form["readout"] = size
-        elif untouched:
-            form["moments"] = 0
         methods.append(TranslationConfig(**{"mode": mode, **given, **form}))
     return methods
 

@@ -23,7 +23,8 @@ from cast.progress import OnProgress, Progress, ignore
 from cast.recipes import Quality, TranslationConfig
 from cast.sites import SiteMaps
 
-_HELD_OUT_BATCHES = 2
+HELD_OUT_BATCHES = 2
+"""Batches of general text at its beginning that nothing is fitted on."""
 _TEST_EVERY = 25
 _PATIENCE = 4
 _WARMUP = 20
@@ -175,16 +176,16 @@ def _split(
 ) -> tuple[list[Sequence[Passage]], Sequence[Passage], Sequence[Passage]]:
     """Held-out batches, and the texts and answers that are left."""
     size = config.batch_size
-    if len(texts) <= _HELD_OUT_BATCHES * size:
+    if len(texts) <= HELD_OUT_BATCHES * size:
         raise CorpusError(
             f"There are {len(texts)} texts, and a compiled translation needs more than "
-            f"{_HELD_OUT_BATCHES * size}; give more general text, or a smaller batch size."
+            f"{HELD_OUT_BATCHES * size}; give more general text, or a smaller batch size."
         )
-    held = [texts[start * size : (start + 1) * size] for start in range(_HELD_OUT_BATCHES)]
+    held = [texts[start * size : (start + 1) * size] for start in range(HELD_OUT_BATCHES)]
     if config.prompt_share and len(answers) >= 4 * size:
         held.append(answers[:size])
         answers = answers[size:]
-    return held, texts[_HELD_OUT_BATCHES * size :], answers
+    return held, texts[HELD_OUT_BATCHES * size :], answers
 
 
 class _Fit:

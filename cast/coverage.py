@@ -125,7 +125,7 @@ def _read(lm: LanguageModel, lora: Lora, tokens: TokenBatch) -> tuple[Tensor, Te
 def _effect(lm: LanguageModel, plain: Tensor, adapted: Tensor) -> Tensor:
     """KL(base ‖ adapted) [N] of the next-token distributions behind last residuals [N, d]."""
     found = []
-    for states in zip(*(side.split(lm.positions_at_once) for side in (plain, adapted)), strict=True):
+    for states in lm.portions(plain, adapted):
         before, after = (lm.architecture.logits(some).float().log_softmax(-1) for some in states)
         found.append((before.exp() * (before - after)).sum(-1))
     return torch.cat(found) if found else plain.new_zeros(0)

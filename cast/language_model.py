@@ -3,7 +3,7 @@
 import hashlib
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -96,6 +96,10 @@ class LanguageModel:
     def positions_at_once(self) -> int:
         """At how many positions logits are held together: 128 for a head of 262,144 rows, 128 MiB."""
         return max(1, _LOGITS_AT_ONCE // self.vocabulary)
+
+    def portions(self, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Tensors [N, …] side by side, cut along N to what may have logits at once."""
+        return zip(*(side.split(self.positions_at_once) for side in rows), strict=True)
 
     @cached_property
     def context_length(self) -> int | None:

@@ -90,7 +90,7 @@ def _going_on(source: LanguageModel, plain: Tensor, adapted: Tensor) -> Tensor:
     Adapters that were trained on short answers end any text; there they have nothing to say.
     """
     ends, found = sorted(source.eos_ids), []
-    for states in zip(*(side.split(source.positions_at_once) for side in (plain, adapted)), strict=True):
+    for states in source.portions(plain, adapted):
         before, after = (source.architecture.logits(some).float() for some in states)
         going = 1 - after.softmax(-1)[:, ends].sum(-1)
         for side in (before, after):
@@ -124,8 +124,7 @@ def _spoken(
 ) -> Tensor:
     """Log-probabilities [N] of the tokens behind the given positions."""
     found = []
-    parts = (side.split(source.positions_at_once) for side in (rows, positions))
-    for some, places in zip(*parts, strict=True):
+    for some, places in source.portions(rows, positions):
         logits = source.architecture.logits(last[some, places]).float().log_softmax(-1)
         following = tokens.input_ids[some, places + 1].to(logits.device)
         found.append(logits.gather(-1, following[:, None])[:, 0])

@@ -43,6 +43,11 @@ def in_words(recipe: Recipe) -> str:
     return f"Unlikely to carry over ({number}): {_reason(quality)}."
 
 
+def excites(reach: float) -> bool:
+    """Whether a text on which an adapter reaches so much excites it."""
+    return reach >= REACHED
+
+
 def excites_in_words(reach: float, strongest: Sequence[str]) -> str:
     """Whether a text excites an adapter, as a clause that may be gone on with.
 
@@ -51,13 +56,13 @@ def excites_in_words(reach: float, strongest: Sequence[str]) -> str:
         strongest: the tokens that it reacts to most.
     """
     tokens = ", ".join(repr(token) for token in strongest)
-    much = "excites" if reach >= REACHED else "hardly excites"
+    much = "excites" if excites(reach) else "hardly excites"
     return f"This text {much} the adapter (reach {reach:.2f}; it reacts most to {tokens})"
 
 
 def hardly_excited(quality: Quality) -> bool:
     """Whether the text that was fitted on hardly excites the adapter."""
-    return quality.reach is not None and quality.reach < REACHED
+    return quality.reach is not None and not excites(quality.reach)
 
 
 def _reached(quality: Quality) -> float:

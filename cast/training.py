@@ -263,8 +263,7 @@ def _completion_loss(lm: LanguageModel, batch: Sequence[_Row]) -> Tensor:
     last, wanted = states[lm.depth][rows, positions - 1], ids[rows, positions]
     if len(last) <= lm.positions_at_once:
         return _surprise(lm, last, wanted) / len(last)
-    parts = zip(last.split(lm.positions_at_once), wanted.split(lm.positions_at_once), strict=True)
-    losses = [checkpoint(_surprise, lm, *part, use_reentrant=False) for part in parts]
+    losses = [checkpoint(_surprise, lm, *part, use_reentrant=False) for part in lm.portions(last, wanted)]
     return torch.stack(losses).sum() / len(last)
 
 

@@ -16,7 +16,7 @@ from cast import adapters
 from cast.adapters import Kernel, Lora
 from cast.arriving import held_out_quality
 from cast.carrying import Carrier, matched_strength
-from cast.compiling import compile_lora, starting_kernels
+from cast.compiling import HELD_OUT_BATCHES, compile_lora, starting_kernels
 from cast.corpus import Passage
 from cast.coverage import covered
 from cast.errors import AdapterError, HeadsError, RequestError
@@ -233,7 +233,7 @@ def translate(
 
 def texts_needed(config: TranslationConfig) -> int:
     """Most texts that a translation reads; general text is a few dozen tokens long at least."""
-    compiled = (config.steps + 2) * config.batch_size if config.mode == "compiled" else 0
+    compiled = (config.steps + HELD_OUT_BATCHES) * config.batch_size if config.mode == "compiled" else 0
     return max(compiled, config.site_tokens // 16, _STRENGTH_BATCHES * config.batch_size)
 
 
@@ -346,10 +346,10 @@ def answered_prompts(
         on_progress: gets stage `generate`.
     """
     if not prompts:
+        fitted = texts[HELD_OUT_BATCHES * config.batch_size :] if config.moments else []
         return moments(
-            source, lora, texts[2 * config.batch_size :] if config.moments else [], config.moments,
-            max_length=config.max_length, on_progress=on_progress,
-        )  # fmt: skip
+            source, lora, fitted, config.moments, max_length=config.max_length, on_progress=on_progress
+        )
     return excited(
         source, lora, prompts, config.prompts_wanted,
         words=words_of(texts), seed=config.seed, on_progress=on_progress,

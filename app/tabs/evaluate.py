@@ -10,6 +10,7 @@ import gradio as gr
 
 from app import plots, snippets, tables, theme, views
 from app.evaluations import Evaluations
+from app.jobs import is_going
 from app.runs import BASELINES, MAX_EXAMPLES, METHODS, EvaluateRequest, Kept, Run
 from app.saying import said
 from app.tabs.choice import Stores
@@ -263,9 +264,9 @@ def _standing(
 ) -> Updates:
     """The newest run's bar, and the runs shown; what stands there already, by `drawn`, is not drawn again."""
     newest, job = evaluations.run(kept.visitor, kept.run), evaluations.job(kept.run)
-    under_way = job is not None and not job.is_over and newest is not None
+    under_way = is_going(job) and newest is not None
     updates: Updates = {
-        tab.cancel: gr.update(interactive=under_way and job is not None and not job.cancelling),
+        tab.cancel: gr.update(interactive=under_way and not (job and job.cancelling)),
         tab.timer: gr.update(active=under_way),
     }
     if newest:

@@ -13,7 +13,7 @@ from app.jobs import Job
 from app.saying import said
 from app.tabs import layers as layers_part
 from app.tabs.layers import LayersPart, create_layers, layer_table, wire_layers
-from app.tabs.pick import PickTab, target_depth
+from app.tabs.pick import PickTab
 from app.workspace import Attached, Pair, Selection, Workspace
 
 _VIEWS = [("One joint map", "joint"), ("Two linked panes", "own"), ("Along the layers", "along")]
@@ -210,7 +210,7 @@ def follow(tab: ExploreTab, engine: Engine, pair: Pair) -> dict[Any, Any]:
     drawn, table = _recorded(engine, pair), layer_table(engine, pair)
     updates: dict[Any, Any] = {}
     if table:
-        deepest = target_depth(engine, pair) or len(table) - 1
+        deepest = len(table) - 1
         at = drawn[0].depth if drawn else deepest // 2
         beside = drawn[0].source_depth if drawn else table[at]
         updates = {

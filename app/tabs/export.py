@@ -13,7 +13,7 @@ from app.tabs.choice import Stores
 from app.tabs.command import Command, code_block
 from app.tabs.mode import ModeOptions
 from app.tabs.publishing import Publishing, create_publishing, wire_publishing
-from app.workspace import Attached, Selection, Workspace
+from app.workspace import UNCHOSEN, Attached, Selection, Workspace
 
 Updates = dict[Any, Any]
 
@@ -163,7 +163,7 @@ def _words(found: Export, selection: Selection) -> str:
 def _missing(selection: Selection) -> str:
     """What has to be done before something can be exported."""
     if not (selection.source and selection.target and selection.adapter):
-        return "Choose a source model, a target model and an adapter first."
+        return UNCHOSEN
     if selection.mode == "hosted":
         return (
             "Hosted mode runs at once, from the two models and the adapter as they are: nothing has to be "

@@ -10,6 +10,7 @@ from app import views
 from app.backend import TranslateRequest
 from app.engine import Engine
 from app.expansions import Expansions, KeptList, Line, Made, escaped, lines_of, unescaped
+from app.jobs import is_going
 from app.saying import said
 from app.workspace import Attached, Selection, Workspace
 
@@ -168,7 +169,7 @@ def prompts_of(hints: str) -> tuple[str, ...]:
 
 def _standing(panel: PromptsPanel, expansions: Expansions, chosen: Selection, shown: KeptList) -> Updates:
     job, made = expansions.pending(shown), expansions.made(shown, chosen)
-    running = job is not None and not job.is_over
+    running = is_going(job)
     updates: Updates = {
         panel.job: views.job(job),
         panel.cancel: gr.update(visible=running, interactive=not (job and job.cancelling)),
@@ -177,7 +178,7 @@ def _standing(panel: PromptsPanel, expansions: Expansions, chosen: Selection, sh
     }
     if made is None:
         return updates
-    lines = made.lines if shown.lines is None else shown.lines
+    lines = shown.shown(made)
     return updates | {
         panel.told: _told(made, lines),
         panel.table: gr.update(value=_cells(lines), visible=bool(made.expansion.rows)),

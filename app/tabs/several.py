@@ -11,11 +11,12 @@ from app import answer_table, views
 from app.answers import MAX_ROWS, AnswerTables, as_csv
 from app.engine import Engine
 from app.expansions import escaped
-from app.runs import is_id
+from app.jobs import is_going
 from app.saying import said
 from app.tabs.generate import GenerateTab, asked, request_of
 from app.tabs.pick import PickTab
 from app.tabs.prompts import prompts_of
+from app.workspace import is_id
 from cast.storage import write_atomically
 
 Updates = dict[Any, Any]
@@ -114,7 +115,7 @@ def _job_id(table: object) -> str:
 def _standing(panel: SeveralPanel, tables: AnswerTables, folder: Path, job_id: str) -> Updates:
     """The job and its table as they stand; the file is written once no row will come any more."""
     job, told = tables.job(job_id), tables.answers(job_id)
-    running = job is not None and not job.is_over
+    running = is_going(job)
     updates: Updates = {
         panel.job: views.job(job),
         panel.cancel: gr.update(visible=running, interactive=not (job and job.cancelling)),
