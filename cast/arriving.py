@@ -36,7 +36,7 @@ def held_out_quality(
     teacher = WordTeacher(source, target, lora, config, strength=strength)
     told = teacher.tell([Passage(text) for text in texts])
     bare, acting = (
-        float(told.missing(way.logits(told.tokens, told.rows, told.positions).to(told.wanted.device)))
+        float(told.missing(way.logits(told.tokens, told.rows, told.positions).to(told.weights.device)))
         for way in (PlainRunner(target), runner)
     )
     return Quality(kl_carried_base=bare, kl_carried_adapted=acting)

@@ -17,7 +17,7 @@ from cast.adapters import Kernel, Lora, applied
 from cast.corpus import Passage
 from cast.errors import CorpusError
 from cast.exciting import evenly
-from cast.goals import Goal, GoalOn, Outcome
+from cast.goals import Goal, GoalOn, Lesson, Outcome
 from cast.models import LanguageModel, TokenBatch
 from cast.progress import OnProgress, Progress, ignore
 from cast.recipes import Quality, TranslationConfig
@@ -121,6 +121,32 @@ class _TextPool:
         return [self._answers[index] for index in drawn.tolist()]
 
 
+class _Lessons:
+    """A pool's batches as a fit reads them: each `passes` times in all, in an order of its own each time."""
+
+    def __init__(self, goal: Goal, pool: _TextPool, config: TranslationConfig) -> None:
+        self._goal, self._pool = goal, pool
+        self._wanted = math.ceil(config.steps / config.passes)
+        self._random = torch.Generator().manual_seed(config.seed)
+        self._known: list[Lesson] = []
+        self._due: list[Lesson] = []
+
+    @property
+    def tokens(self) -> int:
+        """Different tokens of the target that were read."""
+        return sum(lesson.tokens for lesson in self._known)
+
+    def next(self) -> Lesson:
+        """The next lesson."""
+        if len(self._known) < self._wanted:
+            self._known.append(self._goal.on(self._pool.batch()))
+            return self._known[-1]
+        if not self._due:
+            order = torch.randperm(len(self._known), generator=self._random).tolist()
+            self._due = [self._known[place] for place in order]
+        return self._due.pop()
+
+
 def compile_lora(
     target: LanguageModel,
     goal_on: GoalOn,
@@ -155,11 +181,11 @@ def compile_lora(
     held, passages, answers = _split([Passage(text) for text in texts], answers, config)
     goal = goal_on(held)
     fit = _Fit(target, goal, start, config)
-    pool = _TextPool(passages, answers, config, even)
-    best, best_step, tokens = fit.measure(), 0, 0
+    lessons = _Lessons(goal, _TextPool(passages, answers, config, even), config)
+    best, best_step = fit.measure(), 0
     kept = fit.kernels()
     for step in range(1, config.steps + 1):
-        tokens += fit.step(pool.batch())
+        fit.step(lessons.next())
         if step % _TEST_EVERY == 0 or step == config.steps:
             result = fit.measure()
             if result.total < best.total * (1 - 1e-3):
@@ -168,7 +194,7 @@ def compile_lora(
                 break
         on_progress(Progress("compile", step, config.steps, {"missing": best.total, "kl": best.missing}))
     fit.restore(kept)
-    return Compiled(kept, goal.quality(fit.run), tokens, best_step)
+    return Compiled(kept, goal.quality(fit.run), lessons.tokens, best_step)
 
 
 def _split(
@@ -227,20 +253,25 @@ class _Fit:
                 b.copy_(kernel.b)
 
     def run(self, tokens: TokenBatch, depths: Sequence[int]) -> dict[int, Tensor]:
-        """The target's states with the kernels as they stand, which share memory and gradients with it."""
-        kernels = (Kernel(site, a, b, 1.0) for site, (a, b) in zip(self._sites, self._sides, strict=True))
+        """The target's states with the kernels as they stand; gradients reach these.
+
+        Products are taken in the target's number type: in float32 they would cost as much as a block itself.
+        """
+        dtype = self._target.dtype
+        kernels = (
+            Kernel(site, a.to(dtype), b.to(dtype), 1.0)
+            for site, (a, b) in zip(self._sites, self._sides, strict=True)
+        )
         with applied(self._target, Lora("compiled", self._target.name, tuple(kernels))):
             return residuals(self._target, tokens, depths)
 
-    def step(self, passages: Sequence[Passage]) -> int:
-        """One step of the optimiser; gives the tokens that it read."""
-        loss, tokens = self._goal.loss(passages, self.run)
-        loss.backward()
+    def step(self, lesson: Lesson) -> None:
+        """One step of the optimiser."""
+        lesson.loss(self.run).backward()
         torch.nn.utils.clip_grad_norm_(self._parameters, _CLIP)
         self._optimizer.step()
         self._schedule.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return tokens
 
     @torch.no_grad()
     def measure(self) -> Outcome:

@@ -30,11 +30,20 @@ class Outcome:
     """Nats a position."""
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """The goal on some passages, which a fit may read several times."""
+
+    tokens: int
+    """Of the target."""
+    loss: Callable[[Run], Tensor]
+
+
 class Goal(Protocol):
     """What a fit lowers; 1 or more for the bare target."""
 
-    def loss(self, passages: Sequence[Passage], run: Run) -> tuple[Tensor, int]:
-        """The goal on passages, and the target's tokens that were read for it."""
+    def on(self, passages: Sequence[Passage]) -> Lesson:
+        """The goal on passages."""
 
     def measure(self, run: Run) -> Outcome:
         """The goal on held-out text."""
@@ -80,11 +89,15 @@ class StatesGoal:
             raise CorpusError("The text has no position where both tokenizers end a token; give longer text.")
         self._objective = Objective(carrier.target, self._held_out, config.seed)
 
-    def loss(self, passages: Sequence[Passage], run: Run) -> tuple[Tensor, int]:
-        """What a step lowers, and the target's tokens that it read."""
-        batch = self._carrier.carry([passage.text for passage in passages], self._strength)
-        loss = self._objective(batch, run(batch.tokens, self.depths))
-        return self._objective.total(loss, self._config), _count(batch.tokens)
+    def on(self, passages: Sequence[Passage]) -> Lesson:
+        """What a step lowers; states are large, so the change is carried anew each time."""
+        texts, carrier = [passage.text for passage in passages], self._carrier
+
+        def loss(run: Run) -> Tensor:
+            batch = carrier.carry(texts, self._strength)
+            return self._objective.total(self._objective(batch, run(batch.tokens, self.depths)), self._config)
+
+        return Lesson(_count(carrier.target.encode(texts, max_length=carrier.max_length)), loss)
 
     def measure(self, run: Run) -> Outcome:
         """The objective on held-out batches, each pair counting alike."""
@@ -144,10 +157,11 @@ class WordsGoal:
         if self._effect <= 0:
             raise AdapterError(NO_EFFECT)
 
-    def loss(self, passages: Sequence[Passage], run: Run) -> tuple[Tensor, int]:
-        """What a step lowers, and the target's tokens that it read."""
+    def on(self, passages: Sequence[Passage]) -> Lesson:
+        """What a step lowers; what shall be said is worked out once, here."""
         told = [self._teacher.tell(group) for group in _by_length(passages)]
-        return self._mean(told, run) / self._effect, sum(_count(each.tokens) for each in told)
+        tokens = sum(_count(each.tokens) for each in told)
+        return Lesson(tokens, lambda run: self._mean(told, run) / self._effect)
 
     def measure(self, run: Run) -> Outcome:
         """What is missing of the words."""

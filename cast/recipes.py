@@ -21,6 +21,9 @@ _CHOICES: dict[str, Any] = {
     "site_decode": DecodeFit,
     "site_encode": EncodeFit,
 }
+_POSITIVE = (
+    "steps", "passes", "batch_size", "site_tokens", "max_length", "learning_rate", "rank", "segment",
+)  # fmt: skip
 RECIPE_FILE = "cast.json"
 FORMAT_VERSION = 1
 # The ranks that vLLM serves within its default limit of 16, and the next ones that it can be told to serve.
@@ -45,6 +48,9 @@ class TranslationConfig:
     strength at which target and source change their next-token distributions equally, in nats a pair."""
     steps: int = 100
     """Compiled: optimiser steps."""
+    passes: int = 3
+    """Compiled: how often each batch is read in all these steps. What shall be said on it is worked out once,
+    by three passes through the models, where a step takes about two."""
     batch_size: int = 16
     """Texts a step."""
     rank: int | None = None
@@ -84,7 +90,16 @@ class TranslationConfig:
                 raise RequestError(f"There is no {name} {getattr(self, name)!r}; choose one of {choices}.")
         if self.strength is not None and not math.isfinite(self.strength):
             raise RequestError(f"strength is {self.strength}; it must be a finite number.")
-        for name in ("steps", "batch_size", "site_tokens", "max_length", "learning_rate", "rank", "segment"):
+        for name in (
+            "steps",
+            "passes",
+            "batch_size",
+            "site_tokens",
+            "max_length",
+            "learning_rate",
+            "rank",
+            "segment",
+        ):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise RequestError(f"{name} is {value}; it must be positive.")

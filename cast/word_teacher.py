@@ -14,6 +14,41 @@ from cast.wording import Places, Reading, WordedRunner
 
 # Share of the positions that are looked at which go to those where the LoRA moves most.
 _MOVED_MOST = 0.75
+# Tokens of a distribution that are told apart. The rest counts as one, so that what is wanted of many texts
+# can be kept; of prose the rest is a few hundredths, behind an answer nothing.
+_TOLD_APART = 256
+# Logit of what cannot happen.
+_NEVER = -1e30
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """K next-token distributions, each by its likeliest k tokens and what is left for all others.
+
+    Attributes:
+        ids: int32 [K, k].
+        log_probs: float32 [K, k + 1], that of all others last.
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+
+    @classmethod
+    def of(cls, log_probs: Tensor) -> "Wanted":
+        """From whole log-probabilities [K, V_t]."""
+        ids = log_probs.topk(min(_TOLD_APART, log_probs.shape[-1]), dim=-1).indices
+        return cls(ids.int(), _folded(log_probs, ids))
+
+    def missing(self, logits: Tensor) -> Tensor:
+        """KL(wanted ‖ said) [K] in nats, of logits [K, V_t]: never above that of the whole distributions."""
+        said = _folded(logits.float(), self.ids.long())
+        return torch.nn.functional.kl_div(said, self.log_probs, log_target=True, reduction="none").sum(-1)
+
+
+def _folded(logits: Tensor, ids: Tensor) -> Tensor:
+    """Log-probabilities [K, k + 1] of some tokens and of all others together, from logits [K, V_t]."""
+    others = logits.scatter(-1, ids, _NEVER).logsumexp(-1, keepdim=True)
+    return torch.cat([logits.gather(-1, ids), others], -1).log_softmax(-1)
 
 
 @dataclass(frozen=True)
@@ -26,14 +61,11 @@ class Told:
     """int64 [K] each."""
     weights: Tensor
     """float32 [K], how much each counts; their sum is the number of the batch's positions."""
-    wanted: Tensor
-    """float32 [K, V_t] log-probabilities."""
+    wanted: Wanted
 
     def missing(self, logits: Tensor) -> Tensor:
         """KL(wanted ‖ said) in nats a position, of logits [K, V_t] at the K positions."""
-        said = logits.float().log_softmax(-1)
-        kl = torch.nn.functional.kl_div(said, self.wanted, log_target=True, reduction="none").sum(-1)
-        return kl @ self.weights / self.weights.sum()
+        return self.wanted.missing(logits) @ self.weights / self.weights.sum()
 
 
 class WordTeacher:
@@ -77,7 +109,7 @@ class WordTeacher:
         weights *= self._importance(answering)[chosen]
         rows, positions = rows[chosen], positions[chosen]
         wanted = self._runner.logits_beside(reading, tokens, rows, positions).log_softmax(-1)
-        return Told(tokens, rows, positions, weights.to(wanted.device), wanted)
+        return Told(tokens, rows, positions, weights.to(wanted.device), Wanted.of(wanted))
 
     def missing(self, told: Told, last: Tensor) -> Tensor:
         """KL(wanted ‖ said) in nats a position, of the target's last residuals [B, n, d_t]."""

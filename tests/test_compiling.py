@@ -21,7 +21,7 @@ from cast.progress import Progress
 from cast.recipes import TranslationConfig
 from cast.runners import PlainRunner
 from cast.site_fitting import fit_site_maps
-from cast.word_teacher import Told, WordTeacher
+from cast.word_teacher import Told, Wanted, WordTeacher
 from cast.wording import WordedRunner
 
 CONFIG = TranslationConfig(
@@ -272,7 +272,7 @@ def test_of_a_large_vocabulary_the_positions_are_looked_at_where_the_adapter_mov
     moved = dict(zip(_places(whole), _moved_in(whole, carrier).tolist(), strict=True))
     monkeypatch.setattr("cast.language_model._LOGITS_AT_ONCE", 20 * carrier.target.vocabulary)
     some = teacher.tell(passages(3))
-    assert len(set(_places(some))) == len(some.wanted) == 20
+    assert len(set(_places(some))) == len(some.wanted.ids) == 20
     assert some.weights.tolist() == pytest.approx([1.0] * 15 + [(count - 15) / 5] * 5)
     least = min(moved[place] for place in _places(some)[:15])
     assert all(value <= least + 1e-6 for place, value in moved.items() if place not in _places(some)[:15])
@@ -290,13 +290,13 @@ def test_short_and_long_texts_are_read_apart_and_count_by_their_positions(
         return residuals(carrier.target, tokens, depths)
 
     with torch.no_grad():
-        apart, tokens = goal.loss(texts, run)
+        apart = goal.on(texts)
         monkeypatch.setattr("cast.goals._by_length", lambda texts: [texts])
-        together, same = goal.loss(texts, run)
+        together = goal.on(texts)
+        torch.testing.assert_close(apart.loss(run), together.loss(run), rtol=1e-4, atol=1e-5)
     assert len(sizes) == 3
     assert sizes[2] == sizes[0] + sizes[1] == len(texts)
-    assert tokens == same
-    torch.testing.assert_close(apart, together, rtol=1e-4, atol=1e-5)
+    assert apart.tokens == together.tokens
 
 
 def test_answers_get_their_share_of_the_weight_and_are_all_looked_at(
@@ -368,7 +368,7 @@ def test_prompts_are_mixed_into_every_batch(
     monkeypatch.setattr(
         Carrier, "carry", lambda self, texts, s: read.append(list(texts)) or carry(self, texts, s)
     )
-    config = replace(CONFIG, steps=3, prompt_share=0.25)
+    config = replace(CONFIG, steps=3, passes=1, prompt_share=0.25)
     fitted_to(
         carrier,
         start,
@@ -379,6 +379,59 @@ def test_prompts_are_mixed_into_every_batch(
     fitted = read[2:]
     assert len(fitted) == 3
     assert all(sum("or" in text.split() and len(text) < 16 for text in texts) == 1 for texts in fitted)
+
+
+def test_each_batch_is_told_once_and_read_as_often_as_asked(
+    carrier: Carrier, start: tuple[Kernel, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, ...]] = []
+    read: list[tuple[str, ...]] = []
+    tell, missing = WordTeacher.tell, WordTeacher.missing
+    monkeypatch.setattr(
+        WordTeacher, "tell", lambda self, some: told.append(tuple(p.text for p in some)) or tell(self, some)
+    )
+    monkeypatch.setattr(
+        WordTeacher,
+        "missing",
+        lambda self, some, last: (
+            (read.append(tuple(some.tokens.texts)) if last.requires_grad else None)
+            or missing(self, some, last)
+        ),
+    )
+    # All texts are of one length, so that a batch is told in one piece.
+    texts = [f"Owl {number:02d} sleeps near the mill." for number in range(40)]
+    fitted = fitted_to(carrier, start, texts, replace(WORDS, steps=7, passes=3))
+    fitted_on = told[2:]
+    assert len(fitted_on) == len(set(fitted_on)) == 3
+    assert read[:3] == fitted_on
+    assert {batch: read.count(batch) for batch in fitted_on}.keys() == set(fitted_on)
+    assert sorted(read.count(batch) for batch in fitted_on) == [2, 2, 3]
+    assert fitted.tokens == sum(int(carrier.target.encode(batch).attention_mask.sum()) for batch in fitted_on)
+
+
+def test_what_is_wanted_is_kept_by_its_likeliest_tokens_and_the_rest_in_one() -> None:
+    random = torch.Generator().manual_seed(0)
+    wanted, said = (4 * torch.randn(5, 700, generator=random) for _ in range(2))
+    whole = torch.nn.functional.kl_div(
+        said.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="none"
+    ).sum(-1)
+    kept = Wanted.of(wanted.log_softmax(-1))
+    assert kept.ids.shape == (5, 256)
+    assert kept.log_probs.exp().sum(-1) == pytest.approx([1.0] * 5, abs=1e-5)
+    found = kept.missing(said)
+    # Telling fewer tokens apart can only hide differences; here the rest holds little.
+    assert (found <= whole + 1e-5).all()
+    assert (found > 0.9 * whole).all()
+    assert kept.missing(wanted) == pytest.approx([0.0] * 5, abs=1e-5)
+    few = Wanted.of(wanted[:, :40].log_softmax(-1))
+    expected = torch.nn.functional.kl_div(
+        said[:, :40].log_softmax(-1), wanted[:, :40].log_softmax(-1), log_target=True, reduction="none"
+    ).sum(-1)
+    torch.testing.assert_close(few.missing(said[:, :40]), expected)
+    learnt = said[:, :40].clone().requires_grad_()
+    few.missing(learnt).sum().backward()
+    assert learnt.grad is not None
+    assert learnt.grad.isfinite().all()
 
 
 def test_too_little_text_is_refused(carrier: Carrier, start: tuple[Kernel, ...]) -> None:

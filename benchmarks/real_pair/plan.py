@@ -50,12 +50,12 @@ class Plan:
     compiled: TranslationConfig = field(
         default_factory=lambda: TranslationConfig(
             mode="compiled",
-            steps=40,
+            steps=120,
             batch_size=16,
             learning_rate=1e-3,
             max_length=96,
-            prompt_share=0.75,
-            prompts_wanted=500,
+            prompt_share=0.875,
+            prompts_wanted=1000,
         )
     )
     prompts: int = 5
