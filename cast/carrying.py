@@ -13,7 +13,7 @@ The objective is the sum of three terms, all in units of the effect that shall a
   no state of its own, and a change would break words that the target completes by itself.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -240,15 +240,25 @@ def matched_strength(carrier: Carrier, batches: Sequence[Sequence[str]], seed: i
             [divergences(target, base + strength * change, base, random)[0].cpu() for strength in _STRENGTHS]
         )
         pairs += count
-    reached = [index for index, value in enumerate(curve.tolist()) if value >= wanted]
-    if not pairs or not reached:
-        return _STRENGTHS[-1]
-    upper = reached[0]
-    if upper == 0:
-        return _STRENGTHS[0]
-    below, above = float(curve[upper - 1]), float(curve[upper])
-    share = (wanted - below) / max(above - below, 1e-12)
-    return _STRENGTHS[upper - 1] + share * (_STRENGTHS[upper] - _STRENGTHS[upper - 1])
+    if not pairs:
+        return 1.0
+    return crossing(_STRENGTHS, dict(zip(_STRENGTHS, curve.tolist(), strict=True)).__getitem__, wanted)
+
+
+def crossing(places: Sequence[float], value: Callable[[float], float], wanted: float) -> float:
+    """Where a rising function reaches a value, by a line between two of the given places; else the last.
+
+    It is computed no further than needed.
+    """
+    below: tuple[float, float] | None = None
+    for place in places:
+        found = value(place)
+        if found >= wanted:
+            if below is None:
+                return place
+            return below[0] + (wanted - below[1]) / max(found - below[1], 1e-12) * (place - below[0])
+        below = place, found
+    return places[-1]
 
 
 def divergences(

@@ -75,6 +75,19 @@ class RidgeFitter:
             moments.load_state({k.removeprefix(own): v for k, v in state.items() if k.startswith(own)})
 
 
+def procrustes(cross: Tensor) -> Tensor:
+    """The orthogonal Procrustes map (Schönemann 1966): argmax tr(Tᵀ XᵀY), rows or columns orthonormal.
+
+    Args:
+        cross: XᵀY [d_x, d_y] of paired rows.
+
+    Returns:
+        T [d_x, d_y] = L·Rᵀ of the SVD XᵀY = L Σ Rᵀ.
+    """
+    left, _, right = torch.linalg.svd(cross, full_matrices=False)
+    return left @ right
+
+
 def ridge_head(moments: Moments, x: Tensor, y: Tensor, ridges: Iterable[float] = RIDGES) -> AffineHead:
     """Ridge regression in standardised coordinates: W = C_yx (C_xx + λI)^-1 with correlation matrices C.
 

@@ -13,14 +13,15 @@ Mode = Literal["compiled", "hosted", "instant", "kernel"]
 Readout = Literal["words", "states"]
 TextKind = Literal["general", "prompts", "self-generated"]
 """What is read for a fit; what an adapter makes of general text by itself counts as self-generated."""
-DecodeFit = Literal["adjoint", "ridge", "procrustes"]
-EncodeFit = Literal["affine", "mlp"]
+DecodeFit = Literal["rotation", "adjoint", "ridge"]
+EncodeFit = Literal["rotation", "affine", "mlp"]
 _CHOICES: dict[str, Any] = {
     "mode": Mode,
     "readout": Readout,
     "site_decode": DecodeFit,
     "site_encode": EncodeFit,
 }
+_LEFT_OPEN = frozenset({"site_decode", "site_encode"})
 _POSITIVE = (
     "steps", "passes", "batch_size", "site_tokens", "max_length", "learning_rate", "rank", "segment",
 )  # fmt: skip
@@ -77,15 +78,15 @@ class TranslationConfig:
     the source with its adapter goes on; see `cast.moments`. 0 leaves general text as it is."""
     site_tokens: int = 10_000
     """Aligned pairs on which site maps are fitted (kernel, instant, and the start of compiled)."""
-    site_decode: DecodeFit = "adjoint"
-    """How the decode side of a site map is fitted."""
-    site_encode: EncodeFit = "affine"
-    """Kernel: the form of the encode side of a site map."""
+    site_decode: DecodeFit | None = None
+    """How the decode side of a site map is fitted; None takes what does best, see `decode_fit`."""
+    site_encode: EncodeFit | None = None
+    """How the encode side of a site map is fitted; an MLP is for `kernel` alone. None: see `encode_fit`."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be carried out."""
         for name, known in _CHOICES.items():
-            if getattr(self, name) not in get_args(known):
+            if getattr(self, name) not in (*get_args(known), *([None] if name in _LEFT_OPEN else [])):
                 choices = ", ".join(get_args(known))
                 raise RequestError(f"There is no {name} {getattr(self, name)!r}; choose one of {choices}.")
         if self.strength is not None and not math.isfinite(self.strength):
@@ -118,6 +119,16 @@ class TranslationConfig:
         if self.mode == "hosted":
             return self.segment is not None or self.readout == "states"
         return self.mode != "compiled" or self.readout == "states"
+
+    @property
+    def decode_fit(self) -> DecodeFit:
+        """A ridge shrinks what it is unsure of; where the maps are all there is, too little is left."""
+        return self.site_decode or ("rotation" if self.mode == "instant" else "adjoint")
+
+    @property
+    def encode_fit(self) -> EncodeFit:
+        """See `decode_fit`."""
+        return self.site_encode or ("rotation" if self.mode == "instant" else "affine")
 
     @property
     def takes_heads(self) -> bool:
@@ -192,6 +203,9 @@ class Recipe:
     adapter: str
     """Name of the source adapter: a Hub id, a folder or `pocket:llama/mood`."""
     strength: float = 1.0
+    gain: float = 1.0
+    """Instant: by what the carried kernels were multiplied, so that at strength 1 they change the target's
+    words on general text as much as the adapter changes the source's."""
     segment: int | None = None
     heads: str | None = None
     """Folder or id of the heads, as it was named; None for the shipped or cached ones of this pair."""

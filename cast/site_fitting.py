@@ -1,7 +1,8 @@
 """Fits site maps for an adapter's sites on general text, from moments that are streamed batch by batch.
 
 The encode side P is a ridge regression of the source site's input on the target site's input at aligned
-pairs. The decode side Q is a ridge regression or a Procrustes rotation of site outputs, or the *adjoint*:
+pairs, or the rotation nearest to it (orthogonal Procrustes), which keeps the length of what a ridge shrinks.
+The decode side Q is the same of site outputs, or the *adjoint*:
 with u ~ N(0, I) for each pair and each mapped depth downstream, the gradient of Σ⟨u, h^T_l⟩ at the target
 site's output is what that output is worth to the residual stream, and the gradient of Σ⟨u, D_l h^S_{m(l)}⟩ at
 the source site's output, with the same u, is what the kernel's change is worth once carried over. Regressing
@@ -23,7 +24,7 @@ from torch import Tensor
 from cast.activations import Moments, PairedBatch
 from cast.adapters import Lora
 from cast.errors import CorpusError
-from cast.fitters import GradientSchedule, MLPFitter, ridge_head, widened
+from cast.fitters import GradientSchedule, MLPFitter, procrustes, ridge_head, widened
 from cast.headmaps import AffineHead, MLPHead
 from cast.heads import HeadSet
 from cast.models import LanguageModel
@@ -44,7 +45,7 @@ class SiteMapFitter:
 
     Args:
         pairs: the site pairs, in the order of the batches.
-        config: its `mode` (a kernel's encode side may have an intercept) and `site_decode` count.
+        config: its `encode_fit`, `decode_fit` and `mode` count: a kernel's encode side may have an intercept.
     """
 
     def __init__(self, pairs: Sequence[SitePair], config: TranslationConfig) -> None:
@@ -80,7 +81,7 @@ class SiteMapFitter:
                 "at least; give more text."
             )
         encode = {
-            index: ridge_head(self._through_origin(moments), *validation.encode[index])
+            index: self._encode_head(moments, *validation.encode[index])
             for index, moments in self._encode.items()
         }
         return SiteMaps(
@@ -90,26 +91,29 @@ class SiteMapFitter:
             )
         )
 
-    def _through_origin(self, moments: Moments) -> Moments:
-        """Moments about zero instead of the mean, for maps without intercept: all but mode `kernel`."""
-        if self._config.mode == "kernel":
-            return moments
-        raw = copy.copy(moments)
-        raw.xx = moments.xx + moments.count * torch.outer(moments.mean_x, moments.mean_x)
-        raw.xy = moments.xy + moments.count * torch.outer(moments.mean_x, moments.mean_y)
-        raw.yy = moments.yy + moments.count * torch.outer(moments.mean_y, moments.mean_y)
-        raw.mean_x, raw.mean_y = torch.zeros_like(moments.mean_x), torch.zeros_like(moments.mean_y)
-        return raw
+    def _encode_head(self, moments: Moments, x: Tensor, y: Tensor) -> AffineHead:
+        """P: without intercept, but in mode `kernel`."""
+        if self._config.encode_fit == "rotation":
+            return AffineHead.of(procrustes(_about_zero(moments).xy.T))
+        return ridge_head(moments if self._config.mode == "kernel" else _about_zero(moments), x, y)
 
     def _decode_matrix(self, index: int, validation: PairedSites) -> Tensor:
         """Q [out_t, out_s] from the moments of outputs or of gradients."""
-        moments = self._decode[index]
-        if self._config.site_decode == "procrustes":
-            left, spectrum, right = torch.linalg.svd(moments.xy.T, full_matrices=False)
-            gain = spectrum.sum() / moments.xx.trace().clamp_min(torch.finfo(torch.float64).tiny)
-            return (gain * left @ right).float()
+        moments, fit = self._decode[index], self._config.decode_fit
+        if fit == "rotation":
+            return procrustes(_about_zero(moments).xy).T.float().contiguous()
         matrix = ridge_head(moments, *validation.decode[index]).linear_map()
-        return matrix.T.contiguous() if self._config.site_decode == "adjoint" else matrix
+        return matrix.T.contiguous() if fit == "adjoint" else matrix
+
+
+def _about_zero(moments: Moments) -> Moments:
+    """Moments about zero instead of the mean, for maps without intercept."""
+    raw = copy.copy(moments)
+    raw.xx = moments.xx + moments.count * torch.outer(moments.mean_x, moments.mean_x)
+    raw.xy = moments.xy + moments.count * torch.outer(moments.mean_x, moments.mean_y)
+    raw.yy = moments.yy + moments.count * torch.outer(moments.mean_y, moments.mean_y)
+    raw.mean_x, raw.mean_y = torch.zeros_like(moments.mean_x), torch.zeros_like(moments.mean_y)
+    return raw
 
 
 def _moments(x: Tensor, y: Tensor) -> Moments:
@@ -135,7 +139,7 @@ def fit_site_maps(
         lora: the source adapter; only which sites it adapts matters.
         heads: heads of this pair.
         texts: general text; the first batch is held out to choose the ridge.
-        config: `site_tokens`, `site_decode`, `site_encode`, `seed`, `mode`.
+        config: `site_tokens`, `decode_fit`, `encode_fit`, `seed`, `mode`.
         cache: folder of fitted maps; None keeps none.
         on_progress: gets stage `sites`, in aligned pairs.
 
@@ -152,14 +156,14 @@ def fit_site_maps(
         return kept
     reader = SiteReader(
         source, target, pairs, heads,
-        decode=config.site_decode, seed=config.seed, max_length=config.max_length,
+        decode=config.decode_fit, seed=config.seed, max_length=config.max_length,
     )  # fmt: skip
     validation = reader.read(texts[:_BATCH])
     fitter = SiteMapFitter(pairs, config)
     for batch in _batches(reader, texts, config, on_progress):
         fitter.update(batch)
     maps = fitter.result(validation)
-    if config.mode == "kernel" and config.site_encode == "mlp":
+    if config.mode == "kernel" and config.encode_fit == "mlp":
         maps = _with_mlp(maps, _batches(reader, texts, config, on_progress), validation, fitter.count, config)
     if path is not None:
         write_atomically(path, save(_tensors(maps)))
@@ -232,11 +236,11 @@ def _key(
     settings = [
         source.fingerprint, target.fingerprint, list(heads.layer_map.table), vars(heads.recipe),
         [[pair.source.name, pair.target.name, pair.weight] for pair in pairs],
-        config.mode == "kernel", config.site_encode, config.site_decode, config.site_tokens, config.seed,
+        config.mode == "kernel", config.encode_fit, config.decode_fit, config.site_tokens, config.seed,
         config.max_length, str(source.dtype), str(target.dtype),
     ]  # fmt: skip
     digest.update(json.dumps(settings, sort_keys=True).encode())
-    if config.site_decode == "adjoint":
+    if config.decode_fit == "adjoint":
         for depth in heads.depths:
             digest.update(heads.at(depth).decode.weight.detach().cpu().numpy().tobytes())
     for text in texts[: config.site_tokens // 16]:

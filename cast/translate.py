@@ -21,6 +21,7 @@ from cast.corpus import Passage
 from cast.coverage import covered
 from cast.errors import AdapterError, HeadsError, RequestError
 from cast.exciting import excited, words_of
+from cast.gain import matched_gain
 from cast.goals import Goal, StatesGoal, WordsGoal
 from cast.heads import HeadSet
 from cast.hosting import HostedRunner
@@ -367,8 +368,15 @@ def _goal(work: _Work, held: Sequence[Sequence[Passage]]) -> Goal:
 
 
 def _instant(work: _Work) -> TranslatedAdapter:
-    kernels = work.site_maps().instant(work.lora, work.strength)
-    return work.measured(work.plain(kernels, work.recipe(tokens=work.config.site_tokens)))
+    maps, recipe = work.site_maps(), work.recipe(tokens=work.config.site_tokens)
+    carried = Lora(work.lora.name, work.target.name, maps.instant(work.lora))
+    # Of the texts that no site map is fitted on.
+    gain = matched_gain(
+        work.source, work.lora, work.target, carried, work.texts[: work.config.batch_size],
+        max_length=work.config.max_length, seed=work.config.seed,
+    )  # fmt: skip
+    kernels = maps.instant(work.lora, gain * work.strength)
+    return work.measured(work.plain(kernels, replace(recipe, gain=gain)))
 
 
 def _hosted(work: _Work) -> TranslatedAdapter:

@@ -14,10 +14,11 @@ from cast.baselines import BASELINES, Given
 from cast.baselines.controls import random_heads, random_maps, shuffled_layers
 from cast.baselines.copying import naive_copy, truncate_and_pad
 from cast.baselines.regression import reduced_rank, reduced_rank_regression
-from cast.baselines.rotations import bico, procrustes, theseus
+from cast.baselines.rotations import bico, theseus
 from cast.baselines.subspaces import cross_lora, lora_x, weight_of
 from cast.baselines.words import proxy_tuning
 from cast.errors import AdapterError, CastError
+from cast.fitters import procrustes
 from cast.hosting import HostedRunner
 from cast.recipes import TranslationConfig
 from cast.runners import PlainRunner, Runner

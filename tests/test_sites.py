@@ -191,7 +191,7 @@ def test_instant_refuses_what_is_not_linear_or_not_covered() -> None:
     # Outputs wider than their input vary in a part of their space only: regression on outputs learns no more
     # than that part, while the adjoint's gradients fill the space.
     ("decode", "largest_error"),
-    [("adjoint", 1e-5), ("ridge", 0.7), ("procrustes", 0.1)],
+    [("adjoint", 1e-5), ("ridge", 0.7), ("rotation", 0.1)],
 )
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "gpt2"])
 def test_between_one_and_the_same_model_instant_is_near_the_source_adapter(
@@ -199,12 +199,24 @@ def test_between_one_and_the_same_model_instant_is_near_the_source_adapter(
 ) -> None:
     lm = build_model(family, depth=2)
     lora = build_lora(lm)
-    config = TranslationConfig(mode="instant", site_decode=decode, site_tokens=1500)
+    config = TranslationConfig(mode="instant", site_decode=decode, site_encode="affine", site_tokens=1500)
     maps = fit_site_maps(lm, lm, lora, heads_for(lm, lm, identity=True), corpus(64), config)
     batch = lm.encode(corpus(4, start=900))
     carried = Lora("carried", lm.name, maps.instant(lora))
     base, expected, found = (PlainRunner(lm, adapter).logits(batch) for adapter in (None, lora, carried))
     assert (found - expected).square().mean() < largest_error * (base - expected).square().mean()
+
+
+@pytest.mark.parametrize("widths", [(24, 32), (32, 24)])
+def test_rotations_keep_lengths_where_the_widths_allow_it(widths: tuple[int, int]) -> None:
+    source, target = build_model("llama", width=widths[0]), build_model("mistral", width=widths[1])
+    lora = build_lora(source, roles={"q", "o"})
+    config = TranslationConfig(mode="instant", site_tokens=600)
+    maps = fit_site_maps(source, target, lora, heads_for(source, target), corpus(48), config)
+    for site_map in maps.maps:
+        for matrix in (site_map.encode.linear_map(), site_map.decode):
+            narrow = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+            torch.testing.assert_close(narrow @ narrow.T, torch.eye(len(narrow)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("target_family", FAMILIES)
@@ -255,7 +267,10 @@ def test_batched_moments_are_those_of_the_whole() -> None:
     held_out = read.read(corpus(4, start=50))
     maps = []
     for parts in (batches, [joined(batches)]):
-        fitter = SiteMapFitter(paired(source, target), TranslationConfig(mode="instant", site_decode="ridge"))
+        fitter = SiteMapFitter(
+            paired(source, target),
+            TranslationConfig(mode="instant", site_decode="ridge", site_encode="affine"),
+        )
         for part in parts:
             fitter.update(part)
         maps.append(fitter.result(held_out))
@@ -278,7 +293,7 @@ def test_the_adjoint_gradient_is_that_of_the_readout() -> None:
 
 def test_too_little_text_is_refused_with_numbers() -> None:
     source, target = build_model("llama"), build_model("mistral")
-    config = TranslationConfig(mode="instant")
+    config = TranslationConfig(mode="instant", site_decode="adjoint", site_encode="affine")
     with pytest.raises(CorpusError, match=r"gives \d+ aligned tokens.*need 48"):
         fit_site_maps(source, target, build_lora(source), heads_for(source, target), ["a b"] * 20, config)
 

@@ -175,8 +175,9 @@ def test_translating_to_the_same_model_is_near_the_identity(mode: str) -> None:
     batch = lm.encode(TEXTS)
     runners = PlainRunner(lm), PlainRunner(lm, lora), made.runner(lm, lm)
     base, expected, found = (runner.logits(batch)[batch.ends > 0] for runner in runners)
-    # A fit of so few steps is near, the others are the adapter itself.
-    allowed = 0.5 if mode == "compiled" else 1e-4
+    # A fit of so few steps is near; a rotation is the identity only where outputs vary: `up` is wider than
+    # its input; the others are the adapter itself.
+    allowed = {"compiled": 0.5, "instant": 0.01}.get(mode, 1e-4)
     assert (found - expected).square().mean() < allowed * (base - expected).square().mean()
 
 

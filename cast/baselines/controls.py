@@ -9,6 +9,7 @@ from torch import Tensor
 from cast.adapters import Kernel, Lora
 from cast.baselines.registry import Given, baseline
 from cast.errors import AdapterError
+from cast.gain import matched_gain
 from cast.headmaps import AffineHead, HeadPair
 from cast.hosting import HostedRunner
 from cast.runners import PlainRunner, Runner
@@ -99,4 +100,10 @@ def _site_maps(given: Given) -> SiteMaps:
 
 
 def _plain(given: Given, name: str, kernels: tuple[Kernel, ...]) -> Runner:
-    return PlainRunner(given.target, Lora(name, given.target.name, kernels))
+    """As strong as `instant` makes them."""
+    lora, config = Lora(name, given.target.name, kernels), given.config
+    gain = matched_gain(
+        given.source, given.lora, given.target, lora, given.texts[: config.batch_size],
+        max_length=config.max_length, seed=config.seed,
+    )  # fmt: skip
+    return PlainRunner(given.target, lora, gain)

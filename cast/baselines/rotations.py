@@ -1,7 +1,7 @@
 """Orthogonal transports: rotations between the two models' sites, found by Procrustes on general text.
 
-For paired rows X [N, d_s] and Y [N, d_t] the orthogonal Procrustes map is T = argmax tr(Tᵀ XᵀY) over
-(semi-)orthogonal matrices, T = L·Rᵀ of the SVD XᵀY = L Σ Rᵀ; rows are not centred, as in the authors' code.
+Rows X [N, d_s] and Y [N, d_t] give the map `cast.fitters.procrustes`; they are not centred, as in the
+authors' code.
 Both papers read one image or text by both models; here tokenizers differ, so the rows are the aligned pairs.
 Widths may differ (T is then rectangular); where depths do, sites of one role at the same relative depth are
 paired, and a rectangular T pairs fused and separate projections too.
@@ -24,6 +24,7 @@ from cast.alignment import align
 from cast.architecture import Site
 from cast.baselines.registry import Given, baseline
 from cast.errors import CorpusError
+from cast.fitters import procrustes
 from cast.headmaps import AffineHead
 from cast.models import LanguageModel, TokenBatch
 from cast.recipes import TranslationConfig
@@ -55,12 +56,6 @@ def bico(given: Given) -> Runner:
     next token.
     """
     return PlainRunner(given.target, _rotated(given, "BiCo", by_gradient=True))
-
-
-def procrustes(cross: Tensor) -> Tensor:
-    """The (semi-)orthogonal map T [d_s, d_t] nearest to XᵀY [d_s, d_t]."""
-    left, _, right = torch.linalg.svd(cross, full_matrices=False)
-    return left @ right
 
 
 def _rotated(given: Given, name: str, *, by_gradient: bool) -> Lora:
