@@ -38,8 +38,8 @@ def expanded(request: TranslateRequest, heads: "FoundHeads | None", on_progress:
     lora = adapters.read(chosen.adapter, source)
     found = heads or pipeline.find_heads(source, target)
     texts = pipeline.fitting_text(source, target, config, found.heads.recipe.corpus if found else None)
-    with interruptible((source,), on_progress) as told:
-        answers = answered_prompts(source, lora, request.prompts, texts, config, on_progress=told)
+    with interruptible((source, target), on_progress) as told:
+        answers = answered_prompts(source, target, lora, request.prompts, texts, config, on_progress=told)
         told(Progress("coverage", 0, 1))
         shown = covered(source, lora, texts, [answer.text for answer in answers], config)
     rows = tuple(

@@ -47,7 +47,7 @@ def coverage(result: Result) -> dict[str, Any]:
     lora = adapters.read(f"{registry.PREFIX}{source}/{task}", lm)
     examples = example_prompts(task) if result.text == "prompts" else []
     texts = pipeline.fitting_text(lm, loaded(target), config)
-    answers = answered_prompts(lm, lora, examples, texts, config)
+    answers = answered_prompts(lm, loaded(target), lora, examples, texts, config)
     shown = covered(lm, lora, texts, [answer.text for answer in answers], config)
     return {"coverage": shown.energy, "reach": shown.reach}
 

@@ -1,8 +1,9 @@
 """Text that excites an adapter: example prompts without answers, made more, and answered by the source.
 
-A few prompts tell what the adapter listens to. The source's own base model writes more of the kind, and what
-does not take up their form gets their common ending, such as a line `Answer:`. Behind each the source with
-its adapter goes on, so that a fit reads what it answers too. No label is needed anywhere.
+A few prompts tell what the adapter listens to. A base model writes more of the kind, the one of the pair that
+knows such text better; what does not take up their form gets their common ending, such as a line `Answer:`.
+Behind each the source with its adapter goes on, so that a fit reads what it answers too. No label is needed
+anywhere.
 """
 
 import random
@@ -17,6 +18,7 @@ from cast.generation import generate_many
 from cast.models import LanguageModel
 from cast.progress import OnProgress, ignore
 from cast.runners import PlainRunner
+from cast.scoring import completion_log_probs
 
 # Shown to the base model at once; more leave small contexts no room to write.
 _SHOTS = 3
@@ -28,17 +30,28 @@ _BATCH = 32
 _LONGER = 1.5
 _SHORTER = 0.5
 # Times that new ones are asked for behind examples, and then the rest from an example's beginning.
-_NEW_TURNS, _TURNS = 2, 3
+_NEW_TURNS, _TURNS = 3, 4
 # Share of all prompts that are there after each round.
 _ROUNDS = (0.4, 1.0)
 # Their words make new ones differ enough; hotter, a small model loses the form.
 _NEW_TEMPERATURE, _WITH_WORD = 0.7, 0.75
 _WORD = re.compile(r"\b[^\W\d_]{4,}\b")
+_WORD_OF_VOCABULARY = re.compile(r" [^\W\d_]{4,}")
 
 
-def words_of(texts: Sequence[str]) -> list[str]:
-    """The distinct longer words of texts, in the order in which they come."""
-    return list(dict.fromkeys(word.lower() for text in texts for word in _WORD.findall(text)))
+def words_of(texts: Sequence[str], lm: LanguageModel) -> list[str]:
+    """The distinct longer words of texts, in the order in which they come, and those of a vocabulary.
+
+    Texts are about a few things; a vocabulary holds the words of everything that was ever written.
+    """
+    own = (text[1:] for text in lm.token_texts if _WORD_OF_VOCABULARY.fullmatch(text) and text.islower())
+    return list(dict.fromkeys([*(word.lower() for text in texts for word in _WORD.findall(text)), *own]))
+
+
+def best_writer(models: Sequence[LanguageModel], prompts: Sequence[str]) -> LanguageModel:
+    """The model to which examples are least new: that with the fewest nats for them, the first of equals."""
+    texts = [("", prompt) for prompt in prompts]
+    return min(models, key=lambda lm: -sum(completion_log_probs(PlainRunner(lm), texts)))
 
 
 def excited(
@@ -47,6 +60,7 @@ def excited(
     prompts: Sequence[str],
     count: int,
     *,
+    target: LanguageModel | None = None,
     words: Sequence[str] = (),
     seed: int = 0,
     on_progress: OnProgress = ignore,
@@ -61,15 +75,17 @@ def excited(
         lora: its adapter.
         prompts: examples without answers, at least one.
         count: how many there shall be in all; see `expanded`.
+        target: writes them if it knows such text better than the source does.
         words: see `expanded`.
         seed: of all that is drawn.
         on_progress: gets the stage `generate`.
     """
     prompts = list(dict.fromkeys(prompts))
+    writer = best_writer([source, *([target] if target else [])], prompts)
     found = answered(source, lora, prompts, on_progress=on_progress)
     for turn, share in enumerate(_ROUNDS):
         texts = expanded(
-            source, prompts, round(share * count), known=found, words=words, seed=seed + turn,
+            writer, prompts, round(share * count), known=found, words=words, seed=seed + turn,
             on_progress=on_progress,
         )  # fmt: skip
         found += answered(source, lora, texts[len(found) :], on_progress=on_progress)
@@ -93,7 +109,7 @@ def _first_word(passage: Passage) -> str:
 
 
 def expanded(
-    source: LanguageModel,
+    writer: LanguageModel,
     prompts: Sequence[str],
     count: int,
     *,
@@ -102,14 +118,14 @@ def expanded(
     seed: int = 0,
     on_progress: OnProgress = ignore,
 ) -> list[str]:
-    """The given prompts, and more of their kind that the source's base model writes.
+    """The given prompts, and more of their kind that a base model writes.
 
     Most it writes behind a few of the examples, as new ones that begin as the examples do, and most of these
     with a word of their own: left to itself, a small model says the examples' words again. The rest, and what
     it did not find so, it writes by going on from the beginning of an example.
 
     Args:
-        source: the model without an adapter.
+        writer: the model, without an adapter.
         prompts: examples without answers, at least one.
         count: how many there shall be in all; fewer if the model does not find the form.
         known: answered prompts that were found so far, to be shown as examples beside the given ones.
@@ -124,7 +140,7 @@ def expanded(
     weights = evenly(known) if known else [1.0] * len(examples)
     found = dict.fromkeys(examples)
     order, form = random.Random(seed), _Form.of(prompts)
-    room = int(source.encode(list(prompts)).attention_mask.sum(1).max() * _LONGER) + 8
+    room = int(writer.encode(list(prompts)).attention_mask.sum(1).max() * _LONGER) + 8
     for turn in range(_NEW_TURNS + _TURNS):
         missing = count - len(found)
         if missing <= 0:
@@ -137,7 +153,7 @@ def expanded(
         else:
             read = begun = [form.beginning(order.choice(list(prompts)), order) for _ in range(missing)]
         written = generate_many(
-            PlainRunner(source), read, max_new_tokens=room, stop=_SEPARATOR if new else None,
+            PlainRunner(writer), read, max_new_tokens=room, stop=_SEPARATOR if new else None,
             temperature=_NEW_TEMPERATURE if new else 1.0, seed=seed + turn, batch_size=_BATCH,
             on_progress=on_progress,
         )  # fmt: skip

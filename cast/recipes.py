@@ -72,7 +72,7 @@ class TranslationConfig:
     answer_share: float = 0.75
     """Compiled: share of a batch's weight that falls on the adapted source's answers to `prompts`."""
     prompts_wanted: int = 200
-    """Compiled: to how many prompts a smaller number of given ones is expanded by the source's base model."""
+    """Compiled: to how many prompts a smaller number of given ones is expanded by the base models."""
     moments: int = 1000
     """Compiled, without prompts: so many passages of general text are cut where the adapter acts most, and
     the source with its adapter goes on; see `cast.moments`. 0 leaves general text as it is."""

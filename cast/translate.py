@@ -306,7 +306,13 @@ def _recipe(source: LanguageModel, target: LanguageModel, lora: Lora, config: Tr
 
 def _compiled(work: _Work) -> TranslatedAdapter:
     answers = answered_prompts(
-        work.source, work.lora, work.prompts, work.texts, work.config, on_progress=work.on_progress
+        work.source,
+        work.target,
+        work.lora,
+        work.prompts,
+        work.texts,
+        work.config,
+        on_progress=work.on_progress,
     )
     said = [answer.text for answer in answers]
     shown = covered(work.source, work.lora, work.texts, said, work.config)
@@ -327,6 +333,7 @@ def _compiled(work: _Work) -> TranslatedAdapter:
 
 def answered_prompts(
     source: LanguageModel,
+    target: LanguageModel,
     lora: Lora,
     prompts: Sequence[str],
     texts: Sequence[str],
@@ -340,6 +347,7 @@ def answered_prompts(
 
     Args:
         source: the adapter's model.
+        target: the model that the adapter shall go to; it may write prompts as well.
         lora: the adapter.
         prompts: a few, without answers.
         texts: general text, for whose words new prompts are about.
@@ -353,7 +361,7 @@ def answered_prompts(
         )
     return excited(
         source, lora, prompts, config.prompts_wanted,
-        words=words_of(texts), seed=config.seed, on_progress=on_progress,
+        target=target, words=words_of(texts, source), seed=config.seed, on_progress=on_progress,
     )  # fmt: skip
 
 

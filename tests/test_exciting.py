@@ -6,7 +6,8 @@ from conftest import build_lora, build_model
 
 from cast import exciting
 from cast.corpus import Passage
-from cast.exciting import answered, evenly, excited, expanded, words_of
+from cast.exciting import answered, best_writer, evenly, excited, expanded, words_of
+from cast.generation import generate_many
 from cast.models import LanguageModel
 from cast.runners import PlainRunner
 
@@ -43,7 +44,7 @@ def test_what_does_not_take_it_up_goes_on_from_an_example_and_gets_its_ending(so
     found = expanded(source, PROMPTS, 8)
     assert found[:3] == PROMPTS
     assert len(found) > 4
-    begun = [text for call in calls[2:] for text in call["prompts"]]
+    begun = [text for call in calls[exciting._NEW_TURNS :] for text in call["prompts"]]
     assert all(any(prompt.startswith(text) for prompt in PROMPTS) for text in begun)
     for prompt in found[3:]:
         assert prompt.endswith(".\n[mood] ->")
@@ -53,7 +54,12 @@ def test_what_does_not_take_it_up_goes_on_from_an_example_and_gets_its_ending(so
 def test_new_ones_begin_as_the_examples_do_with_words_of_their_own(source, monkeypatch) -> None:
     examples = [f"Word: {word}\nKind:" for word in ("Owl", "Fox", "Potato vine")]
     calls = says(monkeypatch, " of the woods\nKind:")
-    found = expanded(source, examples, 9, words=words_of(["A lamp stood, as lamps do, on 12 tables."]))
+    words = words_of(["A lamp stood, as lamps do, on 12 tables."], source)
+    known = {text[1:] for text in source.token_texts}
+    assert words[:4] == ["lamp", "stood", "lamps", "tables"]
+    assert len(words) > 4
+    assert all(word in known and word.isalpha() and word.islower() for word in words[4:])
+    found = expanded(source, examples, 9, words=words[:4])
     begun = [text.rpartition("\n\n")[2] for text in calls[0]["prompts"]]
     assert len(begun) == 6
     assert set(begun) <= {"Word:", "Word: Lamp", "Word: Stood", "Word: Lamps", "Word: Tables"}
@@ -116,6 +122,26 @@ def test_the_second_round_shows_what_the_first_has_found_and_all_is_answered(sou
     assert "The duck came by." not in "".join(written[0]["prompts"])
     assert "The duck came by." in "".join("".join(call["prompts"]) for call in written[1:])
     assert sum(len(call["prompts"]) for call in calls if call["lora"] is lora) == len(passages)
+
+
+def test_the_model_that_knows_the_examples_better_writes(source, monkeypatch) -> None:
+    target = build_model("mistral", "byte_bpe")
+    nats = {source.name: [-3.0, -9.0], target.name: [-4.0, -5.0]}
+    monkeypatch.setattr("cast.exciting.completion_log_probs", lambda runner, _: nats[runner.lm.name])
+    assert best_writer([source, target], PROMPTS) is target
+    assert best_writer([source], PROMPTS) is source
+    nats[target.name] = [-6.0, -6.0]
+    assert best_writer([source, target], PROMPTS) is source
+    nats[target.name] = [-1.0, -1.0]
+    wrote: list[object] = []
+    many = generate_many
+    monkeypatch.setattr(
+        "cast.exciting.generate_many",
+        lambda runner, *given, **more: wrote.append((runner.lm, runner.lora)) or many(runner, *given, **more),
+    )
+    lora = build_lora(source)
+    excited(source, lora, PROMPTS, 6, target=target)
+    assert set(wrote) == {(target, None), (source, lora)}
 
 
 def test_a_prompt_that_is_given_twice_counts_once(source) -> None:
