@@ -20,8 +20,10 @@ _CUTS = 8
 class SourceReader:
     """B growing texts in the source, with and without its LoRA, on caches that follow them.
 
-    Which tokens stand is a matter of the text and of the target's own ends in it, not of what was read
-    before: a text gives the same tokens however it was reached.
+    What is read first is a prompt, and its own tokens stand, as they do where the source reads it alone; an
+    adapter may be far from sure of a prompt's words, and nobody goes on inside its last one. Behind it, which
+    tokens stand is a matter of the text and of the target's own ends in it, not of what was read before: a
+    text gives the same tokens however it was reached.
 
     Args:
         source: the model.
@@ -40,6 +42,7 @@ class SourceReader:
     ) -> None:
         self._source, self._gauge = source, gauge
         self.transcripts = [Transcript(target) for _ in range(rows)]
+        self._prompts: list[str | None] = [None] * rows
         self.adapted = TokenStream(source, rows, partial(applied, source, lora))
         self.plain = TokenStream(source, rows)
 
@@ -53,7 +56,13 @@ class SourceReader:
             transcript.read(ids)
         texts = [transcript.text for transcript in self.transcripts]
         own = tokens_of(self._source, texts)
-        crossings = [self._gauge.crossings(text, tokens) for text, tokens in zip(texts, own, strict=True)]
+        self._prompts = [
+            text if prompt is None else prompt for text, prompt in zip(texts, self._prompts, strict=True)
+        ]
+        crossings = [
+            [] if text == prompt else self._gauge.crossings(text, tokens)
+            for text, prompt, tokens in zip(texts, self._prompts, own, strict=True)
+        ]
         if any(crossings):
             self.adapted.advance([tokens.ids for tokens in own])
         standing = [
@@ -65,6 +74,7 @@ class SourceReader:
     def select(self, rows: Sequence[int]) -> None:
         """Keep only these rows of the batch."""
         self.transcripts = [self.transcripts[row] for row in rows]
+        self._prompts = [self._prompts[row] for row in rows]
         self.adapted.select(rows)
         self.plain.select(rows)
 
@@ -81,8 +91,10 @@ class SourceReader:
         last token is `an`: a place where the source, left to itself, would never stand.
         """
         choices, parting = [], []
-        for tokens, stand, transcript in zip(whole, standing, transcripts, strict=True):
-            others = self._cut(tokens, transcript)
+        for tokens, stand, transcript, prompt in zip(
+            whole, standing, transcripts, self._prompts, strict=True
+        ):
+            others = [] if transcript.text == prompt else self._cut(tokens, transcript)
             choices.append([stand, *others] if others else [])
             parting.append(min(common_prefix(found.ids, tokens.ids) for found in (stand, *others)))
         best = [(-math.inf, stand) for stand in standing]

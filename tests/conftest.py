@@ -17,6 +17,7 @@ from app.jobs import Jobs
 from app.workspace import Selection
 from cast.adapters import Kernel, Lora
 from cast.models import LanguageModel
+from cast.runners import Runner
 
 TRAINING_TEXT = [
     "Once upon a time there was a little fox who lived near the river with an old owl.",
@@ -144,6 +145,13 @@ def build_model(
 def tiny_model() -> Callable[..., LanguageModel]:
     """`tiny_model(family, tokenizer="byte_bpe", width=32, depth=3, seed=0)`, built once and shared."""
     return build_model
+
+
+def fresh_logits(runner: Runner, ids: list[int]) -> torch.Tensor:
+    """Logits behind a text, by a session that has read nothing but an empty prompt before."""
+    session = runner.session()
+    session.next_logits(ids[:1])
+    return session.next_logits(ids)
 
 
 def build_lora(

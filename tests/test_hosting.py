@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import FAMILIES
+from conftest import FAMILIES, fresh_logits
 
 from cast.activations import captured, residuals
 from cast.adapters import Lora
@@ -253,12 +253,11 @@ def test_a_session_equals_a_fresh_one_at_every_step(
     source, target = tiny_model("gemma2", kinds[0], 24, 2), tiny_model("mistral", kinds[1], 32, 3)
     runner = HostedRunner(source, tiny_lora(source), target, heads_between(source, target, 1), segment)
     ids = target.encode(["The little fox was late, naïve 🦊 or two."]).input_ids[0].tolist()
-    steps, batch = grown(runner, ids, 3)
-    for stop, logits in enumerate(steps, start=3):
-        fresh = runner.session().next_logits(ids[:stop])
-        torch.testing.assert_close(logits, fresh, atol=5e-5, rtol=1e-4)
+    steps, batch = grown(runner, ids, 1)
+    for stop, logits in enumerate(steps, start=1):
+        torch.testing.assert_close(logits, fresh_logits(runner, ids[:stop]), atol=5e-5, rtol=1e-4)
     back = batch.next_logits([[*ids[:7], 77]])[0]
-    torch.testing.assert_close(back, runner.session().next_logits([*ids[:7], 77]), atol=5e-5, rtol=1e-4)
+    torch.testing.assert_close(back, fresh_logits(runner, [*ids[:7], 77]), atol=5e-5, rtol=1e-4)
 
 
 def oracle(monkeypatch: pytest.MonkeyPatch, full: Tokens) -> None:
@@ -328,12 +327,13 @@ def test_inside_a_source_token_nothing_is_changed(
     oracle(monkeypatch, tokens_of(source, [text])[0])
     inside = target.encode([cut]).input_ids[0].tolist()
     assert "village" in source.tokenizer.convert_ids_to_tokens(tokens_of(source, [text])[0].ids)[-1]
-    logits = runner.session().next_logits(inside)
+    logits = fresh_logits(runner, inside)
     if segment is None:
         torch.testing.assert_close(logits, base.next_logits(inside), atol=1e-5, rtol=1e-4)
     else:
         # Hosted blocks acted at `the`, and nowhere behind it.
         batch = runner.batch_session(1)
+        batch.next_logits([inside[:1]])
         batch.next_logits([inside])
         assert [position >= 0 for position in batch._shared[0]] == [
             end <= 0 or end == len("the") for end in target.encode([cut]).ends[0].tolist()

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from conftest import fresh_logits
 
 from cast.activations import residuals
 from cast.adapters import Lora
@@ -89,11 +90,12 @@ def test_a_session_equals_a_fresh_one_at_every_step(tiny_model, tiny_lora, kinds
     ids = target.encode(["The little fox was late, naïve 🦊 or two."]).input_ids[0].tolist()
     batch = runner.batch_session(1)
     for stop in range(1, len(ids) + 1):
-        fresh = runner.session().next_logits(ids[:stop])
-        torch.testing.assert_close(batch.next_logits([ids[:stop]])[0], fresh, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(
+            batch.next_logits([ids[:stop]])[0], fresh_logits(runner, ids[:stop]), atol=1e-4, rtol=1e-3
+        )
     changed = [*ids[:7], 77]
     torch.testing.assert_close(
-        batch.next_logits([changed])[0], runner.session().next_logits(changed), atol=1e-4, rtol=1e-3
+        batch.next_logits([changed])[0], fresh_logits(runner, changed), atol=1e-4, rtol=1e-3
     )
 
 
@@ -181,10 +183,15 @@ def test_a_text_that_the_source_would_cut_otherwise_is_read_as_the_adapted_sourc
         return logits.log_softmax(-1)
 
     monkeypatch.setattr(SourceReader, "_log_probs", sure)
-    session = runner.batch_session(1)
     ids = target.encode(["the vill"]).input_ids[0].tolist()
+    session = runner.batch_session(1)
+    session.next_logits([ids[:2]])
     session.next_logits([ids])
     assert session._read[0] == tokens_of(source, ["the"])[0].ids
+    # Of a prompt nothing is taken back, however sure the adapted source is of something longer.
+    asked = runner.batch_session(1)
+    asked.next_logits([ids])
+    assert asked._read[0] == tokens_of(source, ["the vill"])[0].ids
 
 
 def test_trust_lasts_and_fades() -> None:
