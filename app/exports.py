@@ -116,7 +116,7 @@ class Exports:
             HubError: the Hub cannot be reached, or refuses.
         """
         if not _REPO.fullmatch(repo):
-            raise RequestError("Name the repository as owner/name, such as me/mood-for-mistral.")
+            raise RequestError(f"Name the repository as owner/name, such as me/{export.name}.")
         if not token or any(character.isspace() for character in token):
             # Without one the Hub's client would take the token of whoever runs the server.
             raise RequestError("Give your own Hub token, with the right to write; it is not kept.")

@@ -370,16 +370,20 @@ class CastPage:
         self.page.get_by_role("option").nth(place).click()
         self.page.keyboard.press("Escape")
 
-    # Export
+    # Heads and Export
 
-    def publish(self, repo: str, token: str) -> None:
-        self.page.get_by_label("Repository on the Hub").fill(repo)
+    def load_heads(self, name: str) -> None:
+        self.page.get_by_placeholder("a folder, or owner/name").fill(name)
+        self.press("Load heads")
+
+    def publish(self, repo: str, token: str, button: str = "Publish to the Hub") -> None:
+        self.page.get_by_label("Repository on the Hub").locator("visible=true").fill(repo)
         self.token.fill(token)
-        self.press("Publish to the Hub")
+        self.press(button)
 
     @property
     def token(self) -> Locator:
-        return self.page.get_by_label("Your Hub token")
+        return self.page.get_by_label("Your Hub token").locator("visible=true")
 
     def download(self, button: str) -> Path:
         """Press a download button and return the file."""
