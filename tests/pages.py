@@ -167,6 +167,10 @@ class CastPage:
     def errors_shown(self) -> Locator:
         return self.page.locator(".cast-error:visible")
 
+    def ready(self, words: str) -> Locator:
+        """A ready-made example."""
+        return self.page.get_by_role("group", name="Ready-made examples").get_by_role("button", name=words)
+
     # Generate
 
     def pane(self, key: str) -> Locator:
