@@ -99,7 +99,7 @@ def layers_line(facts: LayerFacts | None, measure: str) -> str:
     chance = max(max(row) for row in grid.controls)
     return sentence(
         f"{measure} of {facts.tokens:,} tokens, without heads. Most alike: source depth {best[1]} and target "
-        f"depth {best[2]} ({figure(best[0])}); with the tokens shuffled at most {figure(chance)}. Circles: "
+        f"depth {best[2]} ({figure(best[0])}); with the tokens shuffled at most {figure(chance)}. Dots: "
         "the pairs of the heads; square: the pair that is set. Click a cell to draw its pair, or set both "
         "depths above."
     )

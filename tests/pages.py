@@ -290,6 +290,25 @@ class CastPage:
     def plot(self) -> Locator:
         return self.page.locator(".js-plotly-plot:visible")
 
+    @property
+    def play(self) -> Locator:
+        """The button that goes along the layers, and pauses."""
+        return self.page.get_by_role("group", name="Go along the layers").get_by_role("button")
+
+    @property
+    def depth_in_map(self) -> Locator:
+        return self.page.get_by_label("Target depth in the map")
+
+    def watch_map(self) -> None:
+        """Note from now on which depths the map is moved to."""
+        self.page.evaluate(
+            "window.movedTo = []; document.querySelector('#cast-map .js-plotly-plot')"
+            ".on('plotly_animatingframe', (event) => void window.movedTo.push(event.name))"
+        )
+
+    def map_moved_to(self) -> list[str]:
+        return self.page.evaluate("window.movedTo")
+
     def find_tokens(self, words: str) -> None:
         self.page.get_by_label("Find tokens").fill(words)
 

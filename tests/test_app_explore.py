@@ -1,7 +1,10 @@
 """The Explore tab in a real headless Chromium, on a stand-in for the library."""
 
+import re
+
 import pytest
 from playwright.sync_api import expect
+from test_app_accessibility import harmful
 
 pytestmark = pytest.mark.unrecorded
 
@@ -37,4 +40,34 @@ def test_a_click_on_one_pane_or_on_a_cell_is_followed(visit):
     page.click_cell(1, 5)
     expect(page.page.get_by_text("UMAP at target depth 5, source depth 1")).to_be_visible()
     page.command("cast manifold", "--layer 5 --source-layer 1", "--view own")
+    assert page.errors == []
+
+
+def test_the_way_along_the_layers_is_gone_by_keys(visit):
+    page = visit()
+    page.tab("Explore")
+    expect(page.play).to_have_count(0)
+    page.page.get_by_label("Along the layers", exact=True).check()
+    page.press("Draw the map")
+    expect(page.depth_in_map).to_have_attribute("aria-valuetext", re.compile(r"^0 \("))
+    page.settle()
+    page.watch_map()
+    page.chosen("Coloured by").focus()
+    assert page.tab_to(page.play)
+    page.key("Enter")
+    expect(page.depth_in_map).to_have_attribute("aria-valuetext", re.compile(r"^6 \("))
+    expect(page.play).to_have_text("▶ Play")
+    assert page.map_moved_to() == ["1", "2", "3", "4", "5", "6"]
+    assert page.tab_to(page.depth_in_map)
+    page.key("ArrowLeft", "ArrowLeft")
+    expect(page.depth_in_map).to_have_attribute("aria-valuetext", re.compile(r"^4 \("))
+    expect(page.page.get_by_text("Target depth (source depth): 4")).to_be_visible()
+    page.play.press("Enter")
+    expect(page.play).to_have_text("■ Pause")
+    page.play.press("Enter")
+    expect(page.play).to_have_text("▶ Play")
+    assert harmful(page) == []
+    page.page.get_by_label("One joint map").check()
+    page.press("Draw the map")
+    expect(page.play).to_have_count(0)
     assert page.errors == []
