@@ -123,7 +123,8 @@ def build(backend: Backend, folder: Path, recording: Path | None = None, kept: P
         wire_export_tab(export, generate.options, exports, stores)
         lines = [
             command.of_translate(translate_line, generate, expansions, listed),
-            command.of_fit(heads_line, heads), command.of_map(map_line, explore),
+            command.of_fit(heads_line, heads),
+            command.of_map(map_line, explore, generate.options.way, exports, stores.attached),
             compare_command(evaluate, generate.hints),
             push_command(export, exports),
         ]  # fmt: skip

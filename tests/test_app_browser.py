@@ -314,6 +314,8 @@ def test_a_translation_is_downloaded_and_published_with_the_visitors_token(visit
     expect(page.page.get_by_text("Published: https://hub/me/mood")).to_be_visible()
     assert [repo for repo, _, _ in stand_in.published] == ["me/mood"]
     assert "hf_secret" not in page.page.evaluate("JSON.stringify(localStorage)")
+    page.tab("Explore")
+    page.command("cast manifold", "--translated mood-for-mistral")
     assert page.errors == []
 
 
