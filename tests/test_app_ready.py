@@ -6,8 +6,11 @@ from playwright.sync_api import expect
 from app import ready
 from app.engine import Engine
 from app.library import CastBackend
+from app.workspace import Workspace
 from cast.errors import RequestError
 
+# What the stand-in says behind its first words where nobody stops it.
+WORDS_TO_COME = Workspace().max_tokens // 8
 pytestmark = pytest.mark.unrecorded
 
 
@@ -62,17 +65,15 @@ def test_one_click_chooses_and_generates(visit, stand_in):
 
 
 def test_an_example_takes_the_place_of_what_is_running_and_can_be_stopped(visit, stand_in):
-    stand_in.pace = 1.0
+    stand_in.pace = 0.5
     page = visit()
     page.generate()
-    expect(page.answer("target_adapter")).to_contain_text("pocket:mistral says hosted mood")
+    expect(page.answer("target_adapter")).to_contain_text("pocket:mistral says")
     page.ready("Talk like a pirate").press("Enter")
-    expect(page.answer("target_adapter")).to_contain_text("pocket:llama says hosted pirate")
+    expect(page.answer("target")).to_contain_text("pocket:llama says")
     page.stop()
-    stopped = page.answer("target_adapter").inner_text()
-    page.page.wait_for_timeout(3000)
-    assert page.answer("target_adapter").inner_text() == stopped
-    stand_in.pace = 0.02
     page.settle()
     assert stand_in.open_streams == 0
+    assert page.answer("target_adapter").inner_text().count("more") < WORDS_TO_COME
+    stand_in.pace = 0.02
     assert page.errors == []

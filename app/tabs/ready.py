@@ -62,14 +62,9 @@ def wire_ready(
         ],
         trigger_mode="multiple", cancels=[run], **quiet,
     )  # fmt: skip
-    answers = taken.then(
-        partial(generate_tab.streamed, engine),
-        [stores.attached, tab.prompt, *generate_tab.asked(tab, tabs.pick)],
-        [tab.panes, tab.message], concurrency_limit=8, **quiet,
-    )  # fmt: skip
+    # The button itself: *Stop* ends what it starts, and no second stream can write beside it.
+    taken.then(None, js="() => window.castStage.generate()", api_visibility="private")
     taken.then(
         partial(described_anew, tabs, engine), [stores.choice, *options.way, stores.attached],
         tabs.followers, **quiet,
     )  # fmt: skip
-    for again in (buttons.select, tab.generate.click, tab.stop.click):
-        again(None, cancels=[answers], api_visibility="private")
