@@ -15,6 +15,7 @@ from pathlib import Path
 from app.backend import Backend
 from app.cache import Cache
 from app.engine import Engine
+from app.maps import moving_states
 from app.workspace import Attached, Pair, Selection
 from cast.errors import AdapterError, CastError, HeadsError, HubError, RequestError
 from cast.recipes import RECIPE_FILE
@@ -82,6 +83,19 @@ class Exports:
         """A folder name for a translation: the adapter, and the model that it is for."""
         return _named(selection.adapter, "for", selection.target)
 
+    def on_a_map(self, selection: Selection, made: Attached) -> str:
+        """The folder whose translation a map of a choice shows; empty where it shows none.
+
+        One that was opened stands where it is; any other is called as it is when it was downloaded.
+
+        Raises:
+            AdapterError: the opened folder cannot be read any more.
+        """
+        for choice in moving_states(selection):
+            if folder := self._engine.translated_folder(choice, made):
+                return made.folder if str(folder) == made.folder else self.name(choice)
+        return ""
+
     def _packed_once(
         self, folder: Path, name: str, newest: str, wanted: Sequence[str], gone: CastError
     ) -> Export:
@@ -116,7 +130,7 @@ class Exports:
             HubError: the Hub cannot be reached, or refuses.
         """
         if not _REPO.fullmatch(repo):
-            raise RequestError("Name the repository as owner/name, such as me/mood-for-mistral.")
+            raise RequestError(f"Name the repository as owner/name, such as me/{export.name}.")
         if not token or any(character.isspace() for character in token):
             # Without one the Hub's client would take the token of whoever runs the server.
             raise RequestError("Give your own Hub token, with the right to write; it is not kept.")

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from cast.adapters import Lora
     from cast.estimates import Shape
     from cast.fitting import FitConfig
+    from cast.heads import HeadSet
     from cast.marking import Alternatives
     from cast.models import LanguageModel
     from cast.pipeline import FoundHeads
@@ -344,14 +345,11 @@ class CastBackend:
     def load_heads(self, request: LoadRequest, folder: Path, on_progress: OnProgress) -> object:
         """Heads in a folder or on the Hub, copied: what is on the disk of others may change."""
         self.warm()
-        from cast.heads import HeadSet
-        from cast.hub import download
         from cast.models import load
         from cast.pipeline import FoundHeads
 
         on_progress(Progress("load", 0, 1))
-        place = Path(request.name).expanduser()
-        found = HeadSet.load(place if place.exists() else download(request.name, kind="heads"))
+        found = _heads_named(request.name)
         found.check(
             *(load(name, on_progress=on_progress) for name in (request.pair.source, request.pair.target))
         )
@@ -471,6 +469,36 @@ def _fit_config(request: FitRequest) -> "FitConfig":
     given = {**asdict(chosen), "depths": chosen.depths or None, "learning_rate": chosen.learning_rate or None}
     kind: Literal["affine", "mlp"] = "affine" if request.kind == "affine" else "mlp"
     return FitConfig(kind=kind, tokens=request.tokens, save_seconds=_SAVE_SECONDS, **given)
+
+
+def _heads_named(name: str) -> "HeadSet":
+    """The heads in a folder on this machine, else in a repository on the Hub.
+
+    Raises:
+        HeadsError: there is no such folder, or what it holds cannot be used.
+        HubError: the Hub has none of that name, or cannot be reached.
+    """
+    from cast.checkpoints import looks_like_path
+    from cast.errors import HeadsError
+    from cast.heads import HeadSet
+    from cast.hub import download
+
+    try:
+        folder = Path(name).expanduser()
+        is_here = folder.exists()
+    except (OSError, RuntimeError):
+        # A home that is nobody's, or no path at all.
+        is_here = False
+    if is_here:
+        return HeadSet.load(folder)
+    if looks_like_path(name):
+        raise HeadsError(f"There is no folder {name}; check the path, or name a Hub id.")
+    fetched = download(name, kind="heads")
+    try:
+        return HeadSet.load(fetched)
+    except HeadsError as error:
+        # Where the server keeps what it fetches says nothing to who named a repository.
+        raise HeadsError(str(error).replace(str(fetched), name)) from error
 
 
 def _task(adapter: str) -> "Task | None":

@@ -43,6 +43,15 @@ class _Shown:
     note: str = ""
 
 
+def moving_states(selection: Selection) -> Iterator[Selection]:
+    """The choice, else the same in another mode: of the first that is translated, a map shows what moves."""
+    if not selection.by_words:
+        yield selection
+    for mode in _MODES_OF_STATES:
+        if mode != selection.mode:
+            yield replace(selection, mode=mode, segment=None)
+
+
 class Maps:
     """The page's way to maps; one for all visitors, made by the engine."""
 
@@ -184,10 +193,7 @@ class Maps:
         self, selection: Selection, made: Attached, source: Loaded, target: Loaded
     ) -> tuple[object | None, str]:
         """The translation of the choice, else one in another mode, that moves the target's states."""
-        others = [
-            replace(selection, mode=mode, segment=None) for mode in _MODES_OF_STATES if mode != selection.mode
-        ]
-        for choice in [selection, *others] if not selection.by_words else others:
+        for choice in moving_states(selection):
             carried = self._translation(choice, made, source, target)
             if carried is not None:
                 return carried, choice.way

@@ -45,6 +45,8 @@ _SCALE = "Viridis"
 _GOLDEN_ANGLE = 137.508
 _LIGHT, _DARK = "#ffffff", "#16202c"
 _HEIGHT = 600
+# Of a cell's width and height, from its middle.
+_CORNER = 0.36
 _CAPTION_WIDTH = 150
 # What is not chosen steps back.
 _DIMMED = {"selected": {"marker": {"opacity": 1}}, "unselected": {"marker": {"opacity": 0.1}}}
@@ -286,10 +288,16 @@ def _animate(figure: go.Figure, drawn: Drawn, colour: str, flat: bool) -> None:
 
 
 def for_page(figure: go.Figure) -> go.Figure:
-    """A figure whose frames Gradio hands on to the browser: it passes the layout, and drops frames."""
-    frames = [frame.to_plotly_json() for frame in figure.frames]
-    figure.update_layout(meta={"frames": frames})
-    figure.frames = ()
+    """A figure whose frames Gradio hands on to the browser: it passes the layout, and drops frames.
+
+    Plotly's slider and button hear no key: what goes along the layers on the page is `assets/js/maps.js`.
+    """
+    told: dict[str, Any] = {"frames": [frame.to_plotly_json() for frame in figure.frames]}
+    for slider in figure.layout.sliders:
+        told["steps"] = [{"label": step.label, "args": step.args} for step in slider.steps]
+        figure.update_layout(height=_HEIGHT, margin={"b": 16})
+    figure.update_layout(meta=told)
+    figure.frames = figure.layout.sliders = figure.layout.updatemenus = ()
     return figure
 
 
@@ -332,7 +340,7 @@ def layer_grid(
         facts: the measures.
         measure: which of them.
         chosen: (source depth, target depth) of the map, in a square.
-        table: the source depth that belongs to each target depth, in circles.
+        table: the source depth that belongs to each target depth, with a dot in the cell's corner.
     """
     import plotly.graph_objects as go
 
@@ -342,27 +350,30 @@ def layer_grid(
     figure.add_heatmap(
         z=grid.values, customdata=grid.controls, colorscale=_SCALE, zmin=0, zmax=1,
         texttemplate="%{z:.2f}" if max(rows, columns) <= 12 else None, xgap=1, ygap=1,
-        colorbar={"thickness": 12, "title": {"text": measure}},
+        # Above the cells, which so have the whole width of a narrow window.
+        colorbar={
+            "orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "thickness": 12,
+            "title": {"text": measure, "side": "top"},
+        },
         hovertemplate=(
             "source depth %{y}, target depth %{x}<br>" + measure
             + " %{z:.2f} (shuffled %{customdata:.2f})<extra></extra>"
         ),
     )  # fmt: skip
-    # Light under dark, to be seen on every colour of the scale.
-    marks = [
-        (range(len(table)), table, "circle-open", 30, 2, _LIGHT),
-        *[
-            ([chosen[1]], [chosen[0]], "square-open", 30, width, colour)
-            for width, colour in ((7, _LIGHT), (3, _DARK))
-            if chosen
-        ],
-    ]
-    for x, y, symbol, size, width, colour in marks:
-        figure.add_scatter(
-            x=list(x), y=list(y), mode="markers", hoverinfo="skip", showlegend=False,
-            marker={"symbol": symbol, "size": size, "color": colour, "line": {"width": width}},
-        )  # fmt: skip
-    quiet(figure, height=360)
+    # Marks keep to the cells' edges, whatever their size, and the figures can be read between them.
+    figure.add_scatter(
+        x=[depth + _CORNER for depth in range(len(table))], y=[depth + _CORNER for depth in table],
+        mode="markers", hoverinfo="skip", showlegend=False,
+        marker={"size": 7, "color": _LIGHT, "line": {"width": 1.5, "color": _DARK}},
+    )  # fmt: skip
+    if chosen:
+        i, j = chosen
+        edge = {"x0": j - 0.5, "x1": j + 0.5, "y0": i - 0.5, "y1": i + 0.5}
+        # Light under dark, to be seen on every colour of the scale.
+        for width, colour in ((6, _LIGHT), (3, _DARK)):
+            figure.add_shape(**edge, line={"width": width, "color": colour})
+    quiet(figure, height=400)
+    figure.update_layout(margin={"t": 72})
     figure.update_xaxes(title="Target depth", dtick=1 if columns <= 16 else None, showgrid=False)
     figure.update_yaxes(title="Source depth", dtick=1 if rows <= 16 else None, showgrid=False)
     return figure

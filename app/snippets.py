@@ -41,14 +41,16 @@ def fit(request: FitRequest) -> str:
     return shlex.join([*words, "--out", "heads/"])
 
 
-def manifold(request: MapRequest) -> str:
-    """`cast manifold` for what *Draw the map* would do; the translation shown is the visitor's own."""
+def manifold(request: MapRequest, translated: str = "") -> str:
+    """`cast manifold` for what *Draw the map* would do; `translated` is the folder that it shows as well."""
     chosen = request.selection
     words = ["cast", "manifold", *_pair(chosen.pair), "--layer", str(request.depth)]
     words += [] if request.source_depth is None else ["--source-layer", str(request.source_depth)]
     words += ["--points", str(request.points), "--method", request.method]
     words += ["--dimensions", str(request.dimensions), "--view", request.view]
-    words += ["--adapter", chosen.adapter] if chosen.adapter and request.adapter else []
+    if chosen.adapter and request.adapter:
+        words += ["--adapter", chosen.adapter]
+        words += ["--translated", translated] if translated else []
     return shlex.join([*words, "--out", "map.html"])
 
 

@@ -26,6 +26,7 @@ from app.tabs.generate import create_generate_tab, wire_generate_tab
 from app.tabs.heads import create_heads_tab, wire_heads_tab
 from app.tabs.pick import create_pick_tab, wire_pick_tab
 from app.tabs.prompts import wire_prompts_panel
+from app.tabs.ready import create_ready, wire_ready
 from app.tabs.several import create_several_panel, wire_several_panel
 from app.tabs.stage import create_stage, create_tour, wire_link, wire_stage
 from app.workspace import Attached, Workspace
@@ -74,6 +75,7 @@ def build(backend: Backend, folder: Path, recording: Path | None = None, kept: P
         with gr.Row(elem_classes="cast-top"):
             gr.HTML(f'<header class="cast-header">{theme.logo()}<h1>CAST</h1><p>{_TAGLINE}</p></header>')
             stage = create_stage(engine)
+        ready = create_ready(engine)
         pick = create_pick_tab(engine, start)
         with gr.Tabs(elem_classes="cast-tabs"):
             with gr.Tab("Generate"):
@@ -96,7 +98,7 @@ def build(backend: Backend, folder: Path, recording: Path | None = None, kept: P
         wire_pick_tab(pick, engine, HubSearch(backend))
         expansions = Expansions(backend, engine, jobs)
         listed = _store(KeptList().to_json(), "cast-prompts")
-        wire_generate_tab(generate, pick, engine, expansions, stores.attached, listed)
+        run = wire_generate_tab(generate, pick, engine, expansions, stores.attached, listed)
         wire_prompts_panel(
             blocks, generate.prompts, generate.steps, expansions, [stores.choice, stores.attached], listed
         )
@@ -121,12 +123,15 @@ def build(backend: Backend, folder: Path, recording: Path | None = None, kept: P
         wire_export_tab(export, generate.options, exports, stores)
         lines = [
             command.of_translate(translate_line, generate, expansions, listed),
-            command.of_fit(heads_line, heads), command.of_map(map_line, explore),
+            command.of_fit(heads_line, heads),
+            command.of_map(map_line, explore, generate.options.way, exports, stores.attached),
             compare_command(evaluate, generate.hints),
             push_command(export, exports),
         ]  # fmt: skip
         command.wire_commands(lines, stores.choice, start.selection)
-        wire_choice(blocks, Tabs(pick, generate, heads, explore), engine, stores)
+        tabs = Tabs(pick, generate, heads, explore)
+        wire_choice(blocks, tabs, engine, stores)
+        wire_ready(ready, tabs, engine, stores, run)
         blocks.load(None, js="() => window.castStage.ready()", api_visibility="private")
     return Page(blocks, engine, jobs)
 

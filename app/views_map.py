@@ -7,6 +7,7 @@ from html import escape
 
 from app.backend import Drawn, JointMap, LayerFacts, Measure
 from app.views import SCROLLS, figure, sentence, trust
+from cast.layer_measures import NEIGHBOURS
 
 # A share of common neighbours that is less above chance than this is read as nothing.
 _CLEAR = 0.1
@@ -76,7 +77,7 @@ def belief(drawn: Drawn) -> str:
 
 def _together(drawn: JointMap) -> str:
     """Whether the clouds belong together, by the measure that needs no map."""
-    found = next((m for m in drawn.measures if m.name == "k-NN overlap"), None)
+    found = next((m for m in drawn.measures if m.name == NEIGHBOURS), None)
     if found is None:
         return ""
     if found.value - found.control < _CLEAR:
@@ -99,7 +100,7 @@ def layers_line(facts: LayerFacts | None, measure: str) -> str:
     chance = max(max(row) for row in grid.controls)
     return sentence(
         f"{measure} of {facts.tokens:,} tokens, without heads. Most alike: source depth {best[1]} and target "
-        f"depth {best[2]} ({figure(best[0])}); with the tokens shuffled at most {figure(chance)}. Circles: "
+        f"depth {best[2]} ({figure(best[0])}); with the tokens shuffled at most {figure(chance)}. Dots: "
         "the pairs of the heads; square: the pair that is set. Click a cell to draw its pair, or set both "
         "depths above."
     )

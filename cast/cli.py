@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cast.errors import Cancelled, CastError
+from cast.layer_measures import MEASURES
 from cast.progress import OnProgress, Progress, ignore
 
 EXIT_REQUEST = 2
@@ -248,7 +249,7 @@ def _manifold(parser: argparse.ArgumentParser) -> None:
 def _layers(parser: argparse.ArgumentParser) -> None:
     _pair(parser)
     parser.add_argument("--points", type=int, default=600, help="tokens to compare on (default 600)")
-    parser.add_argument("--measure", choices=("CKA", "R²", "k-NN overlap"), default="CKA")
+    parser.add_argument("--measure", choices=MEASURES, default=MEASURES[0])
     _text(parser)
     _device(parser)
     parser.add_argument("--out", metavar="F.html", help="also draw the grid of one measure as a page")

@@ -9,6 +9,7 @@ most of it where models are small. Text and weights that have to be fetched firs
 from dataclasses import dataclass
 
 from cast.devices import pick_device, product_speed
+from cast.exciting import ANSWER_TOKENS
 from cast.fitting import FitConfig
 from cast.models import default_dtype
 from cast.recipes import TranslationConfig
@@ -79,6 +80,14 @@ def translate_seconds(source: Shape, target: Shape, config: TranslationConfig, *
             answered = 2 * config.prompts_wanted * _TEXT_TOKENS
             work += 2 * source.forward(answered)
             handled += answered
+        elif config.moments:
+            # `cast.moments`: every text is read with and without the adapter; many are cut somewhere and gone
+            # on with, and both ways then judge what was written.
+            texts = config.steps * config.batch_size
+            read = texts * _TEXT_TOKENS
+            answered = min(config.moments, texts) * (_TEXT_TOKENS // 2 + ANSWER_TOKENS)
+            work += 2 * source.forward(read) + 3 * source.forward(answered)
+            handled += read + answered
     return work / _speed(source, target) + handled * TOKEN_SECONDS
 
 

@@ -15,12 +15,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from cast.layer_measures import CKA, MEASURES, NEIGHBOURS, R_SQUARED
 from cast.measures import aligned_grams, hollow_gram, nearest, r_squared, shared_neighbours, shuffled
 from cast.models import LanguageModel
 from cast.progress import OnProgress, Progress, ignore
 from cast.token_states import TokenStates, Turns, read_states
-
-MEASURES = ("CKA", "R²", "k-NN overlap")
 
 # R² is measured on the rest.
 _FITTED_SHARE = 0.6
@@ -39,7 +38,7 @@ class Grid:
 
 @dataclass(frozen=True, eq=False)
 class LayerGrids:
-    """Every measure of all pairs of layers, by its name in `MEASURES`."""
+    """Every measure of all pairs of layers, by its name in `layer_measures.MEASURES`."""
 
     grids: Mapping[str, Grid]
     tokens: int
@@ -77,8 +76,8 @@ def compare_layers(
     )  # fmt: skip
     order = shuffled(torch.arange(len(states.places)), seed=seed)
     views: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], float]]] = {
-        "CKA": (hollow_gram, aligned_grams),
-        "k-NN overlap": (nearest, shared_neighbours),
+        CKA: (hollow_gram, aligned_grams),
+        NEIGHBOURS: (nearest, shared_neighbours),
     }
     shape = (source.depth + 1, target.depth + 1)
     grids = {name: Grid(np.zeros(shape), np.zeros(shape)) for name in MEASURES}
@@ -93,7 +92,7 @@ def compare_layers(
             for j, other in enumerate(at_target[name]):
                 grids[name].values[i, j] = compare(own, other)
                 grids[name].controls[i, j] = compare(own, other[order][:, order])
-        grids["R²"].values[i], grids["R²"].controls[i] = _explained(states, i, seed)
+        grids[R_SQUARED].values[i], grids[R_SQUARED].controls[i] = _explained(states, i, seed)
     on_progress(Progress("layers", *shape[:1] * 2))
     return LayerGrids(grids, len(states.places))
 

@@ -22,6 +22,7 @@ from cast.adapters import Lora
 from cast.errors import RequestError
 from cast.fitters import ridge_head
 from cast.heads import HeadSet
+from cast.layer_measures import CKA, NEIGHBOURS, R_SQUARED
 from cast.measures import Measured, Measurement, cosine, debiased_cka, knn_overlap, measured, r_squared
 from cast.models import LanguageModel
 from cast.progress import OnProgress, Progress, ignore
@@ -370,10 +371,10 @@ def _shift(states: Tensor, moved: Tensor | None) -> np.ndarray | None:
 
 def _measures(states: PairStates) -> dict[str, Measured]:
     named: dict[str, Measurement] = {
-        "R²": r_squared,
+        R_SQUARED: r_squared,
         "cosine": cosine,
-        "k-NN overlap": knn_overlap,
-        "CKA": debiased_cka,
+        NEIGHBOURS: knn_overlap,
+        CKA: debiased_cka,
     }
     carried = states.decode(states.source)
     found = {name: measured(measure, carried, states.target) for name, measure in named.items()}

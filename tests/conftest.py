@@ -203,14 +203,21 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    """A page that opens with a recorded run."""
+def stand_in():
+    """What stands in for the library behind `address`; slow enough for its work to be looked at."""
+    return FakeBackend(pace=0.02)
+
+
+@pytest.fixture(scope="module")
+def address(request, stand_in, tmp_path_factory):
+    """A page that opens with a recorded run, unless the module is marked `unrecorded`."""
     from pages import served
 
     folder = tmp_path_factory.mktemp("page")
     recorded = folder / "recording.json"
-    stand_in = FakeBackend()
-    recording(stand_in, Selection("pocket:llama", "pocket:mistral", "pocket:llama/pirate")).save(recorded)
+    if request.node.get_closest_marker("unrecorded") is None:
+        chosen = Selection("pocket:llama", "pocket:mistral", "pocket:llama/pirate")
+        recording(stand_in, chosen).save(recorded)
     with served(stand_in, folder, recorded) as running:
         yield running
 

@@ -167,6 +167,10 @@ class CastPage:
     def errors_shown(self) -> Locator:
         return self.page.locator(".cast-error:visible")
 
+    def ready(self, words: str) -> Locator:
+        """A ready-made example."""
+        return self.page.get_by_role("group", name="Ready-made examples").get_by_role("button", name=words)
+
     # Generate
 
     def pane(self, key: str) -> Locator:
@@ -286,6 +290,25 @@ class CastPage:
     def plot(self) -> Locator:
         return self.page.locator(".js-plotly-plot:visible")
 
+    @property
+    def play(self) -> Locator:
+        """The button that goes along the layers, and pauses."""
+        return self.page.get_by_role("group", name="Go along the layers").get_by_role("button")
+
+    @property
+    def depth_in_map(self) -> Locator:
+        return self.page.get_by_label("Target depth in the map")
+
+    def watch_map(self) -> None:
+        """Note from now on which depths the map is moved to."""
+        self.page.evaluate(
+            "window.movedTo = []; document.querySelector('#cast-map .js-plotly-plot')"
+            ".on('plotly_animatingframe', (event) => void window.movedTo.push(event.name))"
+        )
+
+    def map_moved_to(self) -> list[str]:
+        return self.page.evaluate("window.movedTo")
+
     def find_tokens(self, words: str) -> None:
         self.page.get_by_label("Find tokens").fill(words)
 
@@ -370,16 +393,20 @@ class CastPage:
         self.page.get_by_role("option").nth(place).click()
         self.page.keyboard.press("Escape")
 
-    # Export
+    # Heads and Export
 
-    def publish(self, repo: str, token: str) -> None:
-        self.page.get_by_label("Repository on the Hub").fill(repo)
+    def load_heads(self, name: str) -> None:
+        self.page.get_by_placeholder("a folder, or owner/name").fill(name)
+        self.press("Load heads")
+
+    def publish(self, repo: str, token: str, button: str = "Publish to the Hub") -> None:
+        self.page.get_by_label("Repository on the Hub").locator("visible=true").fill(repo)
         self.token.fill(token)
-        self.press("Publish to the Hub")
+        self.press(button)
 
     @property
     def token(self) -> Locator:
-        return self.page.get_by_label("Your Hub token")
+        return self.page.get_by_label("Your Hub token").locator("visible=true")
 
     def download(self, button: str) -> Path:
         """Press a download button and return the file."""

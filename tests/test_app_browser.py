@@ -5,27 +5,15 @@ import re
 import zipfile
 
 import pytest
-from fake_backend import FakeBackend
-from pages import served
 from playwright.sync_api import expect
 
 from app.backend import Opened
 from app.workspace import Selection
 
-
-@pytest.fixture(scope="module")
-def backend():
-    return FakeBackend(pace=0.02)
+pytestmark = pytest.mark.unrecorded
 
 
-@pytest.fixture(scope="module")
-def address(backend, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("page")
-    with served(backend, folder, folder / "no-recording.json") as running:
-        yield running
-
-
-def test_choose_generate_translate_and_read_the_target(visit, backend):
+def test_choose_generate_translate_and_read_the_target(visit, stand_in):
     page = visit()
     expect(page.facts).to_contain_text("Mistral")
     page.choose("Target model", "pocket:qwen")
@@ -38,7 +26,7 @@ def test_choose_generate_translate_and_read_the_target(visit, backend):
     expect(page.answer("target_adapter")).to_contain_text("pocket:qwen says hosted mood whole x1")
     expect(page.pane("source").locator(".cast-prompt")).to_have_text("Who <b>sang</b>?")
 
-    backend.steps = 200
+    stand_in.steps = 200
     page.translate()
     expect(page.job).to_contain_text("fitting the adapter")
     page.open()  # a reload in the middle of the job
@@ -50,8 +38,8 @@ def test_choose_generate_translate_and_read_the_target(visit, backend):
     assert page.errors == []
 
 
-def test_a_cancelled_translation_says_so(visit, backend):
-    backend.steps = 2000
+def test_a_cancelled_translation_says_so(visit, stand_in):
+    stand_in.steps = 2000
     page = visit()
     page.translate()
     expect(page.job).to_contain_text("fitting the adapter")
@@ -69,10 +57,10 @@ def test_a_change_of_source_keeps_the_skill(visit):
 
 
 @pytest.mark.parametrize(("mode", "segment"), [("hosted", 2), ("kernel", None), ("compiled", None)])
-def test_a_translated_folder_opens_as_it_was_made(visit, backend, mode, segment):
+def test_a_translated_folder_opens_as_it_was_made(visit, stand_in, mode, segment):
     made = Selection("pocket:mistral", "pocket:qwen", "/my/lora", mode, segment)
-    backend.folders["/my/out"] = Opened("/my/out", made, 0.75, 1)
-    backend.own_adapters = {"/my/lora": "pocket:mistral"}
+    stand_in.folders["/my/out"] = Opened("/my/out", made, 0.75, 1)
+    stand_in.own_adapters = {"/my/lora": "pocket:mistral"}
     page = visit()
     page.choose("Adapter of the source", "/my/out")
     expect(page.notice).to_contain_text("Opened /my/out: /my/lora carried from pocket:mistral to pocket:qwen")
@@ -103,8 +91,8 @@ def test_a_translated_folder_opens_as_it_was_made(visit, backend, mode, segment)
     assert page.errors == []
 
 
-def test_a_folder_that_cannot_be_opened_is_a_sentence(visit, backend):
-    backend.damaged.add("/broken")
+def test_a_folder_that_cannot_be_opened_is_a_sentence(visit, stand_in):
+    stand_in.damaged.add("/broken")
     page = visit()
     page.choose("Adapter of the source", "/broken")
     expect(page.errors_shown.first).to_contain_text("/broken/cast.json cannot be read as JSON")
@@ -113,8 +101,8 @@ def test_a_folder_that_cannot_be_opened_is_a_sentence(visit, backend):
     expect(page.chosen("Source model")).to_have_value("pocket:llama")
 
 
-def test_hosted_may_go_block_by_block(visit, backend):
-    backend.steps = 20
+def test_hosted_may_go_block_by_block(visit, stand_in):
+    stand_in.steps = 20
     page = visit()
     expect(page.segment).to_have_value("0")
     page.segment.fill("3")
@@ -179,14 +167,14 @@ def test_errors_are_sentences(visit):
     expect(page.page.get_by_text("Traceback")).to_have_count(0)
 
 
-def test_typing_searches_the_hub_once_the_keys_rest(visit, backend):
-    backend.searched.clear()
-    backend.hub = {"story": ["me/story-model", "me/other-story"]}
+def test_typing_searches_the_hub_once_the_keys_rest(visit, stand_in):
+    stand_in.searched.clear()
+    stand_in.hub = {"story": ["me/story-model", "me/other-story"]}
     page = visit()
     page.type_into("Target model", "story")
     expect(page.found).to_contain_text("The Hub lists 2 × model called “story”")
     expect(page.page.get_by_role("option", name="me/other-story · 7 downloads · mit")).to_be_visible()
-    assert backend.searched == ["story"]
+    assert stand_in.searched == ["story"]
     page.page.get_by_role("option", name="me/story-model").click()
     expect(page.chosen("Target model")).to_have_value("me/story-model")
 
@@ -195,72 +183,6 @@ def test_typing_searches_the_hub_once_the_keys_rest(visit, backend):
     page.choose("Source model", "pocket:qwen")
     expect(page.facts.or_(page.errors_shown).first).to_contain_text("no model me/story-model")
     expect(page.chosen("Source model")).to_have_value("pocket:qwen")
-    assert page.errors == []
-
-
-def test_heads_are_shown_and_trained(visit, backend):
-    backend.steps = 300
-    page = visit()
-    page.tab("Heads")
-    page.press("Show heads")
-    expect(page.page.get_by_text("Heads are ready")).to_be_visible()
-    expect(page.plot).to_be_visible()
-    page.press("Train heads")
-    expect(page.job).to_contain_text("fitting heads")
-    expect(page.job).to_contain_text("Held-out R² at target depths 0 to 6")
-    page.cancel()
-    expect(page.job).to_contain_text("Cancelled")
-    expect(page.page.get_by_text("Its newest checkpoint is kept")).to_be_visible()
-    page.settle()
-    page.open()  # the unfinished fit is found again
-    page.tab("Heads")
-    page.press("Go on with the unfinished fit")
-    expect(page.job).to_contain_text("Done in")
-    page.unfold()
-    page.press("Pack the heads")
-    with zipfile.ZipFile(page.download("Download heads-llama-to-mistral.zip")) as packed:
-        assert "heads-llama-to-mistral/heads.safetensors" in packed.namelist()
-    page.page.get_by_placeholder("a folder, or owner/name").fill("/nowhere")
-    page.press("Load heads")
-    expect(page.job).to_contain_text("/nowhere holds no heads.json")
-    assert page.errors == []
-
-
-def test_explore_draws_a_map_beside_its_measures_and_saves_it(visit):
-    page = visit()
-    page.tab("Explore")
-    page.press("Draw the map")
-    expect(page.page.get_by_text("UMAP at target depth 3, source depth 2")).to_be_visible()
-    expect(page.page.get_by_text("trustworthiness 0.93")).to_be_visible()
-    expect(page.page.get_by_text("moves the target's words and none of its states")).to_be_visible()
-    page.find_tokens("tok1")
-    expect(page.highlighted).to_contain_text("tok10")
-    assert page.chosen_points() == [[1, *range(10, 20), *range(100, 200)]] * 2
-    rows = page.download("Save CSV").read_text("utf-8").splitlines()
-    assert len(rows) == 301
-    assert page.download("Save SVG").read_text("utf-8").startswith("<svg")
-    page.page.get_by_label("Along the layers").check()
-    page.press("Draw the map")
-    page.page.get_by_text("Play").click()
-    expect(page.page.get_by_text("Target depth (source depth): 6")).to_be_visible()
-
-
-def test_a_click_on_one_pane_or_on_a_cell_is_followed(visit):
-    page = visit()
-    page.tab("Explore")
-    page.page.get_by_label("Two linked panes").check()
-    page.press("Draw the map")
-    expect(page.page.get_by_text("not across")).to_be_visible()
-    page.click_token(0, 4)
-    expect(page.highlighted).to_contain_text("1 highlighted")
-    (in_source,), (in_target,) = page.chosen_points()
-    assert in_source == in_target
-    assert in_source % 35 == 4  # where the stand-in puts several tokens
-    page.press("Compare all layers")
-    expect(page.page.get_by_text("Most alike: source depth 4 and target depth 6")).to_be_visible()
-    page.click_cell(1, 5)
-    expect(page.page.get_by_text("UMAP at target depth 5, source depth 1")).to_be_visible()
-    page.command("cast manifold", "--layer 5 --source-layer 1", "--view own")
     assert page.errors == []
 
 
@@ -276,8 +198,8 @@ def test_two_visitors_never_see_each_others_choice(visit):
     expect(second.chosen("Target model")).to_have_value("pocket:mistral")
 
 
-def test_methods_are_measured_sorted_kept_and_compared(visit, backend, tmp_path):
-    backend.steps, backend.endless = 5, set()
+def test_methods_are_measured_sorted_kept_and_compared(visit, stand_in, tmp_path):
+    stand_in.steps, stand_in.endless = 5, set()
     page = visit()
     page.tab("Evaluate")
     page.tick("Hosted by words", "Kernel, the paper's form", "Proxy tuning", "Naive copy")
@@ -323,8 +245,8 @@ def test_methods_are_measured_sorted_kept_and_compared(visit, backend, tmp_path)
     assert page.errors == []
 
 
-def test_a_cancelled_evaluation_keeps_what_had_ended(visit, backend):
-    backend.steps, backend.endless = 5, {"kernel"}
+def test_a_cancelled_evaluation_keeps_what_had_ended(visit, stand_in):
+    stand_in.steps, stand_in.endless = 5, {"kernel"}
     page = visit()
     page.tab("Evaluate")
     page.tick("Hosted by words", "Kernel, the paper's form", "Proxy tuning")
@@ -338,8 +260,8 @@ def test_a_cancelled_evaluation_keeps_what_had_ended(visit, backend):
     assert page.methods_in_order() == ["Hosted by words"]
 
 
-def test_a_task_file_is_uploaded_and_a_wrong_one_is_a_sentence(visit, backend, tmp_path):
-    backend.steps = 2
+def test_a_task_file_is_uploaded_and_a_wrong_one_is_a_sentence(visit, stand_in, tmp_path):
+    stand_in.steps = 2
     good, bad = tmp_path / "mine.jsonl", tmp_path / "bad.jsonl"
     good.write_text('{"prompt": "a", "completion": "b"}\n' * 3)
     bad.write_text("not json\n")
@@ -359,8 +281,8 @@ def test_a_task_file_is_uploaded_and_a_wrong_one_is_a_sentence(visit, backend, t
     expect(page.page.get_by_text("Traceback")).to_have_count(0)
 
 
-def test_a_translation_is_downloaded_and_published_with_the_visitors_token(visit, backend):
-    backend.steps = 2
+def test_a_translation_is_downloaded_and_published_with_the_visitors_token(visit, stand_in):
+    stand_in.steps = 2
     page = visit()
     page.tab("Export")
     expect(page.page.get_by_text("Hosted mode runs at once")).to_be_visible()
@@ -390,8 +312,10 @@ def test_a_translation_is_downloaded_and_published_with_the_visitors_token(visit
     expect(page.errors_shown).to_contain_text("Give your own Hub token")
     page.publish("me/mood", "hf_secret")
     expect(page.page.get_by_text("Published: https://hub/me/mood")).to_be_visible()
-    assert [repo for repo, _, _ in backend.published] == ["me/mood"]
+    assert [repo for repo, _, _ in stand_in.published] == ["me/mood"]
     assert "hf_secret" not in page.page.evaluate("JSON.stringify(localStorage)")
+    page.tab("Explore")
+    page.command("cast manifold", "--translated mood-for-mistral")
     assert page.errors == []
 
 

@@ -12,7 +12,7 @@ from fake_backend import ended
 from fake_hub import reachable_hub
 
 from app import snippets
-from app.backend import Opened, TranslateRequest
+from app.backend import MapRequest, Opened, TranslateRequest
 from app.engine import Engine
 from app.exports import Exports
 from app.library import CastBackend
@@ -83,6 +83,21 @@ def test_only_the_files_of_a_translation_leave_an_opened_folder(exports, backend
     (opened / "cast.json").unlink()
     with pytest.raises(AdapterError, match="translate once more"):
         exports.current(CHOICE, Attached(folder=str(opened)))
+
+
+def test_a_map_is_drawn_on_the_command_line_with_the_folder_that_it_shows(exports, engine, backend, tmp_path):
+    made = translated(engine)
+    assert exports.on_a_map(CHOICE, made) == "mood-for-mistral"
+    # Hosted by words moves no states, so the map shows what else is translated; nothing where nothing is.
+    assert exports.on_a_map(replace(CHOICE, mode="hosted"), made) == "mood-for-mistral"
+    assert exports.on_a_map(replace(CHOICE, mode="kernel"), made) == "mood-for-mistral"
+    assert exports.on_a_map(CHOICE, Attached()) == exports.on_a_map(replace(CHOICE, target="x"), made) == ""
+    opened = tmp_path / "my own"
+    backend.folders = {str(opened): Opened(str(opened), CHOICE, 1.0, 1)}
+    assert exports.on_a_map(CHOICE, Attached(folder=str(opened))) == str(opened)
+    line = snippets.manifold(MapRequest(CHOICE, 3), str(opened))
+    assert f"--adapter pocket:llama/mood --translated '{opened}' --out" in line
+    assert "--translated" not in snippets.manifold(MapRequest(CHOICE, 3, adapter=False), str(opened))
 
 
 def test_a_damaged_configuration_is_a_sentence(exports, backend, tmp_path):

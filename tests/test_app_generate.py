@@ -3,24 +3,12 @@
 import csv
 
 import pytest
-from fake_backend import FakeBackend
-from pages import served
 from playwright.sync_api import expect
 
-
-@pytest.fixture(scope="module")
-def backend():
-    return FakeBackend(pace=0.02)
+pytestmark = pytest.mark.unrecorded
 
 
-@pytest.fixture(scope="module")
-def address(backend, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("page")
-    with served(backend, folder, folder / "no-recording.json") as running:
-        yield running
-
-
-def test_panes_of_other_strengths_and_a_table_of_several_prompts(visit, backend):
+def test_panes_of_other_strengths_and_a_table_of_several_prompts(visit, stand_in):
     page = visit()
     page.open_fold("More panes and their strengths")
     page.set_slider("Strength of the adapter in the source", "0.5")
@@ -41,7 +29,7 @@ def test_panes_of_other_strengths_and_a_table_of_several_prompts(visit, backend)
     page.press("Answer them all")
     expect(page.errors_shown).to_contain_text("Write some prompts first")
     page.press("Take the examples of the task")
-    asked = [prompt.replace("\n", "\\n") for prompt in backend.prompts("pocket:llama/mood")]
+    asked = [prompt.replace("\n", "\\n") for prompt in stand_in.prompts("pocket:llama/mood")]
     expect(page.page.get_by_label("Prompts, one a line")).to_have_value("\n".join(asked))
     page.press("Answer them all")
     with open(page.download("Download the answers as CSV"), newline="") as file:
@@ -57,7 +45,7 @@ def test_panes_of_other_strengths_and_a_table_of_several_prompts(visit, backend)
     assert page.errors == []
 
 
-def test_what_is_made_of_the_examples_is_shown_edited_and_translated(visit, backend):
+def test_what_is_made_of_the_examples_is_shown_edited_and_translated(visit, stand_in):
     page = visit()
     page.press("Show what is made of them")
     expect(page.page.get_by_text("2 prompts and general text. This text excites the adapter")).to_be_visible()
@@ -70,8 +58,8 @@ def test_what_is_made_of_the_examples_is_shown_edited_and_translated(visit, back
     expect(boxes.nth(2)).to_be_checked()
     page.translate()
     expect(page.page.get_by_text("Done in").last).to_be_visible()
-    assert backend.translated[-1].prompts == ("Ann rowed home.\nmood of Ann: More?",)
-    assert not backend.translated[-1].expand
+    assert stand_in.translated[-1].prompts == ("Ann rowed home.\nmood of Ann: More?",)
+    assert not stand_in.translated[-1].expand
     page.command("cast translate", "--as-they-stand")
     page.choose("Adapter of the source", "pocket:llama/pirate")
     expect(page.page.get_by_text("This text excites the adapter")).to_be_hidden()

@@ -148,6 +148,13 @@ def test_each_frame_moves_every_trace_to_its_depth():
     sent = plots_map.for_page(figure)
     assert not sent.frames
     assert [frame["name"] for frame in sent.layout.meta["frames"]] == ["0", "1", "2", "3"]
+    # The page's own player stands in for what no key reaches.
+    assert (sent.layout.sliders, sent.layout.updatemenus) == ((), ())
+    assert [step["label"] for step in sent.layout.meta["steps"]] == ["0 (0)", "1 (1)", "2 (2)", "3 (3)"]
+    assert [*zip(*(step["args"][0] for step in sent.layout.meta["steps"]), strict=True)] == [
+        ("0", "1", "2", "3")
+    ]
+    assert "steps" not in plots_map.for_page(plots_map.token_map(drawn_of())).layout.meta
 
 
 def test_colours_tell_kinds_and_effects():
@@ -161,12 +168,21 @@ def test_colours_tell_kinds_and_effects():
     assert [set(trace.marker.color) for trace in alone] == [{0.5}, {0.5}]
 
 
-def test_the_grid_shows_its_controls_and_rings_its_pairs():
+def test_the_grid_shows_its_controls_and_marks_its_pairs():
     facts = layer_facts("pocket:llama", "pocket:mistral")
     figure = plots_map.layer_grid(facts, "CKA", (2, 3), (0, 1, 1, 2, 3, 3, 4))
     assert figure.data[0].z[4][6] == pytest.approx(0.5)
     assert figure.data[0].customdata[0][0] == 0.01
-    assert {(trace.x[0], trace.y[0]) for trace in figure.data[2:]} == {(3, 2)}
+    assert {(shape.x0, shape.x1, shape.y0, shape.y1) for shape in figure.layout.shapes} == {
+        (2.5, 3.5, 1.5, 2.5)
+    }
+    dots = figure.data[1]
+    assert [(round(x), round(y)) for x, y in zip(dots.x, dots.y, strict=True)] == list(
+        enumerate((0, 1, 1, 2, 3, 3, 4))
+    )
+    # In the corner of the cell: neither its figure nor its edge is covered.
+    assert {round(x - round(x), 2) for x in (*dots.x, *dots.y)} == {plots_map._CORNER}
+    assert not plots_map.layer_grid(facts, "CKA").layout.shapes
     line = views_map.layers_line(facts, "CKA")
     assert "Most alike: source depth 4 and target depth 6 (0.50)" in line
     assert "Press Compare all layers" in views_map.layers_line(None, "CKA")

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FORBIDDEN_IN_CAST = {"gradio", "plotly", "app"}
 # Only in the bodies of `cast app`, `cast manifold` and `cast layers` does `cast` reach for the page.
-FACE = "cast.commands"
+FACE = "cast.commands.page"
 
 
 def layers() -> list[set[str]]:

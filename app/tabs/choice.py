@@ -6,6 +6,7 @@ handler sets a picker, so handlers that listen to it answer one another, and do 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -38,6 +39,13 @@ class Tabs:
     heads: HeadsTab
     explore: ExploreTab
 
+    @property
+    def followers(self) -> list[Any]:
+        """What follows from the choice beside the pickers themselves."""
+        return [
+            *self.pick.followers, *self.generate.followers, *self.heads.followers, *self.explore.followers
+        ]  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Stores:
@@ -61,9 +69,6 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
     pick, options = tabs.pick, tabs.generate.options
     settings = tabs.generate.settings
     jobs_shown = [*tabs.generate.job_shown, *tabs.heads.job_shown]
-    followers = [
-        *pick.followers, *tabs.generate.followers, *tabs.heads.followers, *tabs.explore.followers
-    ]  # fmt: skip
 
     def follow(
         source: str, target: str, adapter: str, mode: str, segment: int, prompt: str,
@@ -77,7 +82,7 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
         chosen, opened = _meant(engine, before, asked)
         blocks_each = (chosen.segment or 0) if opened else int(segment)
         had = Attached.from_json(kept)
-        made = replace(had, folder=opened.folder) if opened else _without_closed(engine, had, chosen)
+        made = replace(had, folder=opened.folder) if opened else without_closed(engine, had, chosen)
         first: Updates = {stores.choice: Workspace.of(chosen).choice()}
         if made != had:
             # What has not changed is not written back: another handler may have changed it meanwhile.
@@ -85,7 +90,7 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
         first |= pick_tab.set_to(pick, engine, asked, chosen)
         if opened:
             first |= generate_tab.mode_updates(tabs.generate, chosen.mode)
-            first |= {options.mode: chosen.mode, options.segment: _reaching(blocks_each, chosen.mode)}
+            first |= {options.mode: chosen.mode, options.segment: reaching(blocks_each, chosen.mode)}
             first |= {options.strength: clamp_strength(opened.strength)}
         if chosen.adapter != before.adapter:
             first |= {tabs.generate.hints: hint_lines(engine, chosen.adapter)}
@@ -104,7 +109,7 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
         first |= generate_tab.mode_updates(tabs.generate, mode)
         first |= {
             options.mode: mode,
-            options.segment: _reaching(space.segment, mode),
+            options.segment: reaching(space.segment, mode),
             tabs.generate.hints: hint_lines(engine, chosen.adapter),
             stores.choice: space.choice(),
             stores.attached: made.to_json(),
@@ -116,19 +121,9 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
         first |= pick_tab.set_to(pick, engine, None, chosen)
         return first | generate_tab.follow(tabs.generate, engine, chosen, space.prompt)
 
-    def describe_restored(shown: object, mode: str, segment: int, kept_jobs: object) -> Updates:
-        """What has to be read first, in a handler of its own.
-
-        A second answer of `restore` would write the stores back as they were at its first, and so undo what
-        a quick visitor has chosen meanwhile.
-        """
-        space = replace(Workspace.from_json(shown), mode=mode, segment=int(segment or 0))
-        made = Attached.from_json(kept_jobs)
-        return _described(tabs, engine, None, space.selection, space.segment, made)
-
     chosen_and_shown = [*pick.chosen, *options.way, tabs.generate.prompt, stores.choice, stores.attached]
     followed = [
-        *pick.chosen, options.mode, options.strength, stores.choice, stores.attached, *followers
+        *pick.chosen, options.mode, options.strength, stores.choice, stores.attached, *tabs.followers
     ]  # fmt: skip
     # A list is left, and a typed name taken, with an `input` as well.
     gr.on(
@@ -151,7 +146,8 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
         js="(kept) => [kept.source, kept.target, kept.adapter]",
     )  # fmt: skip
     restored.then(
-        describe_restored, [stores.choice, *options.way, stores.attached], followers,
+        partial(described_anew, tabs, engine), [stores.choice, *options.way, stores.attached],
+        tabs.followers,
         show_progress="hidden", api_visibility="private",
     )  # fmt: skip
 
@@ -194,14 +190,27 @@ def _meant(engine: Engine, before: Selection, asked: Selection) -> tuple[Selecti
     return (opened.selection, opened) if opened else (asked, None)
 
 
-def _without_closed(engine: Engine, made: Attached, chosen: Selection) -> Attached:
+def without_closed(engine: Engine, made: Attached, chosen: Selection) -> Attached:
     """What a visitor has made and opened; the opened folder only while the choice is its own."""
     return made if engine.still_open(made.folder, chosen) else replace(made, folder="")
 
 
-def _reaching(segment: int, mode: str) -> Any:
+def reaching(segment: int, mode: str) -> Any:
     """The segment slider at a place that it may not reach before the target's depth is read."""
     return gr.update(maximum=max(1, segment), value=segment, visible=mode == "hosted")
+
+
+def described_anew(
+    tabs: Tabs, engine: Engine, shown: object, mode: str, segment: int, kept_jobs: object
+) -> Updates:
+    """What has to be read first for the choice that the browser keeps, in a handler of its own.
+
+    A second answer of a handler that sets stores would write them back as they were at its first, and so undo
+    what a quick visitor has chosen meanwhile.
+    """
+    space = replace(Workspace.from_json(shown), mode=mode, segment=int(segment or 0))
+    made = Attached.from_json(kept_jobs)
+    return _described(tabs, engine, None, space.selection, space.segment, made)
 
 
 def _described(

@@ -10,12 +10,13 @@ import gradio as gr
 from app import snippets
 from app.backend import TranslateRequest
 from app.expansions import Expansions, KeptList
+from app.exports import Exports
 from app.tabs import fit_form
 from app.tabs.explore import ExploreTab, request_of
 from app.tabs.generate import GenerateTab
 from app.tabs.heads import HeadsTab
 from app.tabs.prompts import prompts_of
-from app.workspace import Selection, Workspace
+from app.workspace import Attached, Selection, Workspace
 from cast.errors import CastError
 
 
@@ -65,13 +66,21 @@ def of_fit(line: gr.Code, tab: HeadsTab) -> Command:
     return Command(line, tab.form.widgets, make)
 
 
-def of_map(line: gr.Code, tab: ExploreTab) -> Command:
-    """What *Draw the map* would do."""
+def of_map(
+    line: gr.Code, tab: ExploreTab, way: Sequence[Any], exports: Exports, attached: gr.BrowserState
+) -> Command:
+    """What *Draw the map* would do; `way` is mode and segment, which say whose translation is shown."""
 
-    def make(chosen: Selection, *asked: Any) -> str:
-        return snippets.manifold(request_of(chosen, *asked))
+    def make(chosen: Selection, mode: str, segment: int, kept: object, *asked: Any) -> str:
+        selection = Selection.of(chosen.source, chosen.target, chosen.adapter, mode, segment)
+        try:
+            folder = exports.on_a_map(selection, Attached.from_json(kept))
+        except CastError:
+            # Drawing the map says so as well, and shows the source's shift alone.
+            folder = ""
+        return snippets.manifold(request_of(selection, *asked), folder)
 
-    return Command(line, tab.asked, make)
+    return Command(line, [*way, attached, *tab.asked], make)
 
 
 def wire_commands(commands: Sequence[Command], choice: gr.BrowserState, start: Selection) -> None:

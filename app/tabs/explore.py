@@ -18,6 +18,10 @@ from app.workspace import Attached, Pair, Selection, Workspace
 
 _VIEWS = [("One joint map", "joint"), ("Two linked panes", "own"), ("Along the layers", "along")]
 _FINDER = (
+    '<div class="cast-player" role="group" aria-label="Go along the layers" hidden>'
+    '<button type="button">▶ Play</button>'
+    '<input type="range" min="0" step="1" value="0" aria-label="Target depth in the map">'
+    "<output></output></div>"
     '<div class="cast-finder"><label>Find tokens <input type="search" autocomplete="off" '
     'placeholder="part of a token"></label><p role="status"></p></div>'
 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -140,24 +141,31 @@ def create_generate_tab(engine: Engine, start: Workspace) -> GenerateTab:
 def wire_generate_tab(
     tab: GenerateTab, pick: PickTab, engine: Engine, expansions: Expansions, attached: gr.BrowserState,
     listed: gr.BrowserState,
-) -> None:  # fmt: skip
-    """Connect the tab's events; `listed` is what the browser keeps of the list of prompts."""
-    _wire_text(tab, pick, engine, attached)
+) -> gr.events.Dependency:  # fmt: skip
+    """Connect the tab's events; `listed` is what the browser keeps of the list of prompts.
+
+    Returns:
+        What *Generate* starts, for others to cancel.
+    """
     _wire_translate(tab, pick, engine, expansions, attached, listed)
+    return _wire_text(tab, pick, engine, attached)
 
 
-def _wire_text(tab: GenerateTab, pick: PickTab, engine: Engine, attached: gr.BrowserState) -> None:
-    def generate(kept: object, prompt: str, *values: Any) -> Iterator[tuple[Any, str]]:
-        """Stream the answers to one prompt."""
-        request = request_of(engine, kept, prompt, *values)
-        try:
-            for shown in engine.generate(request):
-                yield views.panes(request.prompt, shown), ""
-        except Exception as error:
-            yield first_panes(engine, request), said(error)
+def streamed(engine: Engine, kept: object, prompt: str, *values: Any) -> Iterator[tuple[Any, str]]:
+    """The panes and the message while the answers to one prompt come; `values` are those of `asked`."""
+    request = request_of(engine, kept, prompt, *values)
+    try:
+        for shown in engine.generate(request):
+            yield views.panes(request.prompt, shown), ""
+    except Exception as error:
+        yield first_panes(engine, request), said(error)
 
+
+def _wire_text(
+    tab: GenerateTab, pick: PickTab, engine: Engine, attached: gr.BrowserState
+) -> gr.events.Dependency:
     run = tab.generate.click(
-        generate,
+        partial(streamed, engine),
         [attached, tab.prompt, *asked(tab, pick)],
         [tab.panes, tab.message],
         show_progress="hidden", concurrency_limit=8, api_visibility="private",
@@ -172,6 +180,7 @@ def _wire_text(tab: GenerateTab, pick: PickTab, engine: Engine, attached: gr.Bro
         None, [tab.prompt, tab.examples], tab.examples,
         js="(prompt, example) => [prompt === example ? example : null]", api_visibility="private",
     )  # fmt: skip
+    return run
 
 
 def _wire_translate(

@@ -14,8 +14,7 @@ from app.saying import said
 from app.tabs.pick import PickTab
 from app.workspace import Attached, Pair, Selection
 from cast.errors import RequestError
-
-MEASURES = ("CKA", "R²", "k-NN overlap")
+from cast.layer_measures import MEASURES
 
 
 @dataclass(frozen=True)

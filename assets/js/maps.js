@@ -1,8 +1,14 @@
 // Explore: plotly's own events, which Gradio does not pass on. Tokens chosen in one place are chosen in every
-// pane; a cell of the grid of layers is told to the server; frames reach the browser inside of the layout.
+// pane; a cell of the grid of layers is told to the server; frames reach the browser inside of the layout, and
+// are gone through by a slider and a button that hear keys.
 const MAP = "cast-map";
 const LAYERS = "cast-layers";
-const find = element.querySelector("input");
+const find = element.querySelector(".cast-finder input");
+const player = element.querySelector(".cast-player");
+const [play, slider, place] = player.children;
+// A move of the animation, and a look at where it has led.
+const STEP_MS = 800;
+let going = null;
 const told = element.querySelector("[role=status]");
 const plotIn = (id) => document.querySelector(`#${id} .js-plotly-plot`);
 
@@ -54,12 +60,51 @@ function search() {
   choose(plot, [...texts.keys()].filter((at) => tokenOf(texts[at]).toLowerCase().includes(wanted)));
 }
 
+const steps = () => plotIn(MAP)?.layout?.meta?.steps ?? [];
+
+function tell(at) {
+  slider.value = at;
+  place.textContent = `Target depth (source depth): ${steps()[at].label}`;
+  slider.setAttribute("aria-valuetext", steps()[at].label);
+}
+
+function goTo(at) {
+  const [names, how] = steps()[at].args;
+  const still = matchMedia("(prefers-reduced-motion: reduce)").matches && { transition: { duration: 0 } };
+  tell(at);
+  // One that is overtaken by the next ends with an error.
+  window.Plotly.animate(plotIn(MAP), names, { ...how, ...still }).catch(() => {});
+}
+
+function rest() {
+  clearInterval(going);
+  going = null;
+  play.textContent = "▶ Play";
+}
+
+function toggle() {
+  if (going) return rest();
+  const last = steps().length - 1;
+  if (Number(slider.value) === last) goTo(0);
+  play.textContent = "■ Pause";
+  going = setInterval(() => {
+    goTo(Math.min(Number(slider.value) + 1, last));
+    if (Number(slider.value) === last) rest();
+  }, STEP_MS);
+}
+
 // Once for each figure that the server sends.
 function drawnAnew(plot) {
   if (!plot.data || plot.castData === plot.data) return;
   plot.castData = plot.data;
   window.Plotly.deleteFrames(plot);
   window.Plotly.addFrames(plot, plot.layout.meta?.frames ?? []);
+  rest();
+  player.hidden = !steps().length;
+  if (!player.hidden) {
+    slider.max = steps().length - 1;
+    tell(0);
+  }
   say([]);
   if (find.value) search();
 }
@@ -85,6 +130,11 @@ function wire() {
 }
 
 find.addEventListener("input", search);
+play.addEventListener("click", toggle);
+slider.addEventListener("input", () => {
+  rest();
+  goTo(Number(slider.value));
+});
 new MutationObserver(wire).observe(document.body, { childList: true, subtree: true });
 wire();
 

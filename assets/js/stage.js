@@ -178,6 +178,8 @@
     takeLink,
     later,
     built,
+    // A moment later, when every field holds what it was just set to.
+    generate: () => moment().then(() => press("cast-generate")),
     toggleTalk: () => setTalk(!root.classList.contains(TALK)),
     begin,
     leave,
