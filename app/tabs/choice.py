@@ -91,7 +91,7 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
             first |= {tabs.generate.hints: hint_lines(engine, chosen.adapter)}
         if (chosen.adapter, chosen.target) != (before.adapter, before.target):
             first |= {tabs.generate.beside.retrained: ""}
-        yield first | generate_tab.follow(tabs.generate, engine, chosen, prompt or "")
+        yield first | generate_tab.follow_choice(tabs.generate, engine, before, chosen, prompt or "")
         yield _described(tabs, engine, before, chosen, blocks_each, made)
 
     def restore(shown: object, kept: object, kept_jobs: object, link: str) -> Updates:
@@ -128,7 +128,8 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
 
     chosen_and_shown = [*pick.chosen, *options.way, tabs.generate.prompt, stores.choice, stores.attached]
     followed = [
-        *pick.chosen, options.mode, options.strength, stores.choice, stores.attached, *followers
+        *pick.chosen, options.mode, options.strength, tabs.generate.prompt, stores.choice, stores.attached,
+        *followers,
     ]  # fmt: skip
     # A list is left, and a typed name taken, with an `input` as well.
     gr.on(

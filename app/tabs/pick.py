@@ -208,14 +208,14 @@ def describe(
         facts = engine.facts(selection)
     except Exception as error:
         return views.sentence("The picture of the pair stands here once both models are known."), said(error)
-    return _draw(engine, facts, selection.by_words), views.compatibility(
+    return _draw(engine, facts, selection), views.compatibility(
         facts.source, facts.target, facts.adapter, room(facts) if room else None
     )
 
 
-def _draw(engine: Engine, facts: PairFacts, by_words: bool) -> str:
-    table = engine.layer_map(facts)
-    return picture.stacks(facts.source, facts.target, facts.adapter, table, by_words)
+def _draw(engine: Engine, facts: PairFacts, selection: Selection) -> str:
+    table, fitted = engine.layer_map(facts), selection.mode == "compiled"
+    return picture.stacks(facts.source, facts.target, facts.adapter, table, selection.by_words, fitted)
 
 
 def target_depth(engine: Engine, pair: Pair) -> int | None:
