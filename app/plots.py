@@ -90,6 +90,8 @@ def recovered_lift(runs: Sequence[Run]) -> go.Figure | None:
         return None
     quiet(figure, height=150 + 40 * rows)
     figure.update_layout(scattermode="group", showlegend=len(runs) > 1, margin={"l": 16})
+    # A dot at an end of the range stands whole beside the axis.
+    figure.update_traces(cliponaxis=False)
     figure.update_xaxes(title="Recovered lift (1 is retraining)" if known else "Score")
     figure.update_yaxes(autorange="reversed", automargin=True)
     for place in (0, 1):

@@ -43,6 +43,7 @@ _KINDS = {
 }
 _SCALE = "Viridis"
 _GOLDEN_ANGLE = 137.508
+_IN_SCALE = 0.95
 _LIGHT, _DARK = "#ffffff", "#16202c"
 _HEIGHT = 600
 _CAPTION_WIDTH = 150
@@ -94,10 +95,12 @@ def token_map(drawn: Drawn, colour: str = "model") -> go.Figure:
     figure.update_layout(
         dragmode="lasso" if flat else "orbit", legend={"itemsizing": "constant"},
         modebar={"orientation": "h"}, clickmode="event",
+        # Plotly's own bar stands above the legend, which it would cover.
+        margin={"t": 72},
     )  # fmt: skip
     if first.spaces == "own":
         # Above the titles of the panes.
-        figure.update_layout(legend={"y": 1.08}, margin={"t": 72})
+        figure.update_layout(legend={"y": 1.08}, margin={"t": 104})
     bare = {"showticklabels": False, "showgrid": False, "zeroline": False, "title": ""}
     if flat:
         figure.update_xaxes(**bare)
@@ -198,7 +201,7 @@ def _painted(drawn: JointMap, side: _Side, colour: str) -> dict[str, Any]:
         return _scaled(values, max(values), "position", side)
     known = [shift for each in _sides(drawn) for shift in each.shifts if shift is not None]
     if colour == "shift" and known:
-        return _scaled([shift or 0.0 for shift in side.shifts], max(known), "effect", side)
+        return _scaled([shift or 0.0 for shift in side.shifts], _nearly_all(known), "effect", side)
     return {"color": side.colour}
 
 
@@ -209,6 +212,11 @@ def _scaled(values: Sequence[float], most: float, title: str, side: _Side) -> di
         "color": values, "colorscale": _SCALE, "cmin": 0, "cmax": most or 1.0,
         "showscale": side.symbol == "circle", "colorbar": bar,
     }  # fmt: skip
+
+
+def _nearly_all(values: Sequence[float]) -> float:
+    """The end of a scale on which a few outliers do not make all the others one colour."""
+    return sorted(values)[int(_IN_SCALE * (len(values) - 1))] or max(values)
 
 
 def _name_kinds(figure: go.Figure, drawn: JointMap) -> None:
@@ -350,9 +358,9 @@ def layer_grid(
     )  # fmt: skip
     # Light under dark, to be seen on every colour of the scale.
     marks = [
-        (range(len(table)), table, "circle-open", 30, 2, _LIGHT),
+        (range(len(table)), table, "circle-open", 44, 2, _LIGHT),
         *[
-            ([chosen[1]], [chosen[0]], "square-open", 30, width, colour)
+            ([chosen[1]], [chosen[0]], "square-open", 44, width, colour)
             for width, colour in ((7, _LIGHT), (3, _DARK))
             if chosen
         ],
