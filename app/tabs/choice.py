@@ -82,7 +82,7 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
         if made != had:
             # What has not changed is not written back: another handler may have changed it meanwhile.
             first |= {stores.attached: made.to_json()}
-        first |= pick_tab.set_to(pick, engine, asked, chosen)
+        first |= pick_tab.set_to(pick, engine, asked, chosen) | pick_tab.waiting(pick, engine, chosen)
         if opened:
             first |= generate_tab.mode_updates(tabs.generate, chosen.mode)
             first |= {options.mode: chosen.mode, options.segment: _reaching(blocks_each, chosen.mode)}
