@@ -27,6 +27,7 @@ def stacks(
     adapter: AdapterFacts | None,
     layer_map: Sequence[int],
     by_words: bool = False,
+    fitted: bool = False,
 ) -> str:
     """An SVG of the pair.
 
@@ -36,6 +37,7 @@ def stacks(
         adapter: what acts in the source's blocks.
         layer_map: the source depth of each target depth 0 … L_t.
         by_words: the change crosses behind the last blocks instead of along the map.
+        fitted: a LoRA of the target is fitted to the words of the source, and only starts along the map.
     """
     upper, lower = _centres(source.depth), _centres(target.depth)
     effect = {site.block: site.effect for site in adapter.sites} if adapter else {}
@@ -59,11 +61,12 @@ def stacks(
         parts.append(_moving(f"M{_LEFT:g} {_SOURCE_Y:g} H{_RIGHT:g} V{_TARGET_Y:g}"))
     else:
         parts.append(_token(upper, lower, layer_map, effect))
-    words = _in_words(source, target, adapter, by_words)
+    crosses = _crossing(by_words, fitted)
+    words = _in_words(source, target, adapter, crosses)
     return (
         f'<figure class="cast-card cast-stacks"><svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" '
         f'aria-label="{escape(words)}">{"".join(parts)}</svg>'
-        f"<figcaption>{_legend(source, target, adapter, by_words)}</figcaption></figure>"
+        f"<figcaption>{_legend(source, target, adapter, crosses)}</figcaption></figure>"
     )
 
 
@@ -192,7 +195,7 @@ def _moving(path: str) -> str:
     return f'<circle class="token" r="5">{motion}</circle>'
 
 
-def _legend(source: ModelFacts, target: ModelFacts, adapter: AdapterFacts | None, by_words: bool) -> str:
+def _legend(source: ModelFacts, target: ModelFacts, adapter: AdapterFacts | None, crosses: str) -> str:
     parts = [
         f'<span><i class="mark mark-source"></i>{escape(source.name)}, {source.depth} blocks</span>',
         f'<span><i class="mark mark-target"></i>{escape(target.name)}, {target.depth} blocks</span>',
@@ -202,19 +205,21 @@ def _legend(source: ModelFacts, target: ModelFacts, adapter: AdapterFacts | None
             f'<span><i class="mark mark-adapter"></i>{escape(adapter.name)}, '
             f"in {len(adapter.sites)} of {source.depth} blocks</span>"
         )
-        parts.append(f"<span>{_crossing(by_words)}</span>")
+        parts.append(f"<span>{crosses}</span>")
     return "".join(parts)
 
 
-def _crossing(by_words: bool) -> str:
+def _crossing(by_words: bool, fitted: bool) -> str:
+    if fitted:
+        return "Fitted to the words of the adapted source; green joins the blocks that it starts from."
     if by_words:
         return "Words cross at the end of the stacks; grey joins blocks of like depth."
     return "The change crosses along the green lines, through the heads."
 
 
-def _in_words(source: ModelFacts, target: ModelFacts, adapter: AdapterFacts | None, by_words: bool) -> str:
+def _in_words(source: ModelFacts, target: ModelFacts, adapter: AdapterFacts | None, crosses: str) -> str:
     words = f"{source.depth} blocks of {source.name} above, {target.depth} blocks of {target.name} below, "
     words += "joined by the layer map"
     if adapter:
-        words += f"; {adapter.name} acts in {len(adapter.sites)} source blocks. {_crossing(by_words)}"
+        words += f"; {adapter.name} acts in {len(adapter.sites)} source blocks. {crosses}"
     return words.removesuffix(".") + "."

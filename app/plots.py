@@ -90,8 +90,10 @@ def recovered_lift(runs: Sequence[Run]) -> go.Figure | None:
         return None
     quiet(figure, height=150 + 40 * rows)
     figure.update_layout(scattermode="group", showlegend=len(runs) > 1, margin={"l": 16})
+    # A dot at an end of the range stands whole beside the axis.
+    figure.update_traces(cliponaxis=False)
     figure.update_xaxes(title="Recovered lift (1 is retraining)" if known else "Score")
-    figure.update_yaxes(autorange="reversed", automargin=True)
+    figure.update_yaxes(autorange="reversed")
     for place in (0, 1):
         figure.add_vline(place, line={"color": INK, "width": 1, "dash": "dot"})
     return figure
@@ -115,5 +117,6 @@ def quiet(figure: go.Figure, height: int) -> None:
         legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
         hoverlabel={"align": "left"},
     )  # fmt: skip
-    figure.update_xaxes(gridcolor=GRID, zerolinecolor=GRID)
-    figure.update_yaxes(gridcolor=GRID, zerolinecolor=GRID)
+    # Room for larger type, as in talk mode.
+    figure.update_xaxes(gridcolor=GRID, zerolinecolor=GRID, automargin=True)
+    figure.update_yaxes(gridcolor=GRID, zerolinecolor=GRID, automargin=True)

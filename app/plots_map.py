@@ -43,6 +43,7 @@ _KINDS = {
 }
 _SCALE = "Viridis"
 _GOLDEN_ANGLE = 137.508
+_IN_SCALE = 0.95
 _LIGHT, _DARK = "#ffffff", "#16202c"
 _HEIGHT = 600
 # Of a cell's width and height, from its middle.
@@ -96,10 +97,12 @@ def token_map(drawn: Drawn, colour: str = "model") -> go.Figure:
     figure.update_layout(
         dragmode="lasso" if flat else "orbit", legend={"itemsizing": "constant"},
         modebar={"orientation": "h"}, clickmode="event",
+        # Plotly's own bar stands above the legend, which it would cover.
+        margin={"t": 72},
     )  # fmt: skip
     if first.spaces == "own":
         # Above the titles of the panes.
-        figure.update_layout(legend={"y": 1.08}, margin={"t": 72})
+        figure.update_layout(legend={"y": 1.08}, margin={"t": 104})
     bare = {"showticklabels": False, "showgrid": False, "zeroline": False, "title": ""}
     if flat:
         figure.update_xaxes(**bare)
@@ -200,7 +203,7 @@ def _painted(drawn: JointMap, side: _Side, colour: str) -> dict[str, Any]:
         return _scaled(values, max(values), "position", side)
     known = [shift for each in _sides(drawn) for shift in each.shifts if shift is not None]
     if colour == "shift" and known:
-        return _scaled([shift or 0.0 for shift in side.shifts], max(known), "effect", side)
+        return _scaled([shift or 0.0 for shift in side.shifts], _nearly_all(known), "effect", side)
     return {"color": side.colour}
 
 
@@ -211,6 +214,11 @@ def _scaled(values: Sequence[float], most: float, title: str, side: _Side) -> di
         "color": values, "colorscale": _SCALE, "cmin": 0, "cmax": most or 1.0,
         "showscale": side.symbol == "circle", "colorbar": bar,
     }  # fmt: skip
+
+
+def _nearly_all(values: Sequence[float]) -> float:
+    """The end of a scale on which a few outliers do not make all the others one colour."""
+    return sorted(values)[int(_IN_SCALE * (len(values) - 1))] or max(values)
 
 
 def _name_kinds(figure: go.Figure, drawn: JointMap) -> None:

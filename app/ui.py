@@ -27,6 +27,7 @@ from app.tabs.heads import create_heads_tab, wire_heads_tab
 from app.tabs.pick import create_pick_tab, wire_pick_tab
 from app.tabs.prompts import wire_prompts_panel
 from app.tabs.ready import create_ready, wire_ready
+from app.tabs.remembering import remember
 from app.tabs.several import create_several_panel, wire_several_panel
 from app.tabs.stage import create_stage, create_tour, wire_link, wire_stage
 from app.workspace import Attached, Workspace
@@ -130,6 +131,10 @@ def build(backend: Backend, folder: Path, recording: Path | None = None, kept: P
         ]  # fmt: skip
         command.wire_commands(lines, stores.choice, start.selection)
         tabs = Tabs(pick, generate, heads, explore)
+        for name, widgets in (
+            ("heads", vars(heads.form)), ("explore", explore.kept), ("evaluate", evaluate.kept),
+        ):  # fmt: skip
+            remember(blocks, _store({}, f"cast-{name}-form"), widgets)
         wire_choice(blocks, tabs, engine, stores)
         wire_ready(ready, tabs, engine, stores, run)
         blocks.load(None, js="() => window.castStage.ready()", api_visibility="private")

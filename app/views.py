@@ -42,6 +42,8 @@ _STAGES = {
     "score": "Scoring",
     "choose": "Choosing among the answers",
     "generate": "Generating",
+    "map": "Laying out the map",
+    "layers": "Comparing the layers",
 }
 _NEXT = {
     "translate": "Press Generate: the fourth pane now runs this adapter.",
@@ -64,7 +66,7 @@ _MARKS = {
 
 @dataclass(frozen=True)
 class Pane:
-    """One of the answers; `state` is idle, running, done, or note (`text` is then a sentence)."""
+    """One of the answers; `state` is idle, running, stopped, done, or note (`text` is then a sentence)."""
 
     key: str
     name: str
@@ -89,6 +91,12 @@ def panes(prompt: str, shown: Sequence[Pane], caption: str = "") -> str:
         f'<section class="cast-panes" data-count="{len(shown)}" aria-label="Answers side by side">{cards}'
         f"</section>{note}"
     )
+
+
+def stopped(shown: str) -> str:
+    """Answers that were being written, as they stood when the visitor stopped them."""
+    # A text is escaped and holds no quotation mark, so only a pane can say this.
+    return (shown or "").replace('data-state="running"', 'data-state="stopped"')
 
 
 def pane_marks(key: str) -> str:
@@ -181,7 +189,7 @@ def compatibility(
     return (
         f'<div class="cast-card cast-facts" {SCROLLS}>'
         f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
-        f"{_adapter_line(adapter, source)}"
+        f"{_adapter_line(adapter, source)}{_other_base(adapter, source)}"
         f'<p class="cast-verdict">{escape(verdict(source, target))} '
         f"{escape(_fits(source, target, room))}</p></div>"
     )
@@ -250,6 +258,20 @@ def _adapter_line(adapter: AdapterFacts | None, source: ModelFacts) -> str:
         f'mark-adapter"></i><strong>{escape(adapter.name)}</strong>, '
         f"rank {adapter.rank}, at {escape(targets)} in {len(adapter.sites)} of {source.depth} blocks, "
         f"licence {escape(adapter.licence or 'not stated')}.</p>"
+    )
+
+
+def _other_base(adapter: AdapterFacts | None, source: ModelFacts) -> str:
+    """A warning where the adapter names another model than the chosen source as its base.
+
+    It is no refusal: a folder and a Hub id may be the same model.
+    """
+    if adapter is None or adapter.base_model in ("", source.name):
+        return ""
+    return sentence(
+        f"This adapter was trained on {adapter.base_model}, not on {source.name}. Unless the two are the "
+        "same model, choose an adapter of this source, or take its own model as the source.",
+        "error",
     )
 
 

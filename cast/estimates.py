@@ -6,6 +6,7 @@ the models are. To that comes a time for each token that is handled (tokenizers,
 most of it where models are small. Text and weights that have to be fetched first are not counted.
 """
 
+import math
 from dataclasses import dataclass
 
 from cast.devices import pick_device, product_speed
@@ -67,27 +68,30 @@ def translate_seconds(source: Shape, target: Shape, config: TranslationConfig, *
     """
     if config.mode == "hosted":
         return 0.0
-    # Site maps read both models with gradients.
-    work = _WITH_GRADIENTS * (source.forward(config.site_tokens) + target.forward(config.site_tokens))
-    handled = float(_WITH_GRADIENTS * config.site_tokens)
+    # Site maps read both models, those of a compiled start and of `kernel` with gradients.
+    read = _WITH_GRADIENTS if config.decode_fit == "adjoint" else 1
+    work = read * (source.forward(config.site_tokens) + target.forward(config.site_tokens))
+    handled = float(read * config.site_tokens)
     if config.mode == "compiled":
         tokens = config.batch_size * _TEXT_TOKENS
-        # The source reads with and without its adapter, the target is read and then trained.
-        step = 2 * source.forward(tokens) + (1 + _WITH_GRADIENTS) * target.forward(tokens)
-        work += config.steps * step
+        # Each batch is told once, by the source with and without its adapter and by the bare target.
+        told = math.ceil(config.steps / config.passes)
+        work += told * (2 * source.forward(tokens) + target.forward(tokens))
+        work += config.steps * _WITH_GRADIENTS * target.forward(tokens)
         handled += config.steps * tokens
         if prompts:
             answered = 2 * config.prompts_wanted * _TEXT_TOKENS
-            work += 2 * source.forward(answered)
+            # The larger of the two writes them, at most.
+            work += source.forward(answered) + max(source.forward(answered), target.forward(answered))
             handled += answered
         elif config.moments:
             # `cast.moments`: every text is read with and without the adapter; many are cut somewhere and gone
             # on with, and both ways then judge what was written.
             texts = config.steps * config.batch_size
-            read = texts * _TEXT_TOKENS
+            read_tokens = texts * _TEXT_TOKENS
             answered = min(config.moments, texts) * (_TEXT_TOKENS // 2 + ANSWER_TOKENS)
-            work += 2 * source.forward(read) + 3 * source.forward(answered)
-            handled += read + answered
+            work += 2 * source.forward(read_tokens) + 3 * source.forward(answered)
+            handled += read_tokens + answered
     return work / _speed(source, target) + handled * TOKEN_SECONDS
 
 

@@ -180,9 +180,12 @@ class CastPage:
         return self.pane(key).locator(".cast-answer")
 
     def write(self, prompt: str) -> None:
-        field = self.page.get_by_label("Prompt", exact=True)
-        field.fill(prompt)
-        field.blur()
+        self.prompt.fill(prompt)
+        self.prompt.blur()
+
+    @property
+    def prompt(self) -> Locator:
+        return self.page.get_by_label("Prompt", exact=True)
 
     def generate(self) -> None:
         self.page.get_by_role("button", name="Generate", exact=True).click()

@@ -1,5 +1,6 @@
 """The engine behind the page, on a stand-in for the library."""
 
+import dataclasses
 import threading
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from app.backend import FitRequest, Opened, SamplingChoice, TranslateRequest
 from app.cache import Cache
 from app.engine import Engine, GenerateRequest, TranslateResult
 from app.jobs import JobState
+from app.tabs.pick import PickTab, waiting
 from app.ui import build
 from app.views import PANE_TITLES, PANES
 from app.workspace import Attached, Beside, Pair, Selection
@@ -272,3 +274,12 @@ def test_an_answer_that_cannot_be_marked_stays(engine, backend, monkeypatch):
 
     monkeypatch.setattr(backend, "marks", fail)
     assert last(engine, request())["source_adapter"].text.startswith(" pocket:llama says mood")
+
+
+def test_the_facts_of_the_last_choice_go_where_reading_the_next_may_take_long(engine):
+    tab = PickTab(*(f"widget {number}" for number in range(len(dataclasses.fields(PickTab)))))
+    assert waiting(tab, engine, CHOICE) == {}
+    slow = dataclasses.replace(CHOICE, source="someone/model")
+    shown = waiting(tab, engine, slow)
+    assert shown[tab.summary] == shown[tab.expected] == ""
+    assert "asked of the Hub" in shown[tab.picture]

@@ -45,6 +45,33 @@ def test_panes_of_other_strengths_and_a_table_of_several_prompts(visit, stand_in
     assert page.errors == []
 
 
+def test_stop_ends_the_answers_and_an_adapter_brings_its_own_prompt(visit, stand_in, monkeypatch):
+    page = visit()
+    before, after = (stand_in.prompts(f"pocket:llama/{skill}") for skill in ("mood", "pirate"))
+    expect(page.prompt).to_have_value(before[0])
+    page.choose("Adapter of the source", "pocket:llama/pirate")
+    expect(page.prompt).to_have_value(after[0])
+    page.settle()
+    page.write("Who?")
+    page.choose("Adapter of the source", "pocket:llama/mood")
+    expect(page.pane("source_adapter")).to_contain_text("pocket:llama/mood")
+    expect(page.prompt).to_have_value("Who?")  # written by the visitor
+    page.settle()
+
+    page.open_fold("Sampling")
+    page.set_slider("Longest answer in tokens", "256")
+    monkeypatch.setattr(stand_in, "pace", 0.2)
+    page.generate()
+    expect(page.answer("target_adapter")).to_contain_text("more more")
+    page.stop()
+    expect(page.pane("target_adapter")).to_have_attribute("data-state", "stopped")
+    expect(page.answer("target_adapter")).to_contain_text("more more")
+    page.settle()
+    assert stand_in.open_streams == 0
+    assert page.page.locator('[data-state="running"]:visible').count() == 0
+    assert page.errors == []
+
+
 def test_what_is_made_of_the_examples_is_shown_edited_and_translated(visit, stand_in):
     page = visit()
     page.press("Show what is made of them")

@@ -33,6 +33,7 @@ def test_talk_mode_is_a_key_and_keeps_to_the_keyboard(visit):
     expect(page.tour).to_have_count(0)
     page.key("2")
     expect(page.page.get_by_role("tab", name="Heads")).to_have_attribute("aria-selected", "true")
+    expect(page.plot.locator(".xtitle")).to_have_css("font-size", "24px")
 
     page.open()
     assert page.talks
@@ -125,6 +126,24 @@ def test_a_link_carries_the_choices_to_another_browser_and_a_reload_keeps_them(v
     page.open()
     stands(page)
     assert page.errors == reader.errors == []
+
+
+def test_what_is_set_in_a_tab_is_there_after_a_reload(visit):
+    page = visit()
+    page.tab("Heads")
+    page.page.get_by_label("quick, 40 thousand tokens").check()
+    page.tab("Evaluate")
+    page.tick("Kernel, the paper's form")
+    page.set_slider("Examples", "40")
+    page.settle()
+    page.open()
+    page.tab("Heads")
+    expect(page.page.get_by_label("quick, 40 thousand tokens")).to_be_checked()
+    page.command("cast fit", "--tokens 40000")
+    page.tab("Evaluate")
+    expect(page.page.get_by_label("Kernel, the paper's form")).to_be_checked()
+    page.command("cast compare", "--methods kernel", "--limit 40")
+    assert page.errors == []
 
 
 def test_a_link_holds_no_folder_of_the_sender(visit):

@@ -53,6 +53,7 @@ def test_words_cross_once_behind_the_last_blocks():
     assert classes.count("glow") == first.depth  # none at the target's blocks
     assert "Words cross" in drawn
     assert "through the heads" in picture.stacks(first, second, adapter, table)
+    assert "Fitted to the words" in picture.stacks(first, second, adapter, table, fitted=True)
     assert "cross" not in picture.stacks(first, second, None, table, by_words=True)
 
 
@@ -88,6 +89,13 @@ def test_differences_are_said():
     assert "differ in family, width, depth and tokenizer" in views.verdict(first, second)
     assert "same model" in views.verdict(first, first)
     assert "same shape" in views.verdict(first, dataclasses.replace(first, name="other"))
+
+
+def test_an_adapter_of_another_model_is_said():
+    first, second, adapter = facts()
+    for base, warned in (("", False), (first.name, False), (second.name, True)):
+        shown = views.compatibility(first, second, dataclasses.replace(adapter, base_model=base))
+        assert (f"was trained on {base}, not on {first.name}" in shown) is warned
 
 
 def test_a_long_prompt_shows_its_end():

@@ -87,7 +87,7 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
         if made != had:
             # What has not changed is not written back: another handler may have changed it meanwhile.
             first |= {stores.attached: made.to_json()}
-        first |= pick_tab.set_to(pick, engine, asked, chosen)
+        first |= pick_tab.set_to(pick, engine, asked, chosen) | pick_tab.waiting(pick, engine, chosen)
         if opened:
             first |= generate_tab.mode_updates(tabs.generate, chosen.mode)
             first |= {options.mode: chosen.mode, options.segment: reaching(blocks_each, chosen.mode)}
@@ -96,7 +96,7 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
             first |= {tabs.generate.hints: hint_lines(engine, chosen.adapter)}
         if (chosen.adapter, chosen.target) != (before.adapter, before.target):
             first |= {tabs.generate.beside.retrained: ""}
-        yield first | generate_tab.follow(tabs.generate, engine, chosen, prompt or "")
+        yield first | generate_tab.follow_choice(tabs.generate, engine, before, chosen, prompt or "")
         yield _described(tabs, engine, before, chosen, blocks_each, made)
 
     def restore(shown: object, kept: object, kept_jobs: object, link: str) -> Updates:
@@ -123,7 +123,8 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
 
     chosen_and_shown = [*pick.chosen, *options.way, tabs.generate.prompt, stores.choice, stores.attached]
     followed = [
-        *pick.chosen, options.mode, options.strength, stores.choice, stores.attached, *tabs.followers
+        *pick.chosen, options.mode, options.strength, tabs.generate.prompt, stores.choice, stores.attached,
+        *tabs.followers,
     ]  # fmt: skip
     # A list is left, and a typed name taken, with an `input` as well.
     gr.on(

@@ -2,11 +2,12 @@
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from app import plots, snippets, tables, theme, views
 from app.evaluations import Evaluations
@@ -60,6 +61,14 @@ class EvaluateTab:
             self.task, self.methods, self.baselines, self.limit, self.retrained, self.train, self.corpus,
             self.steps, self.with_prompts,
         ]  # fmt: skip
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What the browser keeps; the task follows the adapter."""
+        return {
+            "methods": self.methods, "baselines": self.baselines, "limit": self.limit, "steps": self.steps,
+            "with_prompts": self.with_prompts,
+        }  # fmt: skip
 
     @property
     def standing(self) -> list[Any]:
@@ -144,7 +153,8 @@ def compare_command(tab: EvaluateTab, hints: gr.Textbox) -> Command:
     """What *Run* would do."""
 
     def make(chosen: Selection, *values: Any) -> str:
-        return snippets.compare(_request(chosen, *values))
+        asked = _request(chosen, *values)
+        return snippets.compare(replace(asked, task=_own_name(asked.task), train=_own_name(asked.train)))
 
     return Command(tab.command, [*tab.asked, hints], make)
 
@@ -302,6 +312,11 @@ def _request(
         train or "",
         (corpus or "").strip(),
     )
+
+
+def _own_name(file: str) -> str:
+    """An uploaded file by the name that it has on the visitor's own machine; anything else as it is."""
+    return Path(file).name if file and Path(file).is_relative_to(get_upload_folder()) else file
 
 
 def _task_choices(evaluations: Evaluations) -> list[tuple[str, str]]:

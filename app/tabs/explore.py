@@ -62,6 +62,14 @@ class ExploreTab:
         ]  # fmt: skip
 
     @property
+    def kept(self) -> dict[str, Any]:
+        """What the browser keeps; the depths follow the models."""
+        return {
+            "view": self.view, "dimensions": self.dimensions, "method": self.method, "points": self.points,
+            "adapter": self.adapter,
+        }  # fmt: skip
+
+    @property
     def followers(self) -> list[Any]:
         """What `follow` sets."""
         return [

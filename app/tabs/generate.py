@@ -170,7 +170,9 @@ def _wire_text(
         [tab.panes, tab.message],
         show_progress="hidden", concurrency_limit=8, api_visibility="private",
     )  # fmt: skip
-    tab.stop.click(None, cancels=[run], api_visibility="private")
+    tab.stop.click(
+        views.stopped, tab.panes, tab.panes, cancels=[run], show_progress="hidden", api_visibility="private"
+    )
     # A list that is only visited has an `input` too, so it must not hold an example that was written over.
     tab.examples.input(
         lambda example: example or gr.skip(), tab.examples, tab.prompt,
@@ -262,6 +264,23 @@ def follow(tab: GenerateTab, engine: Engine, chosen: Selection, prompt: str) -> 
         tab.examples: gr.update(choices=examples, value=prompt if prompt in examples else None),
         tab.message: "",
     }
+
+
+def follow_choice(
+    tab: GenerateTab, engine: Engine, before: Selection, chosen: Selection, prompt: str
+) -> dict[Any, Any]:
+    """What `follow` shows, with the prompt that belongs to the choice."""
+    told = prompt_after(engine, before.adapter, chosen.adapter, prompt)
+    # What stays is not written back: the visitor may be writing in it meanwhile.
+    written = {} if told == prompt else {tab.prompt: told}
+    return written | follow(tab, engine, chosen, told)
+
+
+def prompt_after(engine: Engine, before: str, adapter: str, prompt: str) -> str:
+    """The prompt after a change of adapter: an example of the old one's task gives way to one of the new."""
+    examples = engine.prompts(adapter)
+    theirs = not prompt.strip() or prompt in engine.prompts(before)
+    return examples[0] if theirs and examples and prompt not in examples else prompt
 
 
 def mode_updates(tab: GenerateTab, mode: str) -> dict[Any, Any]:

@@ -13,7 +13,7 @@ from app.workspace import MAX_STRENGTH, MODES, Pair, Workspace
 MODE_WORDS = {
     "hosted": "At once: the source reads along with its frozen adapter, and the target takes over the words "
     "that the adapter changes; block by block, through the heads instead.",
-    "compiled": "A plain LoRA of the target, fitted until its change equals the carried change.",
+    "compiled": "A plain LoRA of the target, fitted until it says what the source with its adapter says.",
     "instant": "A plain LoRA without training: linear maps of each adapted site, multiplied out.",
     "kernel": "The paper's own form: at each adapted site encode, apply the frozen kernel, decode.",
 }

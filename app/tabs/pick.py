@@ -18,6 +18,10 @@ _ANYWHERE = (
     '<p class="cast-caption">Typing searches the Hub. A folder, a .gguf file or a Hub id can be typed as '
     "well; a folder that was translated already opens as it was made.</p>"
 )
+_READING = (
+    "Reading what is known of this choice. A name that is not on this machine is asked of the Hub, which may "
+    "take up to 20 seconds each."
+)
 # Only the last of several keys in a row is answered: a promise that is never kept asks the server nothing.
 _DEBOUNCED = """(...given) => new Promise((ask) => {
   const waits = (window.castWaits ??= {});
@@ -176,6 +180,14 @@ def follow(tab: PickTab, engine: Engine, chosen: Selection, notice: str) -> dict
     return shown | {tab.found: _ANYWHERE, tab.expected: expected(engine, chosen)}
 
 
+def waiting(tab: PickTab, engine: Engine, chosen: Selection) -> dict[Any, Any]:
+    """What stands where the last choice's facts stood, if reading those of this one may take long."""
+    here = all(not name or engine.is_at_hand(name) for name in (chosen.source, chosen.target))
+    if engine.knows(chosen) or (here and (not chosen.adapter or engine.is_shipped(chosen.adapter))):
+        return {}
+    return {tab.picture: views.sentence(_READING), tab.summary: "", tab.notice: "", tab.expected: ""}
+
+
 def expected(engine: Engine, chosen: Selection) -> str:
     """How long what comes next may take; empty where the models are not known, which the summary says."""
     try:
@@ -208,14 +220,14 @@ def describe(
         facts = engine.facts(selection)
     except Exception as error:
         return views.sentence("The picture of the pair stands here once both models are known."), said(error)
-    return _draw(engine, facts, selection.by_words), views.compatibility(
+    return _draw(engine, facts, selection), views.compatibility(
         facts.source, facts.target, facts.adapter, room(facts) if room else None
     )
 
 
-def _draw(engine: Engine, facts: PairFacts, by_words: bool) -> str:
-    table = engine.layer_map(facts)
-    return picture.stacks(facts.source, facts.target, facts.adapter, table, by_words)
+def _draw(engine: Engine, facts: PairFacts, selection: Selection) -> str:
+    table, fitted = engine.layer_map(facts), selection.mode == "compiled"
+    return picture.stacks(facts.source, facts.target, facts.adapter, table, selection.by_words, fitted)
 
 
 def target_depth(engine: Engine, pair: Pair) -> int | None:

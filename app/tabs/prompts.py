@@ -75,9 +75,9 @@ def create_prompts_panel(engine: Engine, start: Workspace) -> PromptsPanel:
             told = gr.HTML()
             table = gr.Dataframe(
                 headers=HEADERS, datatype=["bool", "str", "str"], type="array", interactive=True, wrap=True,
-                column_count=3, static_columns=[2], column_widths=["16%", "54%", "30%"], max_height=320,
+                column_count=3, static_columns=[2], column_widths=["16%", "54%", "30%"], max_height=480,
                 label="What the fit reads, and what the source with its adapter answers",
-                buttons=["fullscreen"], show_search="search",
+                buttons=["fullscreen"], show_search="search", elem_classes="cast-list",
             )  # fmt: skip
             with gr.Row():
                 again = gr.Button("Measure the ticked ones anew", size="sm", min_width=200)

@@ -24,6 +24,18 @@
     remember(on);
     // Plotly draws for the size that it finds.
     window.dispatchEvent(new Event("resize"));
+    sizePlots();
+  }
+
+  // A plot's type is its own, not the style sheet's.
+  const PLOT_TYPE = [14, 20];
+
+  function sizePlots() {
+    const size = PLOT_TYPE[Number(root.classList.contains(TALK))];
+    for (const plot of document.querySelectorAll(".js-plotly-plot")) {
+      const has = plot.layout?.font?.size;
+      if (window.Plotly && plot.offsetParent && has && has !== size) window.Plotly.relayout(plot, { "font.size": size });
+    }
   }
 
   // The tour
@@ -193,6 +205,7 @@
   // Gradio names what stands where a plot is still empty, and does not say what it is.
   new MutationObserver(() => {
     for (const empty of document.querySelectorAll("div.empty[aria-label]:not([role])")) empty.setAttribute("role", "img");
+    sizePlots();
   }).observe(root, { childList: true, subtree: true });
 
   try {
