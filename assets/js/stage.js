@@ -183,6 +183,16 @@
     await moment();
   }
 
+  // Pressed a moment later, when every field holds what it was just set to; and again while nothing begins:
+  // a stream that is only just being cancelled still keeps the button from starting another.
+  async function generate() {
+    const late = performance.now() + BUILT_WITHIN;
+    do {
+      for (let wait = 0; wait < 5; wait++) await moment();
+      press("cast-generate");
+    } while (!document.querySelector('.cast-pane:not([data-state="idle"])') && performance.now() < late);
+  }
+
   const later = (words) => new Promise((done) => setTimeout(() => done(words), 2000));
 
   window.castStage = {
@@ -190,8 +200,7 @@
     takeLink,
     later,
     built,
-    // A moment later, when every field holds what it was just set to.
-    generate: () => moment().then(() => press("cast-generate")),
+    generate,
     toggleTalk: () => setTalk(!root.classList.contains(TALK)),
     begin,
     leave,
