@@ -35,7 +35,7 @@ task* is the relative change of bits per byte on held-out general text.
   heads, no fit. `hosted-states`: the same through the deepest decode head. `hosted-1`: block by block.
 - `compiled`: a plain LoRA fitted on general text, and on what the source with its adapter makes of it by
   itself; no prompt. `compiled-general`: on general text as it is. `compiled-prompts`: with five example
-  prompts of the task, without answers, which the source's base model makes more.
+  prompts of the task, without answers, which a base model of the pair makes more.
 - `instant`, `kernel`: see README. No method has read a label.
 - Baselines, each in `cast/baselines/` with its paper and equation, at the source adapter's rank:
   `cross-lora`, `lora-x` and `truncate-and-pad` see weights alone; `theseus`, `bico` and

@@ -128,6 +128,18 @@ def test_a_link_carries_the_choices_to_another_browser_and_a_reload_keeps_them(v
     assert page.errors == reader.errors == []
 
 
+def test_a_link_opens_the_tab_that_was_open(visit):
+    page = visit()
+    page.tab("Explore")
+    link = page.copied_link()
+    assert "tab=Explore" in link
+    reader = visit()
+    reader.page.goto(link, wait_until="load")
+    expect(reader.page.get_by_role("tab", name="Explore")).to_have_attribute("aria-selected", "true")
+    assert "tab" not in reader.page.url
+    assert page.errors == reader.errors == []
+
+
 def test_what_is_set_in_a_tab_is_there_after_a_reload(visit):
     page = visit()
     page.tab("Heads")

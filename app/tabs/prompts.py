@@ -63,7 +63,7 @@ def create_prompts_panel(engine: Engine, start: Workspace) -> PromptsPanel:
         hints = gr.Textbox(
             hint_lines(engine, start.adapter),
             label="Up to five example prompts without answers, one a line (optional)", lines=3, max_lines=6,
-            info="They show the fit where the adapter acts: the source's own model writes more like them. "
+            info="They show the fit where the adapter acts: a base model of the pair writes more like them. "
             "\\n stands for a line break. Without any, the adapter shows its skill by itself, where general "
             "text lets it act.",
         )  # fmt: skip

@@ -145,6 +145,8 @@
 
   const isPublic = (name) => /^(pocket:[\w.-]+(\/[\w.-]+)?|[\w-][\w.-]*\/[\w-][\w.-]*)$/.test(name);
 
+  const tabs = () => [...document.querySelectorAll('.cast-tabs button[role="tab"]')];
+
   async function copyLink(defaults, values) {
     const link = new URL(location.pathname, location.origin);
     let left = "";
@@ -154,6 +156,8 @@
       if (["source", "target", "adapter", "retrained"].includes(name) && !isPublic(value)) left = ", without local folders";
       else link.searchParams.set(name, value);
     });
+    const open = tabs().findIndex((tab) => tab.getAttribute("aria-selected") === "true");
+    if (open > 0) link.searchParams.set("tab", tabs()[open].textContent.trim());
     try {
       await navigator.clipboard.writeText(link.href);
       return `Copied${left}`;
@@ -167,6 +171,8 @@
   // Taken once: a reload then shows what the visitor has changed since.
   function takeLink() {
     const taken = location.search;
+    const open = new URLSearchParams(taken).get("tab");
+    tabs().find((tab) => tab.textContent.trim() === open)?.click();
     const rest = new URL(location.href);
     [...rest.searchParams.keys()].filter((key) => !key.startsWith("__")).forEach((key) => rest.searchParams.delete(key));
     history.replaceState(history.state, "", rest);
