@@ -42,7 +42,7 @@ def take(folder: Path) -> None:
                     for tab, name in tabs.items():
                         page.tab(tab)
                         if tab not in ("Generate", "Export"):
-                            page.plot.wait_for()
+                            page.plot.first.wait_for()
                         page.page.wait_for_timeout(1500)  # what moves comes to rest
                         page.page.screenshot(path=folder / f"{name}-{width}-{look}.png", full_page=True)
                     context.close()
