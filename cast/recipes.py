@@ -91,16 +91,7 @@ class TranslationConfig:
                 raise RequestError(f"There is no {name} {getattr(self, name)!r}; choose one of {choices}.")
         if self.strength is not None and not math.isfinite(self.strength):
             raise RequestError(f"strength is {self.strength}; it must be a finite number.")
-        for name in (
-            "steps",
-            "passes",
-            "batch_size",
-            "site_tokens",
-            "max_length",
-            "learning_rate",
-            "rank",
-            "segment",
-        ):
+        for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise RequestError(f"{name} is {value}; it must be positive.")
