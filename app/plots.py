@@ -90,10 +90,10 @@ def recovered_lift(runs: Sequence[Run]) -> go.Figure | None:
         return None
     quiet(figure, height=150 + 40 * rows)
     figure.update_layout(scattermode="group", showlegend=len(runs) > 1, margin={"l": 16})
-    # A dot at an end of the range stands whole beside the axis.
+    # A dot at an end of the range stands whole beside the axis, and clear of the names.
     figure.update_traces(cliponaxis=False)
     figure.update_xaxes(title="Recovered lift (1 is retraining)" if known else "Score")
-    figure.update_yaxes(autorange="reversed")
+    figure.update_yaxes(autorange="reversed", ticklabelstandoff=12)
     for place in (0, 1):
         figure.add_vline(place, line={"color": INK, "width": 1, "dash": "dot"})
     return figure
