@@ -143,10 +143,11 @@ def _quality_lines(recipe: Recipe) -> list[str]:
     quality = recipe.quality
     if quality.kl_carried_base is None or quality.kl_carried_adapted is None:
         return []
+    # A fit to words reaches them by states of the target's own.
     carried = (
-        []
-        if quality.fvu is None
-        else [f"- unexplained share of the carried residual change: {quality.fvu:.3f} (1 is the bare target)"]
+        [f"- unexplained share of the carried residual change: {quality.fvu:.3f} (1 is the bare target)"]
+        if quality.fvu is not None and recipe.config.get("readout") == "states"
+        else []
     )
     return [
         f"Fitted on {recipe.tokens:,} tokens of text without labels. On held-out text:",

@@ -304,4 +304,7 @@ def test_the_card_names_what_it_was_made_of(carried: dict[str, TranslatedAdapter
     assert 'license: "apache-2.0"' in metadata
     assert f'source_adapter: "{recipe.adapter}"' in metadata
     assert ("library_name: peft" in metadata) == (mode in {"compiled", "instant"})
-    assert ("unexplained share" in body) == (mode == "compiled")
+    # What is fitted to words reaches them by states of the target's own.
+    assert "unexplained share" not in body
+    by_states = card(replace(recipe, config={**recipe.config, "readout": "states"}))
+    assert ("unexplained share" in by_states) == (mode == "compiled")

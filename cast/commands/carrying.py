@@ -66,10 +66,10 @@ def translate(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> An
         translated.save(folder, target)
         recipe = translated.recipe
         say(f"{lora.name} for {target.name}, mode {recipe.mode}, strength {recipe.strength:g}: {folder}")
-        if recipe.quality.fvu is not None:
+        if recipe.tokens and (missing := recipe.quality.missing) is not None:
             say(
-                f"  {recipe.tokens:,} tokens, {recipe.seconds:.0f} s; unexplained share of the carried "
-                f"change {recipe.quality.fvu:.2f} (1 is the bare target)"
+                f"  {recipe.tokens:,} tokens, {recipe.seconds:.0f} s; of the carried effect "
+                f"{1 - missing:.0%} arrives on held-out text"
             )
         for line in _expectations(recipe):
             say(f"  {line}")
