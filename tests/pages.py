@@ -94,6 +94,7 @@ class CastPage:
         """Open or reload the page and wait until it is alive, and has put back what the browser kept."""
         self.page.goto(link or self._address)
         self.pane("source").wait_for()
+        self.page.locator("html[data-restored]").wait_for(state="attached")
         self.settle()
 
     def comes_to_rest(self, within: float = 60) -> bool:

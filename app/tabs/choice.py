@@ -150,7 +150,7 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
         partial(described_anew, tabs, engine), [stores.choice, *options.way, stores.attached],
         tabs.followers,
         show_progress="hidden", api_visibility="private",
-    )  # fmt: skip
+    ).then(None, js="() => window.castStage.restored()", api_visibility="private")  # fmt: skip
 
     def follow_way(source: str, target: str, adapter: str, mode: str, segment: int) -> Updates:
         selection = Selection.of(source, target, adapter, mode, segment)

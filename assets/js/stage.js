@@ -207,6 +207,8 @@
     later,
     built,
     generate,
+    // All that the browser kept is put back.
+    restored: () => root.setAttribute("data-restored", ""),
     toggleTalk: () => setTalk(!root.classList.contains(TALK)),
     begin,
     leave,
