@@ -15,6 +15,8 @@ from cast.errors import RequestError
 if TYPE_CHECKING:
     from cast.models import TokenBatch
 
+NO_PAIRS = "The text has no position where both tokenizers end a token; give longer text."
+
 
 @dataclass(frozen=True)
 class AlignedPairs:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cast.activations import residuals
 from cast.adapters import Lora, applied
-from cast.alignment import align
+from cast.alignment import NO_PAIRS, align
 from cast.carrying import crossing, divergences
 from cast.errors import CorpusError
 from cast.models import LanguageModel, TokenBatch
@@ -52,7 +52,7 @@ def matched_gain(
     at_source, at_target = (lm.encode(texts, max_length=max_length) for lm in (source, target))
     pairs = align(at_source, at_target)
     if not len(pairs):
-        raise CorpusError("The text has no position where both tokenizers end a token; give longer text.")
+        raise CorpusError(NO_PAIRS)
     wanted = _effect(source, lora, at_source, pairs.row, pairs.source_position, seed)(1.0)
     return crossing(
         _GAINS, _effect(target, carried, at_target, pairs.row, pairs.target_position, seed), wanted

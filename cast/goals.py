@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cast.activations import residuals
+from cast.alignment import NO_PAIRS
 from cast.carrying import NO_EFFECT, CarriedBatch, Carrier, Loss, Objective
 from cast.corpus import Passage
 from cast.errors import AdapterError, CorpusError
@@ -86,7 +87,7 @@ class StatesGoal:
         carried = (carrier.carry([passage.text for passage in chunk], strength) for chunk in held)
         self._held_out = [batch for batch in carried if len(batch.pairs)]
         if not self._held_out:
-            raise CorpusError("The text has no position where both tokenizers end a token; give longer text.")
+            raise CorpusError(NO_PAIRS)
         self._objective = Objective(carrier.target, self._held_out, config.seed)
 
     def on(self, passages: Sequence[Passage]) -> Lesson:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cast.activations import residuals
 from cast.adapters import Lora
-from cast.alignment import align
+from cast.alignment import NO_PAIRS, align
 from cast.architecture import Site
 from cast.baselines.registry import Given, baseline
 from cast.errors import CorpusError
@@ -98,7 +98,7 @@ def _crossed(given: Given, pairs: Sequence[SitePair], by_gradient: bool) -> list
                 # In float32 within a batch, which is several times faster and loses nothing that counts.
                 total += (x.float().T @ y.float()).double().cpu()
     if not all(inputs.any() for inputs, _ in sums):
-        raise CorpusError("The text has no position where both tokenizers end a token; give longer text.")
+        raise CorpusError(NO_PAIRS)
     if path is not None:
         named = (
             (f"{index}.{way}", total)
