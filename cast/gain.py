@@ -16,6 +16,7 @@ from cast.alignment import NO_PAIRS, align
 from cast.carrying import crossing, divergences
 from cast.errors import CorpusError
 from cast.models import LanguageModel, TokenBatch
+from cast.recipes import TranslationConfig
 
 # A divergence grows with about the square of a change, so these are near enough for a line between two.
 _GAINS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
@@ -28,9 +29,7 @@ def matched_gain(
     target: LanguageModel,
     carried: Lora,
     texts: Sequence[str],
-    *,
-    max_length: int = 256,
-    seed: int = 0,
+    config: TranslationConfig | None = None,
 ) -> float:
     """The factor at which a carried LoRA moves the target as far as the adapter moves the source.
 
@@ -43,20 +42,20 @@ def matched_gain(
         target: the model that the carried LoRA is for.
         carried: that LoRA.
         texts: a batch of general text.
-        max_length: longest row in tokens of either model.
-        seed: of the positions that are looked at where the vocabulary is large.
+        config: `max_length` of a row, and `seed` of the positions that are looked at where the vocabulary
+            is large.
 
     Raises:
         CorpusError: no token of the two models ends at the same place of the text.
     """
-    at_source, at_target = (lm.encode(texts, max_length=max_length) for lm in (source, target))
+    config = config or TranslationConfig()
+    at_source, at_target = (lm.encode(texts, max_length=config.max_length) for lm in (source, target))
     pairs = align(at_source, at_target)
     if not len(pairs):
         raise CorpusError(NO_PAIRS)
-    wanted = _effect(source, lora, at_source, pairs.row, pairs.source_position, seed)(1.0)
-    return crossing(
-        _GAINS, _effect(target, carried, at_target, pairs.row, pairs.target_position, seed), wanted
-    )
+    wanted = _effect(source, lora, at_source, pairs.row, pairs.source_position, config.seed)(1.0)
+    effect = _effect(target, carried, at_target, pairs.row, pairs.target_position, config.seed)
+    return crossing(_GAINS, effect, wanted)
 
 
 def _effect(

@@ -307,14 +307,9 @@ def _recipe(source: LanguageModel, target: LanguageModel, lora: Lora, config: Tr
 
 def _compiled(work: _Work) -> TranslatedAdapter:
     answers = answered_prompts(
-        work.source,
-        work.target,
-        work.lora,
-        work.prompts,
-        work.texts,
-        work.config,
+        work.source, work.target, work.lora, work.prompts, work.texts, work.config,
         on_progress=work.on_progress,
-    )
+    )  # fmt: skip
     said = [answer.text for answer in answers]
     shown = covered(work.source, work.lora, work.texts, said, work.config)
     work.on_progress(Progress("coverage", 1, 1, {"energy": shown.energy, "reach": shown.reach}))
@@ -380,10 +375,8 @@ def _instant(work: _Work) -> TranslatedAdapter:
     maps, recipe = work.site_maps(), work.recipe(tokens=work.config.site_tokens)
     carried = Lora(work.lora.name, work.target.name, maps.instant(work.lora))
     # Of the texts that no site map is fitted on.
-    gain = matched_gain(
-        work.source, work.lora, work.target, carried, work.texts[: work.config.batch_size],
-        max_length=work.config.max_length, seed=work.config.seed,
-    )  # fmt: skip
+    held = work.texts[: work.config.batch_size]
+    gain = matched_gain(work.source, work.lora, work.target, carried, held, work.config)
     kernels = maps.instant(work.lora, gain * work.strength)
     return work.measured(work.plain(kernels, replace(recipe, gain=gain)))
 

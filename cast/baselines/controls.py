@@ -102,8 +102,6 @@ def _site_maps(given: Given) -> SiteMaps:
 def _plain(given: Given, name: str, kernels: tuple[Kernel, ...]) -> Runner:
     """As strong as `instant` makes them."""
     lora, config = Lora(name, given.target.name, kernels), given.config
-    gain = matched_gain(
-        given.source, given.lora, given.target, lora, given.texts[: config.batch_size],
-        max_length=config.max_length, seed=config.seed,
-    )  # fmt: skip
+    texts = given.texts[: config.batch_size]
+    gain = matched_gain(given.source, given.lora, given.target, lora, texts, config)
     return PlainRunner(given.target, lora, gain)
