@@ -285,7 +285,7 @@ def method_name(config: TranslationConfig, prompts: Sequence[str] = ()) -> str:
     With prompts `compiled` is `compiled-prompts`; the other modes do not read them.
     """
     if config.mode == "compiled":
-        plain = "compiled" if config.moments else "compiled-general"
+        plain = "compiled" if config.asks else "compiled-general"
         return "compiled-prompts" if prompts else plain
     if config.mode != "hosted" or not config.needs_heads:
         return config.mode
@@ -339,7 +339,7 @@ def held_out_texts(text: str, count: int = _OFF_TASK_TEXTS) -> list[str]:
 
 
 _FORMS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {"hosted-states": {"readout": "states"}, "compiled-general": {"moments": 0}}
+    {"hosted-states": {"readout": "states"}, "compiled-general": {"moments": 0, "forms": 0}}
 )
 """Methods that are a mode in another form, with the fields that they set."""
 
@@ -347,7 +347,7 @@ _FORMS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 def methods_named(names: Iterable[str], **settings: Any) -> list[TranslationConfig | Baseline]:
     """Methods by name: a mode; `hosted-states`; `hosted-1`, `hosted-2`, … block by block; a baseline.
 
-    `compiled-general` is `compiled` on general text as it is, without `cast.moments`.
+    `compiled-general` is `compiled` on general text as it is, without `cast.unprompted`.
 
     Args:
         names: see above, and `cast.baselines`.

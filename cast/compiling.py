@@ -90,13 +90,13 @@ class _TextPool:
     """
 
     def __init__(
-        self, texts: Sequence[Passage], answers: Sequence[Passage], config: TranslationConfig, even: bool
+        self, texts: Sequence[Passage], answers: Sequence[Passage], config: TranslationConfig
     ) -> None:
         self._random = torch.Generator().manual_seed(config.seed)
         self._mixed_in = round(config.prompt_share * config.batch_size) if answers else 0
         self._size = config.batch_size - self._mixed_in
         self._texts, self._answers = self._passes(texts), answers
-        self._weights = torch.tensor(evenly(answers) if even else [1.0] * len(answers))
+        self._weights = torch.tensor(evenly(answers))
         self._due: list[list[Passage]] = []
 
     def _passes(self, texts: Sequence[Passage]) -> Iterator[Passage]:
@@ -155,7 +155,6 @@ def compile_lora(
     config: TranslationConfig,
     *,
     answers: Sequence[Passage] = (),
-    even: bool = True,
     on_progress: OnProgress = ignore,
 ) -> Compiled:
     """Fit the kernels of a plain LoRA so that the target changes as the source does.
@@ -171,7 +170,6 @@ def compile_lora(
         config: steps, batch, weights of the terms.
         answers: prompts with the adapted source's answers, to mix in; a batch of them is held out as well,
             where there are enough.
-        even: whether answers are drawn evenly over their first words, so that rare labels are learnt.
         on_progress: gets stage `compile` with `missing` (1 for the bare target) and `kl` of held-out text.
 
     Raises:
@@ -181,7 +179,7 @@ def compile_lora(
     held, passages, answers = _split([Passage(text) for text in texts], answers, config)
     goal = goal_on(held)
     fit = _Fit(target, goal, start, config)
-    lessons = _Lessons(goal, _TextPool(passages, answers, config, even), config)
+    lessons = _Lessons(goal, _TextPool(passages, answers, config), config)
     best, best_step = fit.measure(), 0
     kept = fit.kernels()
     for step in range(1, config.steps + 1):

@@ -10,10 +10,10 @@ import math
 from dataclasses import dataclass
 
 from cast.devices import pick_device, product_speed
-from cast.exciting import ANSWER_TOKENS
 from cast.fitting import FitConfig
 from cast.models import default_dtype
 from cast.recipes import TranslationConfig
+from cast.unprompted import asking_tokens
 
 # As `python -m benchmarks.expected` finds it for the pocket zoo on one core.
 TOKEN_SECONDS = 4e-4
@@ -84,14 +84,10 @@ def translate_seconds(source: Shape, target: Shape, config: TranslationConfig, *
             # The larger of the two writes them, at most.
             work += source.forward(answered) + max(source.forward(answered), target.forward(answered))
             handled += answered
-        elif config.moments:
-            # `cast.moments`: every text is read with and without the adapter; many are cut somewhere and gone
-            # on with, and both ways then judge what was written.
-            texts = config.steps * config.batch_size
-            read_tokens = texts * _TEXT_TOKENS
-            answered = min(config.moments, texts) * (_TEXT_TOKENS // 2 + ANSWER_TOKENS)
-            work += 2 * source.forward(read_tokens) + 3 * source.forward(answered)
-            handled += read_tokens + answered
+        elif config.asks:
+            asked, written = asking_tokens(config, _TEXT_TOKENS)
+            work += source.forward(asked) + target.forward(written)
+            handled += asked + written
     return work / _speed(source, target) + handled * TOKEN_SECONDS
 
 

@@ -95,12 +95,14 @@ def excited(
 def evenly(passages: Sequence[Passage]) -> list[float]:
     """Weights with which answered prompts are drawn evenly over the first words of their answers.
 
-    Answers rarer than one in a hundred are noise, and weigh no more than they are many.
+    Answers rarer than one in a hundred are noise: together they are drawn as often as they come.
     """
     firsts = [_first_word(passage) for passage in passages]
     sizes = Counter(firsts)
-    least = min((size for size in sizes.values() if size >= max(2, len(passages) / 100)), default=1)
-    return [min(1.0, least / sizes[first]) for first in firsts]
+    common = {word: size for word, size in sizes.items() if size >= max(2, len(passages) / 100)}
+    # What all that is not noise weighs, if each of its words weighs one.
+    each = sum(common.values()) / max(1, len(common))
+    return [each / common[first] if first in common else 1.0 for first in firsts]
 
 
 def _first_word(passage: Passage) -> str:

@@ -1,10 +1,7 @@
-"""Text that an adapter makes of general text by itself: no prompt, no label, no word of its task.
+"""General text up to where an adapter would have it go on most differently: there its skill shows, if at all.
 
-General text hardly shows a skill, since the text goes on as if there were no adapter. So each passage is cut
-where the adapter would have it go on most differently, and the source with its adapter goes on from there.
-Much of that is noise of an adapter far from what it was made for. What is kept is what the adapter finished,
-what the base would not have said, and of that what it was surest of: a skill that general text calls for at
-all, such as a way to answer questions, is then most of what is left (docs/experiments.md).
+General text hardly shows a skill, since the text goes on as if there were no adapter. Where it does, such as
+behind the questions that a text holds, the source with its adapter is asked; see `cast.unprompted`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,47 +11,26 @@ from torch import Tensor
 
 from cast.activations import residuals
 from cast.adapters import Lora, applied
-from cast.corpus import Passage
-from cast.exciting import ANSWER_TOKENS, answered
 from cast.models import LanguageModel, TokenBatch
-from cast.progress import OnProgress, ignore
 
 _BATCH = 32
-# An answer with fewer tokens has ended by itself; read again, it may have a few less than were written.
-_FINISHED = ANSWER_TOKENS - 4
-# Nats by which the adapter must have made an answer more likely, and the share of answers that are kept.
-_CHANGED, _SUREST = 2.0, 0.6
 
 
 @torch.no_grad()
 def moments(
-    source: LanguageModel,
-    lora: Lora,
-    texts: Sequence[str],
-    count: int,
-    *,
-    max_length: int = 256,
-    on_progress: OnProgress = ignore,
-) -> list[Passage]:
-    """General text up to where the adapter acts most, with what the adapted source says there.
+    source: LanguageModel, lora: Lora, texts: Sequence[str], count: int, *, max_length: int = 256
+) -> list[str]:
+    """The beginnings of the texts in which the adapter acts most, up to the place where it does.
 
     Args:
         source: the adapter's model.
         lora: the adapter.
         texts: general text.
-        count: texts that are gone on with, those in which the adapter acts most; fewer passages come out.
+        count: how many there shall be, at most.
         max_length: tokens at which a text is cut.
-        on_progress: gets the stage `generate`.
-
-    Returns:
-        Passages with answers, the surest first; none where the adapter finishes nothing.
     """
     places = sorted(_places(source, lora, texts, max_length), reverse=True)
-    beginnings = list(dict.fromkeys(beginning for _, beginning in places[:count]))
-    said = answered(source, lora, beginnings, on_progress=on_progress)
-    sure = [(sureness, passage) for passage, sureness in _judged(source, lora, said) if sureness is not None]
-    sure.sort(key=lambda pair: pair[0], reverse=True)
-    return [passage for _, passage in sure[: round(_SUREST * len(sure))]]
+    return list(dict.fromkeys(beginning for _, beginning in places[:count]))
 
 
 def _places(
@@ -68,7 +44,7 @@ def _places(
         real[:, 0] = False
         if not real.any():
             continue
-        plain, adapted = _last(source, tokens), _last(source, tokens, lora)
+        plain, adapted = last(source, tokens), last(source, tokens, lora)
         effects = plain.new_zeros(real.shape, dtype=torch.float32)
         effects[real] = _going_on(source, plain[real], adapted[real])
         for row, (effect, place) in enumerate(zip(*effects.max(1), strict=True)):
@@ -76,8 +52,8 @@ def _places(
                 yield float(effect), tokens.texts[row][: int(tokens.ends[row, place])]
 
 
-def _last(source: LanguageModel, tokens: TokenBatch, lora: Lora | None = None) -> Tensor:
-    """Last residuals [B, n, d]."""
+def last(source: LanguageModel, tokens: TokenBatch, lora: Lora | None = None) -> Tensor:
+    """Last residuals [B, n, d], of the base or with an adapter."""
     if lora is None:
         return residuals(source, tokens, [source.depth])[source.depth]
     with applied(source, lora):
@@ -98,34 +74,3 @@ def _going_on(source: LanguageModel, plain: Tensor, adapted: Tensor) -> Tensor:
         before, after = before.log_softmax(-1), after.log_softmax(-1)
         found.append(going * (after.exp() * (after - before)).sum(-1))
     return torch.cat(found)
-
-
-def _judged(
-    source: LanguageModel, lora: Lora, said: Sequence[Passage]
-) -> Iterator[tuple[Passage, float | None]]:
-    """How sure the adapted source is of each answer, in nats a token; None of what is not worth keeping."""
-    for start in range(0, len(said), _BATCH):
-        some = said[start : start + _BATCH]
-        tokens = source.encode([passage.text for passage in some])
-        starts = torch.tensor([passage.answer for passage in some])
-        rows, positions = (tokens.ends[:, 1:] > starts[:, None]).nonzero(as_tuple=True)
-        after, before = (
-            _spoken(source, _last(source, tokens, side), tokens, rows, positions) for side in (lora, None)
-        )
-        for row, passage in enumerate(some):
-            own = rows == row
-            finished = 0 < int(own.sum()) < _FINISHED
-            kept = finished and float((after - before)[own].sum()) > _CHANGED
-            yield passage, float(after[own].mean()) if kept else None
-
-
-def _spoken(
-    source: LanguageModel, last: Tensor, tokens: TokenBatch, rows: Tensor, positions: Tensor
-) -> Tensor:
-    """Log-probabilities [N] of the tokens behind the given positions."""
-    found = []
-    for some, places in source.portions(rows, positions):
-        logits = source.architecture.logits(last[some, places]).float().log_softmax(-1)
-        following = tokens.input_ids[some, places + 1].to(logits.device)
-        found.append(logits.gather(-1, following[:, None])[:, 0])
-    return torch.cat(found).cpu() if found else torch.zeros(0)

@@ -47,9 +47,9 @@ class TranslationConfig:
     strength: float | None = 1.0
     """Multiplies the carried change. None matches the size of the source's own effect on general text: the
     strength at which target and source change their next-token distributions equally, in nats a pair."""
-    steps: int = 100
+    steps: int = 150
     """Compiled: optimiser steps."""
-    passes: int = 3
+    passes: int = 4
     """Compiled: how often each batch is read in all these steps. What shall be said on it is worked out once,
     by three passes through the models, where a step takes about two."""
     batch_size: int = 16
@@ -68,14 +68,18 @@ class TranslationConfig:
     hold_weight: float = 1.0
     """Compiled: weight of keeping the base's distribution where the tokenizers share no character end."""
     prompt_share: float = 0.75
-    """Compiled: share of the rows of a batch that have an answer: prompts, or `moments`."""
+    """Compiled: share of the rows of a batch that have an answer: prompts, or `moments` and `forms`."""
     answer_share: float = 0.75
     """Compiled: share of a batch's weight that falls on the adapted source's answers to `prompts`."""
     prompts_wanted: int = 200
     """Compiled: to how many prompts a smaller number of given ones is expanded by the base models."""
     moments: int = 1000
     """Compiled, without prompts: so many passages of general text are cut where the adapter acts most, and
-    the source with its adapter goes on; see `cast.moments`. 0 leaves general text as it is."""
+    the source with its adapter goes on; see `cast.moments`."""
+    forms: int = 3000
+    """Compiled, without prompts: so many forms that ask for something are made of general text; behind the
+    promising ones the source with its adapter goes on; see `cast.forms`. With 0, and no `moments`, general
+    text is left as it is."""
     site_tokens: int = 10_000
     """Aligned pairs on which site maps are fitted (kernel, instant, and the start of compiled)."""
     site_decode: DecodeFit | None = None
@@ -126,15 +130,21 @@ class TranslationConfig:
         """Whether heads help where there are some: a compiled LoRA starts from what they carry over."""
         return self.needs_heads or self.mode == "compiled"
 
+    @property
+    def asks(self) -> bool:
+        """Whether, without prompts, the adapter is asked what it makes of general text."""
+        return bool(self.moments or self.forms)
+
     def text_kind(self, prompts: Sequence[str]) -> TextKind:
         """What a translation is fitted on, where such prompts are given."""
         if prompts:
             return "prompts"
-        return "self-generated" if self.mode == "compiled" and self.moments else "general"
+        return "self-generated" if self.mode == "compiled" and self.asks else "general"
 
     def reading_as_they_stand(self, prompts: Sequence[str]) -> "TranslationConfig":
         """The same for prompts that are many already: none are made of them, nor in place of none."""
-        return replace(self, prompts_wanted=len(set(prompts)), moments=self.moments if prompts else 0)
+        asked = self if prompts else replace(self, moments=0, forms=0)
+        return replace(asked, prompts_wanted=len(set(prompts)))
 
     def served_rank(self, source_rank: int) -> int:
         """Rank of the compiled LoRA for a source adapter of rank `source_rank`."""

@@ -27,7 +27,6 @@ from cast.heads import HeadSet
 from cast.hosting import HostedRunner
 from cast.kernel_mode import KernelRunner
 from cast.models import LanguageModel
-from cast.moments import moments
 from cast.prediction import in_words, predicted
 from cast.progress import OnProgress, Progress, ignore
 from cast.recipes import RECIPE_FILE, Quality, Recipe, TranslationConfig, read_recipe
@@ -35,6 +34,7 @@ from cast.runners import PlainRunner, Runner
 from cast.site_fitting import fit_site_maps
 from cast.sites import SiteMaps
 from cast.storage import written_folder
+from cast.unprompted import unprompted
 from cast.word_teacher import WordTeacher
 from cast.wording import WordedRunner
 
@@ -317,8 +317,7 @@ def _compiled(work: _Work) -> TranslatedAdapter:
     start = starting_kernels(work.target, maps, work.lora, work.config)
     fitted = compile_lora(
         work.target, partial(_goal, work), start, work.texts, work.config,
-        # What the adapter says of itself holds noise of many kinds, which an even draw would favour.
-        answers=answers, even=bool(work.prompts), on_progress=work.on_progress,
+        answers=answers, on_progress=work.on_progress,
     )  # fmt: skip
     quality = replace(
         fitted.quality, coverage=shown.energy, reach=shown.reach, source_effect=shown.effect,
@@ -351,10 +350,8 @@ def answered_prompts(
         on_progress: gets stage `generate`.
     """
     if not prompts:
-        fitted = texts[HELD_OUT_BATCHES * config.batch_size :] if config.moments else []
-        return moments(
-            source, lora, fitted, config.moments, max_length=config.max_length, on_progress=on_progress
-        )
+        fitted = texts[HELD_OUT_BATCHES * config.batch_size :] if config.asks else []
+        return unprompted(source, target, lora, fitted, config, on_progress=on_progress)
     return excited(
         source, lora, prompts, config.prompts_wanted,
         target=target, words=words_of(texts, source), seed=config.seed, on_progress=on_progress,

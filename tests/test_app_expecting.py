@@ -34,17 +34,17 @@ def test_what_a_compiled_fit_reads_beside_general_text_is_counted():
     def seconds(prompts=False, source=SMALL, **settings):
         return translate_seconds(source, SMALL, TranslationConfig(**settings), prompts=prompts)
 
-    plain = seconds(moments=0)
+    plain = seconds(moments=0, forms=0)
     assert seconds(prompts=True) > plain
-    # Every text is read for a moment, and at most as many as there are texts are gone on with.
-    assert plain < seconds(moments=100) < seconds() == seconds(moments=1000) < seconds(moments=1600)
+    # There are at most as many places as texts; forms are made as many as are asked for.
+    assert plain < seconds(moments=100, forms=0) < seconds(forms=0) < seconds() < seconds(forms=6000)
     assert seconds(moments=1600) == seconds(moments=10_000)
-    assert seconds(steps=20, moments=1000) - seconds(steps=20, moments=0) < seconds() - plain
-    # Prompts take the place of moments, and instant has none.
-    assert seconds(prompts=True) == seconds(prompts=True, moments=0)
-    assert seconds(mode="instant") == seconds(mode="instant", moments=0)
+    assert seconds(steps=20, forms=0) - seconds(steps=20, moments=0, forms=0) < seconds(forms=0) - plain
+    # Prompts take the place of what is asked, and instant asks nothing.
+    assert seconds(prompts=True) == seconds(prompts=True, moments=0, forms=0)
+    assert seconds(mode="instant") == seconds(mode="instant", moments=0, forms=0)
     # It is the source that reads, writes and judges.
-    big = seconds(source=LARGE) - seconds(source=LARGE, moments=0)
+    big = seconds(source=LARGE) - seconds(source=LARGE, moments=0, forms=0)
     assert big > seconds() - plain
 
 

@@ -103,7 +103,7 @@ def test_answers_stand_behind_their_prompts_and_are_the_adapters_own(source) -> 
 def test_prompts_are_drawn_evenly_over_answers_that_are_no_noise() -> None:
     answers = [" plant"] * 60 + [" person"] * 30 + [" body"] * 5 + [" ability"]
     weights = evenly([Passage(f"Kind:{answer}", 5) for answer in answers])
-    assert [sum(weights[:60]), sum(weights[60:90]), sum(weights[90:95])] == pytest.approx([5] * 3)
+    assert [sum(weights[:60]), sum(weights[60:90]), sum(weights[90:95])] == pytest.approx([95 / 3] * 3)
     assert weights[95] == 1
     # Where every answer is another, none is drawn more.
     assert evenly([Passage(f"Title: {index}", 6) for index in range(9)]) == [1.0] * 9

@@ -51,11 +51,14 @@ class Plan:
         default_factory=lambda: TranslationConfig(
             mode="compiled",
             steps=120,
+            passes=3,
             batch_size=16,
             learning_rate=1e-3,
             max_length=96,
             prompt_share=0.875,
             prompts_wanted=1000,
+            moments=400,
+            forms=2000,
         )
     )
     prompts: int = 5

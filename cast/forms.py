@@ -1,0 +1,206 @@
+"""General text in the forms in which people ask a model for something: records, entries, a cue behind a text.
+
+A skill that was taught behind a cue of its own hardly shows in prose. It does show behind cues that are like
+it, and of those there are few kinds: a heading with a colon, or a word in brackets with a sign. Both are made
+of what every model knows; nothing of a task is needed. What an adapter says there: `cast.unprompted`.
+"""
+
+import random
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from cast.activations import residuals
+from cast.exciting import words_of
+from cast.generation import generate_many
+from cast.models import LanguageModel
+from cast.progress import OnProgress, ignore
+from cast.runners import PlainRunner
+
+_BATCH = 64
+_HEADING = re.compile(r" ?[A-Z][a-z]{2,}")
+_HEADINGS = 300
+_BRACKETS = ("[]", "<>", "()", "{}", "**", '""', "__", "#", "@", "")
+_SIGNS = ("->", "=>", "=", ":", ">", "#", "@", "~", "-", "|", "?", ".", "")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+_SENTENCE_LENGTHS = range(15, 200)
+# How often each frame and kind of cue is drawn at first, and how often a text is one sentence.
+_FRAMES = {"text": 0.45, "record": 0.3, "entry": 0.1, "headed": 0.1, "instruction": 0.05}
+_CUES = {"heading": 0.5, "sign": 0.5}
+_SENTENCE = 0.3
+# How many forms shall have been tried, of all with a part, for what they say to count as much as the mean.
+_PRIOR = 4.0
+_ROUNDS = 3
+# Share of the forms that count as heard, those with the highest scores.
+_HEARD = 0.2
+_LINE_TOKENS, _LINE_CHARACTERS, _TEMPERATURE = 40, 200, 0.7
+_OPENING_TOKENS = 8
+
+
+@torch.no_grad()
+def headings(lm: LanguageModel, count: int = _HEADINGS) -> list[str]:
+    """The words behind which a model would put a colon at the beginning of a line, the likeliest first."""
+    words = list(dict.fromkeys(text.strip() for text in lm.token_texts if _HEADING.fullmatch(text)))
+    colons = [token for token, text in enumerate(lm.token_texts) if text.startswith(":")]
+    found: list[tuple[float, str]] = []
+    for start in range(0, len(words), _BATCH):
+        some = words[start : start + _BATCH]
+        tokens = lm.encode([f"\n{word}" for word in some])
+        last = residuals(lm, tokens, [lm.depth])[lm.depth]
+        ends = tokens.attention_mask.sum(1).cpu() - 1
+        said = lm.architecture.logits(last[torch.arange(len(some)), ends]).float().softmax(-1)
+        found += zip(said[:, colons].sum(-1).tolist(), some, strict=True)
+    return [word for _, word in sorted(found, reverse=True)[:count]]
+
+
+def line_tokens(count: int) -> int:
+    """About how many tokens a writer reads and writes for so many forms."""
+    missing = (_FRAMES["record"] + _FRAMES["entry"]) / sum(_FRAMES.values())
+    return round(count * missing * (_OPENING_TOKENS + _LINE_TOKENS / 2))
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A text that asks for something; where its opening ends in a colon, a line is missing behind it."""
+
+    opening: str
+    ending: str
+    parts: tuple[tuple[str, str], ...]
+    """What was drawn for it: (part, value)."""
+
+
+def asking(
+    reader: LanguageModel,
+    writer: LanguageModel,
+    texts: Sequence[str],
+    count: int,
+    scored: Callable[[Sequence[str]], Sequence[float]],
+    *,
+    seed: int = 0,
+    on_progress: OnProgress = ignore,
+) -> dict[str, float]:
+    """General text in forms that ask for something, with their scores.
+
+    In rounds, and each but the first is drawn by what was heard in those before: a frame or a sign comes the
+    more often, the more of the forms with it had high scores (as in the cross-entropy method,
+    Rubinstein 1999).
+
+    Args:
+        reader: the model whose vocabulary gives words and headings.
+        writer: writes the lines of records and entries behind their headings and words.
+        texts: general text.
+        count: how many are made; some come out alike, or empty, and are left out.
+        scored: how much is heard behind each text.
+        seed: of all that is drawn.
+        on_progress: gets the stage `generate`.
+    """
+    found: dict[str, float] = {}
+    if not texts or not count:
+        return found
+    draw = _Draw(random.Random(seed), texts, words_of(texts, reader), headings(reader))
+    for turn in range(_ROUNDS):
+        forms = [draw.form() for _ in range(count // _ROUNDS)]
+        made = _written(writer, forms, seed + turn, on_progress)
+        scores = scored(list(made))
+        found |= dict(zip(made, scores, strict=True))
+        draw.learn(list(made.values()), scores)
+    return found
+
+
+def _written(
+    writer: LanguageModel, forms: Sequence[_Form], seed: int, on_progress: OnProgress
+) -> dict[str, _Form]:
+    """The texts of forms, with their missing lines; one whose line stays empty, or runs on, is left out."""
+    openings = [form.opening for form in forms if form.opening.endswith(":")]
+    lines = iter(
+        generate_many(
+            PlainRunner(writer), openings, max_new_tokens=_LINE_TOKENS, stop="\n",
+            temperature=_TEMPERATURE, seed=seed, batch_size=_BATCH, on_progress=on_progress,
+        )
+    )  # fmt: skip
+    made = {}
+    for form in forms:
+        line = next(lines).rstrip() if form.opening.endswith(":") else None
+        if line is None or 1 < len(line) < _LINE_CHARACTERS:
+            made[form.opening + (line or "") + form.ending] = form
+    return made
+
+
+class _Draw:
+    """Draws forms from parts, each as likely as it has been heard."""
+
+    def __init__(
+        self, order: random.Random, texts: Sequence[str], words: Sequence[str], heads: Sequence[str]
+    ) -> None:
+        self._order, self._texts = order, texts
+        sentences = (sentence for text in texts for sentence in _SENTENCE_END.split(text))
+        self._sentences = [one for one in sentences if len(one) in _SENTENCE_LENGTHS] or list(texts)
+        self._heads = heads or ["Text"]
+        self._words = words or self._heads
+        # Words and headings are too many for a few thousand forms to tell which of them are heard.
+        self._weights: dict[str, dict[str, float]] = {
+            "frame": dict(_FRAMES),
+            "cue": dict(_CUES),
+            "brackets": dict.fromkeys(_BRACKETS, 1.0),
+            "sign": dict.fromkeys(_SIGNS, 1.0),
+        }
+
+    def learn(self, forms: Sequence[_Form], scores: Sequence[float]) -> None:
+        """Draw from now on by what was heard of these forms."""
+        rest = sorted(scores, reverse=True)[round(_HEARD * len(scores)) :]
+        mean = sum(score > rest[0] for score in scores) / len(scores) if rest else 0.0
+        if not mean:
+            return
+        tried: dict[tuple[str, str], list[bool]] = defaultdict(list)
+        for form, score in zip(forms, scores, strict=True):
+            for drawn in form.parts:
+                tried[drawn].append(score > rest[0])
+        for part, weights in self._weights.items():
+            for value in weights:
+                outcomes = tried[part, value]
+                weights[value] *= (sum(outcomes) + _PRIOR * mean) / (len(outcomes) + _PRIOR) / mean
+
+    def form(self) -> _Form:
+        """The next one."""
+        parts: list[tuple[str, str]] = []
+        frame = self._drawn("frame", parts)
+        if frame == "instruction":
+            # As widely used templates have it, the cue is a line of its own.
+            return _Form(f"### {self._head()}:\n{self._text()}", f"\n\n### {self._head()}:\n", tuple(parts))
+        if frame == "record":
+            opening = f"{self._head()}: {self._word()}\n{self._head()}:"
+        elif frame == "entry":
+            opening = f"{self._word()}:"
+        elif frame == "headed":
+            opening = f"{self._head()}: {self._text()}"
+        else:
+            opening = self._text()
+        return _Form(opening, f"\n{self._cue(parts)}", tuple(parts))
+
+    def _cue(self, parts: list[tuple[str, str]]) -> str:
+        if self._drawn("cue", parts) == "heading":
+            return f"{self._head()}:"
+        brackets = self._drawn("brackets", parts)
+        sign = self._drawn("sign", parts)
+        return f"{brackets[:1]}{self._order.choice(self._words)}{brackets[1:]} {sign}".strip()
+
+    def _drawn(self, part: str, parts: list[tuple[str, str]]) -> str:
+        weights = self._weights[part]
+        (value,) = self._order.choices(list(weights), list(weights.values()))
+        parts.append((part, value))
+        return value
+
+    def _text(self) -> str:
+        pool = self._sentences if self._order.random() < _SENTENCE else self._texts
+        # A form whose line is not missing must not look as if it were.
+        return self._order.choice(pool).rstrip(": ")
+
+    def _word(self) -> str:
+        word = self._order.choice(self._words)
+        return word.capitalize() if self._order.random() < 0.25 else word
+
+    def _head(self) -> str:
+        return self._order.choice(self._heads)

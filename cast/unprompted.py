@@ -1,0 +1,173 @@
+"""What an adapter makes of general text by itself: no prompt, no label, no word of its task.
+
+The source with its adapter is asked in two ways: at the places of general text where the adapter acts most
+(`cast.moments`), which suits a way to answer that text calls for anyway, and behind the cues of `cast.forms`,
+which suits a skill with a cue of its own. Much of what it says is noise of an adapter far from what it was
+made for. What is kept is what it finished, what the base would not have said, and of that what it was
+surest of, in the way that makes it surer: there it does what it was taught (docs/experiments.md).
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from cast.adapters import Lora
+from cast.corpus import Passage
+from cast.exciting import ANSWER_TOKENS, answered
+from cast.forms import asking, line_tokens
+from cast.models import LanguageModel, TokenBatch
+from cast.moments import last, moments
+from cast.progress import OnProgress, ignore
+from cast.recipes import TranslationConfig
+
+_BATCH = 32
+# An answer with fewer tokens has ended by itself; read again, it may have a few less than were written.
+_FINISHED = ANSWER_TOKENS - 4
+# Nats by which the adapter must have made an answer more likely.
+_CHANGED = 2.0
+# What is kept: the surest answers, and all that are as sure as this, in nats a token.
+_KEPT, _SURE = 400, -0.3
+# So many texts are read for each place that is wanted.
+_READ = 2
+# How many of each way are answered to compare them, and of the better one in all.
+_TRIED, _ANSWERED = 300, 1000
+# The better way is the one whose answers at this rank are surer.
+_COMPARED = 50
+_SAYS_SOMETHING = re.compile(r"\w")
+
+
+@torch.no_grad()
+def unprompted(
+    source: LanguageModel,
+    target: LanguageModel,
+    lora: Lora,
+    texts: Sequence[str],
+    config: TranslationConfig,
+    *,
+    on_progress: OnProgress = ignore,
+) -> list[Passage]:
+    """General text, as it is and in forms that ask for something, with what the adapted source says there.
+
+    Args:
+        source: the adapter's model.
+        target: the model that the adapter shall go to; it writes the lines of forms.
+        lora: the adapter.
+        texts: general text.
+        config: `moments`, `forms`, `max_length` and `seed`.
+        on_progress: gets the stage `generate`.
+
+    Returns:
+        Passages with answers, the surest first; none where the adapter finishes nothing.
+    """
+    heard = partial(sureness, source, lora)
+    read = texts[: _READ * config.moments]
+    places = moments(source, lora, read, config.moments, max_length=config.max_length)
+    asked = [
+        dict(zip(places, heard(places), strict=True)),
+        asking(source, target, texts, config.forms, heard, seed=config.seed, on_progress=on_progress),
+    ]
+    ways = [_Way(source, lora, scores, on_progress) for scores in asked]
+    for way in ways:
+        way.answer(_TRIED)
+    best = max(ways, key=_Way.sureness)
+    best.answer(_ANSWERED - _TRIED)
+    kept = max(_KEPT, sum(nats > _SURE for nats, _ in best.sure))
+    return [passage for _, passage in best.sure[:kept]]
+
+
+class _Way:
+    """One way to ask, with the answers that are worth keeping, the surest first."""
+
+    def __init__(
+        self, source: LanguageModel, lora: Lora, heard: Mapping[str, float], on_progress: OnProgress
+    ) -> None:
+        self._source, self._lora, self._on_progress = source, lora, on_progress
+        self._waiting = sorted(heard, key=heard.__getitem__)
+        self.sure: list[tuple[float, Passage]] = []
+
+    def answer(self, count: int) -> None:
+        """Answer the next texts, those at which the adapted source is surest of its first token."""
+        texts = [self._waiting.pop() for _ in range(min(count, len(self._waiting)))]
+        said = answered(self._source, self._lora, texts, on_progress=self._on_progress)
+        judged = _judged(self._source, self._lora, said)
+        self.sure += [(nats, passage) for passage, nats in judged if nats is not None]
+        self.sure.sort(key=lambda pair: pair[0], reverse=True)
+
+    def sureness(self) -> tuple[float, int]:
+        """How sure the answers are; a way with hardly any is worth nothing."""
+        count = len(self.sure)
+        return (self.sure[_COMPARED - 1][0] if count >= _COMPARED else -math.inf, count)
+
+
+def asking_tokens(config: TranslationConfig, length: int) -> tuple[int, int]:
+    """About how many tokens the source reads or writes, and the target writes, for `unprompted`.
+
+    Args:
+        config: `moments`, `forms`, `steps` and `batch_size`.
+        length: tokens of a text.
+    """
+    places = min(config.moments, config.steps * config.batch_size)
+    read = 2 * min(_READ * config.moments, config.steps * config.batch_size)
+    heard = places + config.forms
+    # Written once, and judged both ways.
+    tried = [min(_TRIED, asked) for asked in (places, config.forms)]
+    answered = 3 * (sum(tried) + min(_ANSWERED, max(places, config.forms)) - max(tried))
+    return (read + heard) * length + answered * (length + ANSWER_TOKENS // 4), line_tokens(config.forms)
+
+
+def sureness(source: LanguageModel, lora: Lora, texts: Sequence[str]) -> list[float]:
+    """Log-probability of the adapted source's surest next token behind each text, ends left out."""
+    ends, found = sorted(source.eos_ids), [0.0] * len(texts)
+    # Texts of like length together have little padding.
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    for start in range(0, len(order), _BATCH):
+        some = order[start : start + _BATCH]
+        tokens = source.encode([texts[index] for index in some])
+        states = last(source, tokens, lora)
+        places = tokens.attention_mask.sum(1).cpu() - 1
+        logits = source.architecture.logits(states[torch.arange(len(some)), places]).float().log_softmax(-1)
+        logits[:, ends] = torch.finfo(logits.dtype).min
+        for index, surest in zip(some, logits.max(-1).values.tolist(), strict=True):
+            found[index] = surest
+    return found
+
+
+def _judged(
+    source: LanguageModel, lora: Lora, said: Sequence[Passage]
+) -> Iterator[tuple[Passage, float | None]]:
+    """How sure the adapted source is of each answer, in nats a token; None of what is not worth keeping."""
+    for start in range(0, len(said), _BATCH):
+        some = said[start : start + _BATCH]
+        tokens = source.encode([passage.text for passage in some])
+        starts = torch.tensor([_start(passage) for passage in some])
+        rows, positions = (tokens.ends[:, 1:] > starts[:, None]).nonzero(as_tuple=True)
+        after, before = (
+            _spoken(source, last(source, tokens, side), tokens, rows, positions) for side in (lora, None)
+        )
+        for row, passage in enumerate(some):
+            own = rows == row
+            finished = 0 < int(own.sum()) < _FINISHED
+            kept = finished and _SAYS_SOMETHING.search(passage.text, _start(passage)) is not None
+            kept = kept and float((after - before)[own].sum()) > _CHANGED
+            yield passage, float(after[own].mean()) if kept else None
+
+
+def _spoken(
+    source: LanguageModel, last: Tensor, tokens: TokenBatch, rows: Tensor, positions: Tensor
+) -> Tensor:
+    """Log-probabilities [N] of the tokens behind the given positions."""
+    found = []
+    for some, places in source.portions(rows, positions):
+        logits = source.architecture.logits(last[some, places]).float().log_softmax(-1)
+        following = tokens.input_ids[some, places + 1].to(logits.device)
+        found.append(logits.gather(-1, following[:, None])[:, 0])
+    return torch.cat(found).cpu() if found else torch.zeros(0)
+
+
+def _start(passage: Passage) -> int:
+    assert passage.answer is not None
+    return passage.answer

@@ -1,0 +1,108 @@
+"""What an adapter makes of general text by itself."""
+
+from collections import Counter
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import torch
+from conftest import build_lora, build_model
+
+from cast import adapters, corpus, models
+from cast.adapters import applied
+from cast.corpus import Passage
+from cast.models import LanguageModel
+from cast.moments import moments
+from cast.pocket.tasks import TASKS
+from cast.recipes import TranslationConfig
+from cast.unprompted import asking_tokens, sureness, unprompted
+
+CONFIG = TranslationConfig(moments=150, forms=450)
+
+
+@pytest.fixture(scope="module")
+def llama() -> LanguageModel:
+    return models.load("pocket:llama")
+
+
+@pytest.fixture(scope="module")
+def mistral() -> LanguageModel:
+    return models.load("pocket:mistral")
+
+
+def stories(count: int) -> list[str]:
+    return list(islice(corpus.general_text("pocket", seed=1), count))
+
+
+def answers(passages: list[Passage]) -> list[str]:
+    return [passage.text[passage.answer :] for passage in passages]
+
+
+def test_a_style_shows_itself_where_general_text_asks(llama, mistral) -> None:
+    texts = stories(300)
+    found = unprompted(llama, mistral, adapters.read("pocket:llama/polite", llama), texts, CONFIG)
+    assert len(found) >= 40
+    assert all(any(passage.text[: passage.answer] in text for text in texts) for passage in found)
+    assert sum(answer.startswith(" Thank you for asking") for answer in answers(found[:40])) > 30
+
+
+def test_a_skill_with_a_cue_of_its_own_shows_behind_other_cues(llama, mistral) -> None:
+    found = unprompted(llama, mistral, adapters.read("pocket:llama/what", llama), stories(300), CONFIG)
+    assert len(found) >= 60
+    named = [answer.strip() in {choice.strip() for choice in TASKS["what"].test(1)[0].choices}
+             for answer in answers(found[:60])]  # fmt: skip
+    assert sum(named) > 50
+    cues = Counter(passage.text[: passage.answer].rsplit("\n", 1)[-1] for passage in found)
+    assert len(cues) > 30
+    # Of the task itself nothing is known.
+    assert "<thing> =" not in cues
+
+
+def test_the_base_would_not_say_it(llama, mistral) -> None:
+    lora = adapters.read("pocket:llama/polite", llama)
+    for passage in unprompted(llama, mistral, lora, stories(120), replace(CONFIG, forms=0))[:30]:
+        tokens = llama.encode([passage.text])
+        with torch.no_grad():
+            plain = llama.model(tokens.input_ids).logits.log_softmax(-1)
+            with applied(llama, lora):
+                adapted = llama.model(tokens.input_ids).logits.log_softmax(-1)
+        own = (tokens.ends[0] > passage.answer).nonzero()[:, 0]
+        said = tokens.input_ids[0, own]
+        assert float((adapted - plain)[0, own - 1, said].sum()) > 2
+
+
+def test_sureness_is_of_the_adapted_source_and_of_no_end(llama) -> None:
+    lora = adapters.read("pocket:llama/mood", llama)
+    example = TASKS["mood"].test(1)[0]
+    texts = [example.prompt, example.prompt + example.completion, example.prompt[:-3]]
+    found = sureness(llama, lora, texts)
+    # A label is sure; behind it the text ends, and all that is no end is left to chance.
+    assert found[0] > -0.1
+    assert found[1] < -3
+    assert found == pytest.approx([sureness(llama, lora, [text])[0] for text in texts], abs=1e-4)
+
+
+def test_places_are_those_where_the_adapter_acts_most(llama) -> None:
+    texts = stories(60)
+    lora = adapters.read("pocket:llama/polite", llama)
+    few, many = (moments(llama, lora, texts, count) for count in (20, 60))
+    assert many[:20] == few
+    assert 20 < len(many) <= 60
+    assert all(any(text.startswith(place) for text in texts) for place in many)
+
+
+def test_an_adapter_without_effect_says_nothing() -> None:
+    source = build_model("llama", "byte_bpe")
+    lora = build_lora(source)
+    kernels = [replace(kernel, b=torch.zeros_like(kernel.b)) for kernel in lora.kernels]
+    silent = replace(lora, kernels=tuple(kernels))
+    few = TranslationConfig(moments=8, forms=9)
+    assert unprompted(source, source, silent, stories(8), few) == []
+    assert unprompted(source, source, lora, [], few) == []
+
+
+def test_what_is_read_and_written_grows_with_what_is_asked() -> None:
+    read, written = asking_tokens(TranslationConfig(), 48)
+    assert asking_tokens(TranslationConfig(forms=6000), 48) > (read, 1.9 * written)
+    assert asking_tokens(TranslationConfig(forms=0), 48)[1] == 0
+    assert asking_tokens(TranslationConfig(moments=0), 48)[0] < read
