@@ -13,6 +13,7 @@ from typing import Protocol
 from app.runs import EvaluateRequest, TaskFacts, Told
 from app.workspace import PLAIN_MODES, Pair, Selection
 from cast.progress import OnProgress
+from cast.recipes import TranslationConfig
 
 Turns = Callable[[], AbstractContextManager[object]]
 
@@ -156,7 +157,7 @@ class TranslateRequest:
     """
 
     selection: Selection
-    steps: int = 100
+    steps: int = TranslationConfig.steps
     prompts: tuple[str, ...] = ()
     expand: bool = True
 

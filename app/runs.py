@@ -14,6 +14,7 @@ from typing import Any
 
 from app.workspace import Selection, is_id
 from cast.errors import RequestError
+from cast.recipes import TranslationConfig
 from cast.results import Result, result_of
 from cast.storage import cache_folder, write_atomically
 
@@ -60,7 +61,7 @@ class EvaluateRequest:
     methods: tuple[str, ...]
     limit: int
     prompts: tuple[str, ...] = ()
-    steps: int = 100
+    steps: int = TranslationConfig.steps
     retrained: str = ""
     train: str = ""
     corpus: str = ""

@@ -93,7 +93,7 @@ class _TextPool:
         self, texts: Sequence[Passage], answers: Sequence[Passage], config: TranslationConfig
     ) -> None:
         self._random = torch.Generator().manual_seed(config.seed)
-        self._mixed_in = round(config.prompt_share * config.batch_size) if answers else 0
+        self._mixed_in = config.answers_a_batch if answers else 0
         self._size = config.batch_size - self._mixed_in
         self._texts, self._answers = self._passes(texts), answers
         self._weights = torch.tensor(evenly(answers))
@@ -126,7 +126,7 @@ class _Lessons:
 
     def __init__(self, goal: Goal, pool: _TextPool, config: TranslationConfig) -> None:
         self._goal, self._pool = goal, pool
-        self._wanted = math.ceil(config.steps / config.passes)
+        self._wanted = config.lessons
         self._random = torch.Generator().manual_seed(config.seed)
         self._known: list[Lesson] = []
         self._due: list[Lesson] = []

@@ -6,7 +6,6 @@ the models are. To that comes a time for each token that is handled (tokenizers,
 most of it where models are small. Text and weights that have to be fetched first are not counted.
 """
 
-import math
 from dataclasses import dataclass
 
 from cast.devices import pick_device, product_speed
@@ -75,8 +74,7 @@ def translate_seconds(source: Shape, target: Shape, config: TranslationConfig, *
     if config.mode == "compiled":
         tokens = config.batch_size * _TEXT_TOKENS
         # Each batch is told once, by the source with and without its adapter and by the bare target.
-        told = math.ceil(config.steps / config.passes)
-        work += told * (2 * source.forward(tokens) + target.forward(tokens))
+        work += config.lessons * (2 * source.forward(tokens) + target.forward(tokens))
         work += config.steps * _WITH_GRADIENTS * target.forward(tokens)
         handled += config.steps * tokens
         if prompts:

@@ -27,13 +27,13 @@ _BRACKETS = ("[]", "<>", "()", "{}", "**", '""', "__", "#", "@", "")
 _SIGNS = ("->", "=>", "=", ":", ">", "#", "@", "~", "-", "|", "?", ".", "")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _SENTENCE_LENGTHS = range(15, 200)
-# How often each frame and kind of cue is drawn at first, and how often a text is one sentence.
+# How often each frame, body and kind of cue is drawn at first.
 _FRAMES = {"text": 0.45, "record": 0.3, "entry": 0.1, "headed": 0.1, "instruction": 0.05}
 _CUES = {"heading": 0.5, "sign": 0.5}
-_SENTENCE = 0.3
+_BODIES = {"passage": 0.7, "sentence": 0.3}
 # How many forms shall have been tried, of all with a part, for what they say to count as much as the mean.
 _PRIOR = 4.0
-_ROUNDS = 3
+_ROUNDS = 4
 # Share of the forms that count as heard, those with the highest scores.
 _HEARD = 0.2
 _LINE_TOKENS, _LINE_CHARACTERS, _TEMPERATURE = 40, 200, 0.7
@@ -143,6 +143,7 @@ class _Draw:
         # Words and headings are too many for a few thousand forms to tell which of them are heard.
         self._weights: dict[str, dict[str, float]] = {
             "frame": dict(_FRAMES),
+            "body": dict(_BODIES),
             "cue": dict(_CUES),
             "brackets": dict.fromkeys(_BRACKETS, 1.0),
             "sign": dict.fromkeys(_SIGNS, 1.0),
@@ -169,15 +170,16 @@ class _Draw:
         frame = self._drawn("frame", parts)
         if frame == "instruction":
             # As widely used templates have it, the cue is a line of its own.
-            return _Form(f"### {self._head()}:\n{self._text()}", f"\n\n### {self._head()}:\n", tuple(parts))
+            opening = f"### {self._head()}:\n{self._text(parts)}"
+            return _Form(opening, f"\n\n### {self._head()}:\n", tuple(parts))
         if frame == "record":
             opening = f"{self._head()}: {self._word()}\n{self._head()}:"
         elif frame == "entry":
             opening = f"{self._word()}:"
         elif frame == "headed":
-            opening = f"{self._head()}: {self._text()}"
+            opening = f"{self._head()}: {self._text(parts)}"
         else:
-            opening = self._text()
+            opening = self._text(parts)
         return _Form(opening, f"\n{self._cue(parts)}", tuple(parts))
 
     def _cue(self, parts: list[tuple[str, str]]) -> str:
@@ -193,8 +195,8 @@ class _Draw:
         parts.append((part, value))
         return value
 
-    def _text(self) -> str:
-        pool = self._sentences if self._order.random() < _SENTENCE else self._texts
+    def _text(self, parts: list[tuple[str, str]]) -> str:
+        pool = self._sentences if self._drawn("body", parts) == "sentence" else self._texts
         # A form whose line is not missing must not look as if it were.
         return self._order.choice(pool).rstrip(": ")
 

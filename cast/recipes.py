@@ -77,9 +77,9 @@ class TranslationConfig:
     """Compiled, without prompts: so many passages of general text are cut where the adapter acts most, and
     the source with its adapter goes on; see `cast.moments`."""
     forms: int = 3000
-    """Compiled, without prompts: so many forms that ask for something are made of general text; behind the
-    promising ones the source with its adapter goes on; see `cast.forms`. With 0, and no `moments`, general
-    text is left as it is."""
+    """Compiled, without prompts: so many forms that ask for something are made of general text, or fewer for
+    a fit of few steps; behind the promising ones the source with its adapter goes on; see `cast.forms`. With
+    0, and no `moments`, general text is left as it is."""
     site_tokens: int = 10_000
     """Aligned pairs on which site maps are fitted (kernel, instant, and the start of compiled)."""
     site_decode: DecodeFit | None = None
@@ -129,6 +129,16 @@ class TranslationConfig:
     def takes_heads(self) -> bool:
         """Whether heads help where there are some: a compiled LoRA starts from what they carry over."""
         return self.needs_heads or self.mode == "compiled"
+
+    @property
+    def lessons(self) -> int:
+        """Compiled: how many different batches the steps read."""
+        return math.ceil(self.steps / self.passes)
+
+    @property
+    def answers_a_batch(self) -> int:
+        """Compiled: rows of a batch that have an answer."""
+        return round(self.prompt_share * self.batch_size)
 
     @property
     def asks(self) -> bool:

@@ -10,6 +10,7 @@ surest of, in the way that makes it surer: there it does what it was taught (doc
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -29,14 +30,15 @@ _BATCH = 32
 _FINISHED = ANSWER_TOKENS - 4
 # Nats by which the adapter must have made an answer more likely.
 _CHANGED = 2.0
-# What is kept: the surest answers, and all that are as sure as this, in nats a token.
-_KEPT, _SURE = 400, -0.3
+# All answers are kept that are as sure as this, in nats a token, and the surest, as many as a fit reads.
+_SURE = -0.3
 # So many texts are read for each place that is wanted.
 _READ = 2
-# How many of each way are answered to compare them, and of the better one in all.
-_TRIED, _ANSWERED = 300, 1000
-# The better way is the one whose answers at this rank are surer.
-_COMPARED = 50
+# For each answer that a fit reads: how many forms are made at most, how many texts of each way are answered
+# to compare the two, and how many of the better one in all.
+_FORMS, _TRIED, _ANSWERED = 7, 0.6, 2
+# The better way is the one whose answers are surer at this rank, as a share of those that were tried.
+_COMPARED = 1 / 6
 _SAYS_SOMETHING = re.compile(r"\w")
 
 
@@ -63,20 +65,36 @@ def unprompted(
     Returns:
         Passages with answers, the surest first; none where the adapter finishes nothing.
     """
-    heard = partial(sureness, source, lora)
+    heard, wanted = partial(sureness, source, lora), _Wanted.of(config)
     read = texts[: _READ * config.moments]
     places = moments(source, lora, read, config.moments, max_length=config.max_length)
     asked = [
         dict(zip(places, heard(places), strict=True)),
-        asking(source, target, texts, config.forms, heard, seed=config.seed, on_progress=on_progress),
+        asking(source, target, texts, wanted.forms, heard, seed=config.seed, on_progress=on_progress),
     ]
     ways = [_Way(source, lora, scores, on_progress) for scores in asked]
     for way in ways:
-        way.answer(_TRIED)
-    best = max(ways, key=_Way.sureness)
-    best.answer(_ANSWERED - _TRIED)
-    kept = max(_KEPT, sum(nats > _SURE for nats, _ in best.sure))
+        way.answer(wanted.tried)
+    best = max(ways, key=lambda way: way.sureness(math.ceil(_COMPARED * wanted.tried)))
+    best.answer(wanted.answered - wanted.tried)
+    kept = max(wanted.kept, sum(nats > _SURE for nats, _ in best.sure))
     return [passage for _, passage in best.sure[:kept]]
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """How much is asked for a fit that reads so many answers."""
+
+    forms: int
+    tried: int
+    answered: int
+    kept: int
+
+    @classmethod
+    def of(cls, config: TranslationConfig) -> "_Wanted":
+        read = config.lessons * config.answers_a_batch
+        forms = min(config.forms, _FORMS * read)
+        return cls(forms, math.ceil(_TRIED * read), _ANSWERED * read, read)
 
 
 class _Way:
@@ -97,10 +115,10 @@ class _Way:
         self.sure += [(nats, passage) for passage, nats in judged if nats is not None]
         self.sure.sort(key=lambda pair: pair[0], reverse=True)
 
-    def sureness(self) -> tuple[float, int]:
-        """How sure the answers are; a way with hardly any is worth nothing."""
+    def sureness(self, rank: int) -> tuple[float, int]:
+        """How sure the answer at this rank is; a way with fewer answers is worth next to nothing."""
         count = len(self.sure)
-        return (self.sure[_COMPARED - 1][0] if count >= _COMPARED else -math.inf, count)
+        return (self.sure[rank - 1][0] if count >= rank else -math.inf, count)
 
 
 def asking_tokens(config: TranslationConfig, length: int) -> tuple[int, int]:
@@ -110,13 +128,14 @@ def asking_tokens(config: TranslationConfig, length: int) -> tuple[int, int]:
         config: `moments`, `forms`, `steps` and `batch_size`.
         length: tokens of a text.
     """
-    places = min(config.moments, config.steps * config.batch_size)
-    read = 2 * min(_READ * config.moments, config.steps * config.batch_size)
-    heard = places + config.forms
-    # Written once, and judged both ways.
-    tried = [min(_TRIED, asked) for asked in (places, config.forms)]
-    answered = 3 * (sum(tried) + min(_ANSWERED, max(places, config.forms)) - max(tried))
-    return (read + heard) * length + answered * (length + ANSWER_TOKENS // 4), line_tokens(config.forms)
+    wanted, texts = _Wanted.of(config), config.steps * config.batch_size
+    places = min(config.moments, texts)
+    read = 2 * min(_READ * config.moments, texts) + places + wanted.forms
+    tried = sum(min(wanted.tried, asked) for asked in (places, wanted.forms))
+    rest = min(wanted.answered, max(places, wanted.forms)) - min(wanted.tried, max(places, wanted.forms))
+    # Answers are written once, and judged both ways.
+    answered = 3 * (tried + rest)
+    return read * length + answered * (length + ANSWER_TOKENS // 4), line_tokens(wanted.forms)
 
 
 def sureness(source: LanguageModel, lora: Lora, texts: Sequence[str]) -> list[float]:

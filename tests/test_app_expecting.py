@@ -38,7 +38,9 @@ def test_what_a_compiled_fit_reads_beside_general_text_is_counted():
     assert seconds(prompts=True) > plain
     # There are at most as many places as texts; forms are made as many as are asked for.
     assert plain < seconds(moments=100, forms=0) < seconds(forms=0) < seconds() < seconds(forms=6000)
-    assert seconds(moments=1600) == seconds(moments=10_000)
+    assert seconds(moments=2400) == seconds(moments=10_000)
+    # A short fit asks for few.
+    assert seconds(steps=20) == seconds(steps=20, forms=2000)
     assert seconds(steps=20, forms=0) - seconds(steps=20, moments=0, forms=0) < seconds(forms=0) - plain
     # Prompts take the place of what is asked, and instant asks nothing.
     assert seconds(prompts=True) == seconds(prompts=True, moments=0, forms=0)

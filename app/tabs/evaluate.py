@@ -18,6 +18,7 @@ from app.tabs.choice import Stores
 from app.tabs.command import Command, create_command
 from app.tabs.prompts import prompts_of
 from app.workspace import Attached, Selection, Workspace
+from cast.recipes import TranslationConfig
 
 _MOST_SHOWN = 6
 _FIRST_METHODS = ("hosted", "instant")
@@ -107,7 +108,9 @@ def create_evaluate_tab(evaluations: Evaluations, start: Workspace) -> EvaluateT
                     "", label="General text", placeholder="the pair's own",
                     info="A .txt or .jsonl file, a folder, or a Hub data set; may stay empty.",
                 )  # fmt: skip
-                steps = gr.Slider(20, 1000, value=100, step=20, label="Steps of a compiled LoRA")
+                steps = gr.Slider(
+                    10, 1000, value=TranslationConfig.steps, step=10, label="Steps of a compiled LoRA"
+                )
                 with_prompts = gr.Checkbox(
                     True, label="Compiled reads the example prompts of the Generate tab as well"
                 )

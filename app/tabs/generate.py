@@ -18,6 +18,7 @@ from app.tabs.mode import ModeOptions, create_mode_options, mode_sentence
 from app.tabs.pick import PickTab, describe
 from app.tabs.prompts import READ_BY, PromptsPanel, create_prompts_panel, prompts_of
 from app.workspace import MAX_TEMPERATURE, MAX_TOKENS, Attached, Beside, Selection, Workspace
+from cast.recipes import TranslationConfig
 
 # Panes that wait for the first press do not depend on how text is drawn.
 _ANY = SamplingChoice(max_tokens=1, temperature=0.0, seed=0)
@@ -130,7 +131,9 @@ def create_generate_tab(engine: Engine, start: Workspace) -> GenerateTab:
             )
             download = gr.DownloadButton("Download the adapter", visible=False)
             with gr.Accordion("Effort", open=False, elem_classes="cast-detail"):
-                steps = gr.Slider(20, 1000, value=100, step=20, label="Steps of a compiled fit")
+                steps = gr.Slider(
+                    10, 1000, value=TranslationConfig.steps, step=10, label="Steps of a compiled fit"
+                )
             timer = gr.Timer(0.5, active=False)
     return GenerateTab(
         prompt, examples, generate, stop, panes, message, options, max_tokens, temperature, seed, one_line,
