@@ -28,8 +28,8 @@ from cast.recipes import TranslationConfig
 _BATCH = 32
 # An answer with fewer tokens has ended by itself; read again, it may have a few less than were written.
 _FINISHED = ANSWER_TOKENS - 4
-# Nats by which the adapter must have made an answer more likely.
-_CHANGED = 2.0
+# Nats by which the adapter must have made an answer more likely, and its first token.
+_CHANGED, _OWN = 2.0, 1.0
 # All answers are kept that are as sure as this, in nats a token, and the surest, as many as a fit reads.
 _SURE = -0.3
 # So many texts are read for each place that is wanted.
@@ -104,7 +104,8 @@ class _Way:
         self, source: LanguageModel, lora: Lora, heard: Mapping[str, float], on_progress: OnProgress
     ) -> None:
         self._source, self._lora, self._on_progress = source, lora, on_progress
-        self._waiting = sorted(heard, key=heard.__getitem__)
+        own = (text for text, nats in heard.items() if nats > -math.inf)
+        self._waiting = sorted(own, key=heard.__getitem__)
         self.sure: list[tuple[float, Passage]] = []
 
     def answer(self, count: int) -> None:
@@ -139,19 +140,26 @@ def asking_tokens(config: TranslationConfig, length: int) -> tuple[int, int]:
 
 
 def sureness(source: LanguageModel, lora: Lora, texts: Sequence[str]) -> list[float]:
-    """Log-probability of the adapted source's surest next token behind each text, ends left out."""
+    """Log-probability of the adapted source's surest next token behind each text, ends left out.
+
+    Where the base would say that token nearly as surely, it is no sign of the adapter: minus infinity.
+    """
     ends, found = sorted(source.eos_ids), [0.0] * len(texts)
     # Texts of like length together have little padding.
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     for start in range(0, len(order), _BATCH):
         some = order[start : start + _BATCH]
         tokens = source.encode([texts[index] for index in some])
-        states = last(source, tokens, lora)
-        places = tokens.attention_mask.sum(1).cpu() - 1
-        logits = source.architecture.logits(states[torch.arange(len(some)), places]).float().log_softmax(-1)
-        logits[:, ends] = torch.finfo(logits.dtype).min
-        for index, surest in zip(some, logits.max(-1).values.tolist(), strict=True):
-            found[index] = surest
+        rows, places = torch.arange(len(some)), tokens.attention_mask.sum(1).cpu() - 1
+        after, before = (
+            source.architecture.logits(last(source, tokens, side)[rows, places]).float().log_softmax(-1)
+            for side in (lora, None)
+        )
+        after[:, ends] = torch.finfo(after.dtype).min
+        surest, token = after.max(-1)
+        own = surest - before.gather(-1, token[:, None])[:, 0] > _OWN
+        for index, value in zip(some, surest.where(own, -math.inf).tolist(), strict=True):
+            found[index] = value
     return found
 
 
