@@ -10,7 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    Locator,
+    Page,
+    Request,
+    Route,
+    expect,
+    sync_playwright,
+)
 
 from app import theme
 from app.backend import Backend
@@ -94,8 +103,22 @@ class CastPage:
         """Open or reload the page and wait until it is alive, and has put back what the browser kept."""
         self.page.goto(link or self._address)
         self.pane("source").wait_for()
+        self.restored()
+
+    def restored(self) -> None:
+        """Wait until what the browser kept is put back, and the page is at rest."""
         self.page.locator("html[data-restored]").wait_for(state="attached")
         self.settle()
+
+    @contextmanager
+    def unanswered(self) -> Iterator[None]:
+        """Meanwhile no question of the page reaches the server; then all of them do."""
+        held: list[Route] = []
+        self.page.route("**/queue/join*", lambda route: held.append(route))
+        yield
+        for route in held:
+            route.continue_()
+        self.page.unroute("**/queue/join*")
 
     def comes_to_rest(self, within: float = 60) -> bool:
         """Whether, with nobody at it, the page soon asks the server next to nothing for five seconds.
@@ -137,6 +160,14 @@ class CastPage:
         field.press("Enter")
         field.blur()
 
+    def type_at_once(self, label: str, value: str) -> None:
+        """Click a picker where it stands and type a name, without a look at whether it can be chosen in."""
+        box = self.chosen(label).bounding_box()
+        self.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        self.page.keyboard.press("Control+a")
+        self.page.keyboard.type(value)
+        self.page.keyboard.press("Enter")
+
     def type_into(self, label: str, words: str) -> None:
         """Type letter by letter into an emptied picker, and leave it open."""
         field = self.page.get_by_label(label, exact=True)
@@ -155,6 +186,11 @@ class CastPage:
     @property
     def notice(self) -> Locator:
         return self.page.locator(".cast-notice .cast-sentence")
+
+    @property
+    def reading(self) -> Locator:
+        """What stands in the panel while it is asked what a model is."""
+        return self.page.get_by_text("Reading what is known of this choice")
 
     @property
     def facts(self) -> Locator:
@@ -293,6 +329,11 @@ class CastPage:
     @property
     def plot(self) -> Locator:
         return self.page.locator(".js-plotly-plot:visible")
+
+    def plot_size(self) -> tuple[float, float]:
+        """Width and height of the plot that is shown."""
+        box = self.plot.bounding_box()
+        return box["width"], box["height"]
 
     @property
     def play(self) -> Locator:

@@ -144,12 +144,9 @@ def grid(facts: LayerFacts | None, measure: str, at: tuple[int, int] | None, tab
 
 
 def layer_table(engine: Engine, pair: Pair) -> tuple[int, ...]:
-    """The source depth of each target depth; empty where the models are not known."""
-    try:
-        return engine.layer_map(engine.facts(Selection.of(pair.source, pair.target, "")))
-    except Exception:
-        # The summary says what is wrong with the choice.
-        return ()
+    """The source depth of each target depth; empty where the models are not known, which the summary says."""
+    models = Selection.of(pair.source, pair.target, "")
+    return engine.layer_map(engine.facts(models)) if engine.knows(models) else ()
 
 
 def _recorded(engine: Engine, pair: Pair) -> LayerFacts | None:

@@ -190,6 +190,9 @@ def waiting(tab: PickTab, engine: Engine, chosen: Selection) -> dict[Any, Any]:
 
 def expected(engine: Engine, chosen: Selection) -> str:
     """How long what comes next may take; empty where the models are not known, which the summary says."""
+    if not engine.knows(chosen):
+        # They were just asked for: a Hub that hangs would be waited for once more.
+        return ""
     try:
         translate = engine.expected(TranslateRequest(chosen))
         return views.caption(
@@ -231,9 +234,6 @@ def _draw(engine: Engine, facts: PairFacts, selection: Selection) -> str:
 
 
 def target_depth(engine: Engine, pair: Pair) -> int | None:
-    """Blocks of the chosen target; None where they are not known."""
-    try:
-        return engine.facts(Selection.of(pair.source, pair.target, "")).target.depth
-    except Exception:
-        # The summary says what is wrong with the choice; what depends on the depth stays as it is.
-        return None
+    """Blocks of the chosen target; None where they are not known, which the summary says."""
+    models = Selection.of(pair.source, pair.target, "")
+    return engine.facts(models).target.depth if engine.knows(models) else None
