@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,28 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@dataclass(frozen=True)
+class Focus:
+    """Where the keyboard is: the name of the element, and whether a ring is drawn round it."""
+
+    name: str
+    is_seen: bool
+
+
+# A ring is an outline or a frame two pixels wide, of the element or of what is drawn in its place.
+_FOCUS = """() => {
+  const at = document.activeElement;
+  if (at === document.body) return ["", false];
+  const drawn = (one) => {
+    const { outlineStyle: line, outlineWidth: width, boxShadow } = getComputedStyle(one);
+    return (line !== "none" && parseFloat(width) >= 2) || boxShadow.includes("0px 0px 0px 1px");
+  };
+  const parts = [at, at.closest("label"), at.role === "combobox" && at.closest(".wrap")].filter(Boolean);
+  const name = at.ariaLabel || at.labels?.[0]?.innerText || at.innerText || at.tagName;
+  return [name.trim(), parts.some(drawn)];
+}"""
 
 
 class CastPage:
@@ -274,6 +297,22 @@ class CastPage:
         """Press keys one after the other, wherever the focus is."""
         for key in keys:
             self.page.keyboard.press(key)
+
+    def focus(self) -> Focus:
+        return Focus(*self.page.evaluate(_FOCUS))
+
+    def round_of(self, key: str, most: int) -> list[Focus]:
+        """Where the focus is after each press of a key, until it is where it began."""
+        first, stops = self.focus(), []
+        while len(stops) < most and (not stops or stops[-1] != first):
+            self.key(key)
+            stops.append(self.focus())
+        return stops
+
+    @property
+    def lists(self) -> int:
+        """How many lists of pickers are open."""
+        return self.page.get_by_role("listbox").count()
 
     def tab_to(self, wanted: Locator) -> bool:
         """Whether the Tab key comes to something from where the focus is."""

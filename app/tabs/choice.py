@@ -137,7 +137,7 @@ def wire_choice(
             *generate_tab.job_updates(translation), *heads_jobs.job_updates(engine, made.heads_job)
         ]  # fmt: skip
         first |= dict(zip(jobs_shown, jobs, strict=True))
-        first |= pick_tab.set_to(pick, engine, None, chosen)
+        first |= pick_tab.set_to(pick, engine, None, chosen) | pick_tab.waiting(pick, engine, chosen)
         return first | generate_tab.follow(tabs.generate, engine, chosen, space.prompt)
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}

@@ -37,6 +37,7 @@ def wire_ready(
         had = Attached.from_json(kept)
         made = without_closed(engine, had, chosen)
         updates = pick_tab.set_to(tabs.pick, engine, None, chosen)
+        updates |= pick_tab.waiting(tabs.pick, engine, chosen)
         updates |= generate_tab.mode_updates(tab, chosen.mode)
         updates |= generate_tab.follow(tab, engine, chosen, prompt)
         updates |= {
@@ -57,8 +58,8 @@ def wire_ready(
     taken = buttons.select(
         take, [stores.attached, latest],
         [
-            *tabs.pick.chosen, *options.way, options.strength, tab.prompt, *tab.followers, stores.choice,
-            stores.attached,
+            *tabs.pick.chosen, *tabs.pick.followers, *options.way, options.strength, tab.prompt,
+            *tab.followers, stores.choice, stores.attached,
         ],
         trigger_mode="multiple", cancels=[run], **quiet,
     )  # fmt: skip

@@ -123,6 +123,7 @@
     p: () => document.querySelector("#cast-prompt textarea")?.focus(),
   };
 
+  const LEAVING = ["Tab", "Shift"];
   const SILENT = ["range", "checkbox", "radio", "button", "submit"];
   const isWriting = (node) =>
     node.isContentEditable ||
@@ -142,6 +143,8 @@
   document.addEventListener(
     "keydown",
     (event) => {
+      // Gradio's picker answers any key a moment later, and so opens its list again behind the focus that left it.
+      if (LEAVING.includes(event.key) && event.target.getAttribute("role") === "combobox") event.stopPropagation();
       if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
       const act = wanted(event);
       if (!act) return;
@@ -253,6 +256,8 @@
   // Gradio names what stands where a plot is still empty, and does not say what it is.
   new MutationObserver(() => {
     for (const empty of document.querySelectorAll("div.empty[aria-label]:not([role])")) empty.setAttribute("role", "img");
+    // A list long enough to scroll is a stop of its own for the Tab key, and is gone as it is left: focus is lost.
+    for (const list of document.querySelectorAll('ul[role="listbox"]:not([tabindex])')) list.tabIndex = -1;
     sizePlots();
     if (isHeld()) hold();
   }).observe(root, { childList: true, subtree: true });
