@@ -36,6 +36,7 @@ _STAGES = {
     "activations": "Reading the states of both models",
     "heads": "Fitting the heads",
     "quality": "Measuring on held-out text",
+    "moments": "Looking where the adapter acts in general text",
     "coverage": "Seeing what the text shows of the adapter",
     "sites": "Mapping the adapted sites",
     "compile": "Fitting the LoRA",
