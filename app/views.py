@@ -347,7 +347,7 @@ def job(view: Job | None) -> str:
         if progress
         else ""
     )
-    steps = f"{progress.done:,} of {progress.total:,}" if progress and progress.total else ""
+    steps = f"{progress.done:,} of {progress.total:,}" if progress and progress.total > 1 else ""
     detail = " · ".join(escape(part) for part in (steps, live.pace(view, now), times, metrics) if part)
     return (
         f'<div class="cast-job" data-state="{view.state}" '
