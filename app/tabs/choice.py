@@ -26,7 +26,7 @@ from app.tabs.generate import GenerateTab
 from app.tabs.heads import HeadsTab
 from app.tabs.pick import PickTab
 from app.tabs.prompts import hint_lines
-from app.workspace import Attached, Selection, Workspace, clamp_strength
+from app.workspace import Attached, Pair, Selection, Workspace, clamp_strength
 
 Updates = dict[Any, Any]
 
@@ -128,7 +128,7 @@ def wire_choice(
         first |= generate_tab.mode_updates(tabs.generate, mode)
         first |= {
             options.mode: mode,
-            options.segment: reaching(space.segment, mode),
+            options.segment: reaching(space.segment, mode, pick_tab.target_depth(engine, chosen.pair) or 1),
             tabs.generate.hints: hint_lines(engine, chosen.adapter),
             stores.choice: space.choice(),
             stores.attached: made.to_json(),
@@ -138,6 +138,7 @@ def wire_choice(
         ]  # fmt: skip
         first |= dict(zip(jobs_shown, jobs, strict=True))
         first |= pick_tab.set_to(pick, engine, None, chosen) | pick_tab.waiting(pick, engine, chosen)
+        first |= _recorded(tabs, engine, seen, chosen, made)
         return first | generate_tab.follow(tabs.generate, engine, chosen, space.prompt)
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -212,9 +213,9 @@ def without_closed(engine: Engine, made: Attached, chosen: Selection) -> Attache
     return made if engine.still_open(made.folder, chosen) else replace(made, folder="")
 
 
-def reaching(segment: int, mode: str) -> Any:
+def reaching(segment: int, mode: str, blocks: int = 1) -> Any:
     """The segment slider at a place that it may not reach before the target's depth is read."""
-    return gr.update(maximum=max(1, segment), value=segment, visible=mode == "hosted")
+    return gr.update(maximum=max(blocks, segment), value=segment, visible=mode == "hosted")
 
 
 def describe_after(
@@ -247,6 +248,19 @@ def _described(
     if before is None or opened or chosen.target != before.target:
         updates |= mode_tab.follow(tabs.generate.options, engine, chosen.pair, segment)
     if before is None or chosen.pair != before.pair:
-        updates |= heads_tab.follow(tabs.heads, engine, chosen.pair, made.heads_job)
-        updates |= explore_tab.follow(tabs.explore, engine, chosen.pair)
+        updates |= _of_the_pair(tabs, engine, chosen.pair, made)
     return updates
+
+
+def _recorded(tabs: Tabs, engine: Engine, seen: Latest, chosen: Selection, made: Attached) -> Updates:
+    """What was recorded of a pair, where it was: it is shown at once, before anything is imported."""
+    if engine.showcase is None or chosen.pair != engine.showcase.pair:
+        return {}
+    seen.described = chosen
+    return _of_the_pair(tabs, engine, chosen.pair, made)
+
+
+def _of_the_pair(tabs: Tabs, engine: Engine, pair: Pair, made: Attached) -> Updates:
+    return heads_tab.follow(tabs.heads, engine, pair, made.heads_job) | explore_tab.follow(
+        tabs.explore, engine, pair
+    )

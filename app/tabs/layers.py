@@ -34,8 +34,8 @@ class LayersPart:
         return [self.line, self.plot, self.facts]
 
 
-def create_layers(engine: Engine, pair: Pair, at: tuple[int, int] | None) -> LayersPart:
-    """Build the grid; a recorded one is drawn from the start, with the map's pair of depths ringed."""
+def create_layers(engine: Engine, pair: Pair) -> LayersPart:
+    """Build the lower half, with the words on a recorded grid."""
     facts = _recorded(engine, pair)
     with gr.Row():
         with gr.Column(scale=1, min_width=320, elem_classes="cast-section"):
@@ -43,8 +43,7 @@ def create_layers(engine: Engine, pair: Pair, at: tuple[int, int] | None) -> Lay
             compare = gr.Button("Compare all layers")
             line = gr.HTML(views_map.layers_line(facts, MEASURES[0]))
         with gr.Column(scale=3, min_width=320):
-            drawn = grid(facts, MEASURES[0], at, layer_table(engine, pair) if facts else ())
-            plot = gr.Plot(drawn, show_label=False, elem_id="cast-layers")
+            plot = gr.Plot(show_label=False, elem_id="cast-layers")
     return LayersPart(compare, measure, line, plot, gr.State(facts), gr.State(""))
 
 
