@@ -17,7 +17,7 @@ from cast.adapters import Lora, applied
 from cast.corpus import Passage
 from cast.exciting import ANSWER_TOKENS, answered
 from cast.models import LanguageModel, TokenBatch
-from cast.progress import OnProgress, ignore
+from cast.progress import OnProgress, Progress, ignore
 
 _BATCH = 32
 # An answer with fewer tokens has ended by itself; read again, it may have a few less than were written.
@@ -44,12 +44,12 @@ def moments(
         texts: general text.
         count: texts that are gone on with, those in which the adapter acts most; fewer passages come out.
         max_length: tokens at which a text is cut.
-        on_progress: gets the stage `generate`.
+        on_progress: gets the stages `moments`, in texts, and `generate`.
 
     Returns:
         Passages with answers, the surest first; none where the adapter finishes nothing.
     """
-    places = sorted(_places(source, lora, texts, max_length), reverse=True)
+    places = sorted(_places(source, lora, texts, max_length, on_progress), reverse=True)
     beginnings = list(dict.fromkeys(beginning for _, beginning in places[:count]))
     said = answered(source, lora, beginnings, on_progress=on_progress)
     sure = [(sureness, passage) for passage, sureness in _judged(source, lora, said) if sureness is not None]
@@ -58,10 +58,11 @@ def moments(
 
 
 def _places(
-    source: LanguageModel, lora: Lora, texts: Sequence[str], max_length: int
+    source: LanguageModel, lora: Lora, texts: Sequence[str], max_length: int, on_progress: OnProgress
 ) -> Iterator[tuple[float, str]]:
     """Of each text the largest effect that the adapter has on how it goes on, and the text up to there."""
     for start in range(0, len(texts), _BATCH):
+        on_progress(Progress("moments", start, len(texts)))
         tokens = source.encode(texts[start : start + _BATCH], max_length=max_length)
         real = tokens.attention_mask.bool()
         # Behind the first token alone there is nothing that an answer could be about.

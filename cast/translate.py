@@ -348,7 +348,7 @@ def answered_prompts(
         prompts: a few, without answers.
         texts: general text, for whose words new prompts are about.
         config: how many there shall be, and the seed.
-        on_progress: gets stage `generate`.
+        on_progress: gets stage `generate`, and `moments` without prompts.
     """
     if not prompts:
         fitted = texts[HELD_OUT_BATCHES * config.batch_size :] if config.moments else []

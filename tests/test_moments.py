@@ -51,6 +51,20 @@ def test_the_strongest_places_come_first_and_the_base_would_not_say_it(llama) ->
         assert float((adapted - plain)[0, own - 1, said].sum()) > 2
 
 
+def test_it_tells_how_far_it_has_read_from_the_first_batch_on(llama) -> None:
+    heard: list[tuple[str, int, int]] = []
+    lora = adapters.read("pocket:llama/polite", llama)
+    moments.moments(
+        llama,
+        lora,
+        stories(40),
+        4,
+        on_progress=lambda told: heard.append((told.stage, told.done, told.total)),
+    )
+    assert heard[:2] == [("moments", 0, 40), ("moments", 32, 40)]
+    assert {stage for stage, _, _ in heard[2:]} == {"generate"}
+
+
 def test_an_adapter_without_effect_says_nothing() -> None:
     source = build_model("llama", "byte_bpe")
     lora = build_lora(source)
