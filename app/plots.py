@@ -27,6 +27,7 @@ _RUN_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 
 INK = "#7d8a99"
 GRID = "rgba(125, 138, 153, 0.25)"
+HOVER = "#16202c"
 
 
 def heads_quality(facts: HeadsFacts) -> go.Figure:
@@ -115,7 +116,9 @@ def quiet(figure: go.Figure, height: int) -> None:
         font={"family": "IBM Plex Sans, system-ui, sans-serif", "size": 14, "color": INK},
         margin={"l": 48, "r": 16, "t": 16, "b": 48},
         legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
-        hoverlabel={"align": "left"},
+        # Over any colour of a point, in light and dark.
+        hoverlabel={"align": "left", "bgcolor": HOVER, "bordercolor": HOVER, "font": {"color": "#ffffff"}},
+        modebar={"orientation": "h", "bgcolor": "rgba(0,0,0,0)", "color": INK, "activecolor": SOURCE},
     )  # fmt: skip
     # Room for larger type, as in talk mode.
     figure.update_xaxes(gridcolor=GRID, zerolinecolor=GRID, automargin=True)

@@ -96,7 +96,7 @@ def token_map(drawn: Drawn, colour: str = "model") -> go.Figure:
     quiet(figure, _HEIGHT)
     figure.update_layout(
         dragmode="lasso" if flat else "orbit", legend={"itemsizing": "constant"},
-        modebar={"orientation": "h"}, clickmode="event",
+        clickmode="event",
         # Plotly's own bar stands above the legend, which it would cover.
         margin={"t": 72},
     )  # fmt: skip
@@ -156,7 +156,7 @@ def _traces(drawn: JointMap, colour: str, flat: bool) -> list[tuple[Any, int]]:
     for side in sides:
         tokens = scatter(
             **_columns(side.places), mode="markers", name=side.name, text=hover, meta=TOKENS,
-            hovertemplate="%{text}<extra>" + side.name + "</extra>",
+            hovertemplate="%{text}<br>" + side.name + "<extra></extra>",
             **(_DIMMED if flat else {}),
             marker={"symbol": side.symbol, "size": 8 if flat else 4, "opacity": 0.9}
             | ({"line": {"color": "rgba(255, 255, 255, 0.7)", "width": 0.7}} if flat else {})

@@ -12,6 +12,7 @@ _CACHES = {
     "MPLCONFIGDIR": "matplotlib",
     "NUMBA_CACHE_DIR": "numba",
 }
+_WARM_AFTER_SECONDS = 1.0
 
 
 def prepare_environment(environ: MutableMapping[str, str]) -> None:
@@ -55,7 +56,10 @@ def main() -> None:
             prevent_thread_lock=True,
             **theme.launch_options(),
         )
-        threading.Thread(target=page.engine.warm, name="cast-warm", daemon=True).start()
+        # The page answers first: importing would hold up its first visitor.
+        warming = threading.Timer(_WARM_AFTER_SECONDS, page.engine.warm)
+        warming.daemon = True
+        warming.start()
         try:
             page.blocks.block_thread()
         finally:

@@ -18,7 +18,7 @@ from app.runs import Kept, RunStore
 from app.searching import HubSearch
 from app.showcase import Showcase
 from app.tabs import command
-from app.tabs.choice import Stores, Tabs, wire_choice
+from app.tabs.choice import Latest, Stores, Tabs, wire_choice
 from app.tabs.evaluate import compare_command, create_evaluate_tab, wire_evaluate_tab, wire_restore
 from app.tabs.explore import create_explore_tab, wire_explore_tab
 from app.tabs.export import create_export_tab, push_command, wire_export_tab
@@ -67,7 +67,7 @@ def build(backend: Backend, folder: Path, recording: Path | None = None, kept: P
     store = RunStore(kept and kept / "runs")
     evaluations = Evaluations(backend, engine, jobs, store, folder)
     start = _start(engine)
-    with gr.Blocks(title="CAST", analytics_enabled=False) as blocks:
+    with gr.Blocks(title="CAST", fill_width=True, analytics_enabled=False) as blocks:
         stores = Stores(
             _store(start.choice(), "cast-choice"),
             _store(start.settings(), "cast-settings"),
@@ -120,7 +120,7 @@ def build(backend: Backend, folder: Path, recording: Path | None = None, kept: P
         wire_explore_tab(explore, pick, generate.options.way, engine, stores.attached)
         measured = _store(Kept().to_json(), "cast-runs")
         wire_evaluate_tab(evaluate, generate.hints, evaluations, stores, measured)
-        wire_restore(blocks, evaluate, evaluations, measured)
+        put_back = [wire_restore(blocks, evaluate, evaluations, measured)]
         wire_export_tab(export, generate.options, exports, stores)
         lines = [
             command.of_translate(translate_line, generate, expansions, listed),
@@ -134,9 +134,14 @@ def build(backend: Backend, folder: Path, recording: Path | None = None, kept: P
         for name, widgets in (
             ("heads", vars(heads.form)), ("explore", explore.kept), ("evaluate", evaluate.kept),
         ):  # fmt: skip
-            remember(blocks, _store({}, f"cast-{name}-form"), widgets)
-        wire_choice(blocks, tabs, engine, stores)
-        wire_ready(ready, tabs, engine, stores, run)
+            put_back.append(remember(blocks, _store({}, f"cast-{name}-form"), widgets))
+        latest = gr.State(Latest())
+        put_back.append(wire_choice(blocks, tabs, engine, stores, latest))
+        wire_ready(ready, tabs, engine, stores, latest, run)
+        for event in put_back:
+            event.then(
+                None, js=f"() => window.castStage.restored({len(put_back)})", api_visibility="private"
+            )  # fmt: skip
         blocks.load(None, js="() => window.castStage.ready()", api_visibility="private")
     return Page(blocks, engine, jobs)
 

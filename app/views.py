@@ -36,6 +36,8 @@ _STAGES = {
     "activations": "Reading the states of both models",
     "heads": "Fitting the heads",
     "quality": "Measuring on held-out text",
+    "moments": "Looking where the adapter acts in general text",
+    "forms": "Looking behind which cues the adapter acts",
     "coverage": "Seeing what the text shows of the adapter",
     "sites": "Mapping the adapted sites",
     "compile": "Fitting the LoRA",
@@ -346,7 +348,7 @@ def job(view: Job | None) -> str:
         if progress
         else ""
     )
-    steps = f"{progress.done:,} of {progress.total:,}" if progress and progress.total else ""
+    steps = f"{progress.done:,} of {progress.total:,}" if progress and progress.total > 1 else ""
     detail = " · ".join(escape(part) for part in (steps, live.pace(view, now), times, metrics) if part)
     return (
         f'<div class="cast-job" data-state="{view.state}" '

@@ -18,15 +18,15 @@ def interruptible(models: Iterable[LanguageModel], on_progress: OnProgress) -> I
     Yields:
         The callback to give to the work; a decoder block asks by its last report once more.
     """
-    last: list[Progress] = []
+    # Before its first report work may take long as well.
+    last = [Progress("load", 1, 1)]
 
     def report(progress: Progress) -> None:
-        last[:] = [progress]
+        last[0] = progress
         on_progress(progress)
 
     def ask(*_: object) -> None:
-        for progress in last:
-            on_progress(progress)
+        on_progress(last[0])
 
     with ExitStack() as hooks:
         for lm in models:

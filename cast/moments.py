@@ -12,13 +12,20 @@ from torch import Tensor
 from cast.activations import residuals
 from cast.adapters import Lora, applied
 from cast.models import LanguageModel, TokenBatch
+from cast.progress import OnProgress, Progress, ignore
 
 _BATCH = 32
 
 
 @torch.no_grad()
 def moments(
-    source: LanguageModel, lora: Lora, texts: Sequence[str], count: int, *, max_length: int = 256
+    source: LanguageModel,
+    lora: Lora,
+    texts: Sequence[str],
+    count: int,
+    *,
+    max_length: int = 256,
+    on_progress: OnProgress = ignore,
 ) -> list[str]:
     """The beginnings of the texts in which the adapter acts most, up to the place where it does.
 
@@ -28,16 +35,18 @@ def moments(
         texts: general text.
         count: how many there shall be, at most.
         max_length: tokens at which a text is cut.
+        on_progress: gets the stage `moments`, in texts.
     """
-    places = sorted(_places(source, lora, texts, max_length), reverse=True)
+    places = sorted(_places(source, lora, texts, max_length, on_progress), reverse=True)
     return list(dict.fromkeys(beginning for _, beginning in places[:count]))
 
 
 def _places(
-    source: LanguageModel, lora: Lora, texts: Sequence[str], max_length: int
+    source: LanguageModel, lora: Lora, texts: Sequence[str], max_length: int, on_progress: OnProgress
 ) -> Iterator[tuple[float, str]]:
     """Of each text the largest effect that the adapter has on how it goes on, and the text up to there."""
     for start in range(0, len(texts), _BATCH):
+        on_progress(Progress("moments", start, len(texts)))
         tokens = source.encode(texts[start : start + _BATCH], max_length=max_length)
         real = tokens.attention_mask.bool()
         # Behind the first token alone there is nothing that an answer could be about.

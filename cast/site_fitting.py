@@ -68,8 +68,11 @@ class SiteMapFitter:
             moments.update(*rows)
         self.count += len(batch)
 
-    def result(self, validation: PairedSites) -> SiteMaps:
+    def result(self, validation: PairedSites, on_progress: OnProgress = ignore) -> SiteMaps:
         """Solve for all maps, in float64, with the ridge that does best on pairs that were not added.
+
+        It takes a while where sites are many and wide; before each map `on_progress` hears that all pairs are
+        read, and may stop it.
 
         Raises:
             CorpusError: fewer aligned pairs than the widest site input has dimensions.
@@ -80,16 +83,16 @@ class SiteMapFitter:
                 f"The text gives {self.count} aligned tokens, and the site maps of this pair need {needed} "
                 "at least; give more text."
             )
-        encode = {
-            index: self._encode_head(moments, *validation.encode[index])
-            for index, moments in self._encode.items()
-        }
-        return SiteMaps(
-            tuple(
+        encode, maps = {}, []
+        for index, moments in self._encode.items():
+            on_progress(Progress("sites", self.count, self.count))
+            encode[index] = self._encode_head(moments, *validation.encode[index])
+        for index, pair in enumerate(self._pairs):
+            on_progress(Progress("sites", self.count, self.count))
+            maps.append(
                 SiteMap(pair, encode[self._same_input[index]], self._decode_matrix(index, validation))
-                for index, pair in enumerate(self._pairs)
             )
-        )
+        return SiteMaps(tuple(maps))
 
     def _encode_head(self, moments: Moments, x: Tensor, y: Tensor) -> AffineHead:
         """P: without intercept, but in mode `kernel`."""
@@ -162,7 +165,7 @@ def fit_site_maps(
     fitter = SiteMapFitter(pairs, config)
     for batch in _batches(reader, texts, config, on_progress):
         fitter.update(batch)
-    maps = fitter.result(validation)
+    maps = fitter.result(validation, on_progress)
     if config.mode == "kernel" and config.encode_fit == "mlp":
         maps = _with_mlp(maps, _batches(reader, texts, config, on_progress), validation, fitter.count, config)
     if path is not None:

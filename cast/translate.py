@@ -198,7 +198,7 @@ def translate(
             the source and its adapter, into the text.
         cache: folder in which fitted site maps are kept; None keeps none.
         heads_name: folder or id of the heads, for the recipe.
-        on_progress: gets stages `generate`, `coverage`, `sites` and `compile`.
+        on_progress: gets stages `moments`, `forms`, `generate`, `coverage`, `sites` and `compile`.
 
     Raises:
         HeadsError: the heads are for another pair, or leave out a depth that is needed.
@@ -347,7 +347,7 @@ def answered_prompts(
         prompts: a few, without answers.
         texts: general text, for whose words new prompts are about.
         config: how many there shall be, and the seed.
-        on_progress: gets stage `generate`.
+        on_progress: gets stage `generate`, and `moments` and `forms` without prompts.
     """
     if not prompts:
         fitted = texts[HELD_OUT_BATCHES * config.batch_size :] if config.asks else []

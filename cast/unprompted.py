@@ -22,7 +22,7 @@ from cast.exciting import ANSWER_TOKENS, answered
 from cast.forms import asking, line_tokens
 from cast.models import LanguageModel, TokenBatch
 from cast.moments import last, moments
-from cast.progress import OnProgress, ignore
+from cast.progress import OnProgress, Progress, ignore
 from cast.recipes import TranslationConfig
 
 _BATCH = 32
@@ -60,14 +60,16 @@ def unprompted(
         lora: the adapter.
         texts: general text.
         config: `moments`, `forms`, `max_length` and `seed`.
-        on_progress: gets the stage `generate`.
+        on_progress: gets the stages `moments`, `forms` and `generate`.
 
     Returns:
         Passages with answers, the surest first; none where the adapter finishes nothing.
     """
-    heard, wanted = partial(sureness, source, lora), _Wanted.of(config)
+    heard, wanted = partial(sureness, source, lora, on_progress=on_progress), _Wanted.of(config)
     read = texts[: _READ * config.moments]
-    places = moments(source, lora, read, config.moments, max_length=config.max_length)
+    places = moments(
+        source, lora, read, config.moments, max_length=config.max_length, on_progress=on_progress
+    )
     asked = [
         dict(zip(places, heard(places), strict=True)),
         asking(source, target, texts, wanted.forms, heard, seed=config.seed, on_progress=on_progress),
@@ -139,7 +141,9 @@ def asking_tokens(config: TranslationConfig, length: int) -> tuple[int, int]:
     return read * length + answered * (length + ANSWER_TOKENS // 4), line_tokens(wanted.forms)
 
 
-def sureness(source: LanguageModel, lora: Lora, texts: Sequence[str]) -> list[float]:
+def sureness(
+    source: LanguageModel, lora: Lora, texts: Sequence[str], *, on_progress: OnProgress = ignore
+) -> list[float]:
     """Log-probability of the adapted source's surest next token behind each text, ends left out.
 
     Where the base would say that token nearly as surely, it is no sign of the adapter: minus infinity.
@@ -148,6 +152,7 @@ def sureness(source: LanguageModel, lora: Lora, texts: Sequence[str]) -> list[fl
     # Texts of like length together have little padding.
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     for start in range(0, len(order), _BATCH):
+        on_progress(Progress("forms", start, len(order)))
         some = order[start : start + _BATCH]
         tokens = source.encode([texts[index] for index in some])
         rows, places = torch.arange(len(some)), tokens.attention_mask.sum(1).cpu() - 1

@@ -65,6 +65,7 @@ class FakeBackend:
         self.damaged: set[str] = set()
         self.own_adapters: dict[str, str] = {}
         self.endless: set[str] = set()
+        self.hanging: dict[str, threading.Event] = {}
         self.hub: dict[str, list[str]] = {}
         self.heads_at: set[str] = set()
         self.searched: list[str] = []
@@ -100,6 +101,9 @@ class FakeBackend:
         return self.search_models(words or source)
 
     def describe(self, name: str) -> ModelFacts:
+        if name in self.hanging:
+            self.hanging[name].wait()
+            raise HubError("The Hub did not answer within 20 seconds; try again later.")
         if name not in DEPTHS:
             raise ModelError(f"There is no model {name}; choose a pocket model, a folder or a Hub id.")
         depth = DEPTHS[name]

@@ -7,10 +7,20 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    Locator,
+    Page,
+    Request,
+    Route,
+    expect,
+    sync_playwright,
+)
 
 from app import theme
 from app.backend import Backend
@@ -74,6 +84,28 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
+@dataclass(frozen=True)
+class Focus:
+    """Where the keyboard is: the name of the element, and whether a ring is drawn round it."""
+
+    name: str
+    is_seen: bool
+
+
+# A ring is an outline or a frame two pixels wide, of the element or of what is drawn in its place.
+_FOCUS = """() => {
+  const at = document.activeElement;
+  if (at === document.body) return ["", false];
+  const drawn = (one) => {
+    const { outlineStyle: line, outlineWidth: width, boxShadow } = getComputedStyle(one);
+    return (line !== "none" && parseFloat(width) >= 2) || boxShadow.includes("0px 0px 0px 1px");
+  };
+  const parts = [at, at.closest("label"), at.role === "combobox" && at.closest(".wrap")].filter(Boolean);
+  const name = at.ariaLabel || at.labels?.[0]?.innerText || at.innerText || at.tagName;
+  return [name.trim(), parts.some(drawn)];
+}"""
+
+
 class CastPage:
     """One visitor at the page."""
 
@@ -94,8 +126,22 @@ class CastPage:
         """Open or reload the page and wait until it is alive, and has put back what the browser kept."""
         self.page.goto(link or self._address)
         self.pane("source").wait_for()
+        self.restored()
+
+    def restored(self) -> None:
+        """Wait until what the browser kept is put back, and the page is at rest."""
         self.page.locator("html[data-restored]").wait_for(state="attached")
         self.settle()
+
+    @contextmanager
+    def unanswered(self) -> Iterator[None]:
+        """Meanwhile no question of the page reaches the server; then all of them do."""
+        held: list[Route] = []
+        self.page.route("**/queue/join*", lambda route: held.append(route))
+        yield
+        for route in held:
+            route.continue_()
+        self.page.unroute("**/queue/join*")
 
     def comes_to_rest(self, within: float = 60) -> bool:
         """Whether, with nobody at it, the page soon asks the server next to nothing for five seconds.
@@ -137,6 +183,14 @@ class CastPage:
         field.press("Enter")
         field.blur()
 
+    def type_at_once(self, label: str, value: str) -> None:
+        """Click a picker where it stands and type a name, without a look at whether it can be chosen in."""
+        box = self.chosen(label).bounding_box()
+        self.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        self.page.keyboard.press("Control+a")
+        self.page.keyboard.type(value)
+        self.page.keyboard.press("Enter")
+
     def type_into(self, label: str, words: str) -> None:
         """Type letter by letter into an emptied picker, and leave it open."""
         field = self.page.get_by_label(label, exact=True)
@@ -155,6 +209,11 @@ class CastPage:
     @property
     def notice(self) -> Locator:
         return self.page.locator(".cast-notice .cast-sentence")
+
+    @property
+    def reading(self) -> Locator:
+        """What stands in the panel while it is asked what a model is."""
+        return self.page.get_by_text("Reading what is known of this choice")
 
     @property
     def facts(self) -> Locator:
@@ -239,6 +298,22 @@ class CastPage:
         for key in keys:
             self.page.keyboard.press(key)
 
+    def focus(self) -> Focus:
+        return Focus(*self.page.evaluate(_FOCUS))
+
+    def round_of(self, key: str, most: int) -> list[Focus]:
+        """Where the focus is after each press of a key, until it is where it began."""
+        first, stops = self.focus(), []
+        while len(stops) < most and (not stops or stops[-1] != first):
+            self.key(key)
+            stops.append(self.focus())
+        return stops
+
+    @property
+    def lists(self) -> int:
+        """How many lists of pickers are open."""
+        return self.page.get_by_role("listbox").count()
+
     def tab_to(self, wanted: Locator) -> bool:
         """Whether the Tab key comes to something from where the focus is."""
         for _ in range(30):
@@ -293,6 +368,11 @@ class CastPage:
     @property
     def plot(self) -> Locator:
         return self.page.locator(".js-plotly-plot:visible")
+
+    def plot_size(self) -> tuple[float, float]:
+        """Width and height of the plot that is shown."""
+        box = self.plot.bounding_box()
+        return box["width"], box["height"]
 
     @property
     def play(self) -> Locator:

@@ -61,3 +61,17 @@ def test_the_main_path_is_reached_by_the_tab_key(browser, address):
     page.key("Enter")
     page.answer("target_adapter").get_by_text("hosted").wait_for()
     context.close()
+
+
+@pytest.mark.parametrize("look", ["light", "dark"])
+def test_the_tab_key_goes_round_the_page_and_the_focus_is_always_seen(visit, look):
+    page = visit(look=look)
+    page.key("Tab")
+    first = page.focus()
+    assert first.name == "Guided tour (G)"
+    for key in ("Tab", "Shift+Tab"):
+        stops = page.round_of(key, 100)
+        assert stops[-1] == first
+        # At the end of the page the focus goes by the browser's own bar, and may be on nothing once.
+        assert [stop for stop in stops[:-2] if not stop.name or not stop.is_seen] == []
+        assert page.lists == 0

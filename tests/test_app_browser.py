@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 import zipfile
 
 import pytest
@@ -54,6 +55,43 @@ def test_a_change_of_source_keeps_the_skill(visit):
     page.choose("Source model", "pocket:mistral")
     expect(page.facts).to_contain_text("pocket:mistral/pirate")
     expect(page.facts).to_contain_text("the same model")
+
+
+def test_a_name_that_the_hub_does_not_answer_for_holds_up_no_other_choice(visit, stand_in):
+    answers = stand_in.hanging["me/slow"] = threading.Event()
+    try:
+        page = visit()
+        page.choose("Target model", "me/slow")
+        expect(page.reading).to_be_visible()
+        page.choose("Target model", "pocket:qwen")
+        expect(page.facts).to_contain_text("Qwen")
+        page.pick_mode("instant")
+        expect(page.page.get_by_text("A plain LoRA without training")).to_be_visible()
+        page.pick_mode("hosted")
+    finally:
+        answers.set()
+    page.settle()  # what is said of it at last comes too late to be shown
+    expect(page.facts).to_contain_text("Qwen")
+    expect(page.errors_shown).to_have_count(0)
+    page.choose("Target model", "me/slow")
+    expect(page.errors_shown).to_contain_text("The Hub did not answer within 20 seconds")
+    assert page.errors == []
+
+
+def test_nothing_can_be_chosen_before_the_kept_choice_is_put_back(visit):
+    page = visit()
+    page.choose("Target model", "pocket:qwen")
+    expect(page.facts).to_contain_text("Qwen")
+    with page.unanswered():
+        page.page.reload()
+        page.type_at_once("Target model", "pocket:llama")
+        expect(page.chosen("Target model")).to_have_value("pocket:mistral")
+    page.restored()
+    expect(page.chosen("Target model")).to_have_value("pocket:qwen")
+    page.choose("Target model", "pocket:llama")
+    expect(page.facts).to_contain_text("the same model")
+    page.open()
+    expect(page.chosen("Target model")).to_have_value("pocket:llama")
 
 
 @pytest.mark.parametrize(("mode", "segment"), [("hosted", 2), ("kernel", None), ("compiled", None)])

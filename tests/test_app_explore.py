@@ -24,6 +24,21 @@ def test_explore_draws_a_map_beside_its_measures_and_saves_it(visit):
     assert page.download("Save SVG").read_text("utf-8").startswith("<svg")
 
 
+@pytest.mark.parametrize(("width", "wide", "tall"), [(1440, 900, 600), (2560, 1700, 900)])
+def test_a_map_grows_with_the_window_and_shrinks_with_it(visit, width, wide, tall):
+    page = visit(width)
+    page.tab("Explore")
+    page.press("Draw the map")
+    expect(page.page.get_by_text("UMAP at target depth 3, source depth 2")).to_be_visible()
+    page.settle()
+    expect(page.plot).to_have_count(1)
+    assert page.plot_size() == (pytest.approx(wide, rel=0.15), tall)
+    page.page.set_viewport_size({"width": 1440, "height": 900})
+    page.settle()
+    assert page.plot_size() == (pytest.approx(900, rel=0.15), 600)
+    assert page.overflow() <= 0
+
+
 def test_a_click_on_one_pane_or_on_a_cell_is_followed(visit):
     page = visit()
     page.tab("Explore")

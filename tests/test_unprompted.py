@@ -91,6 +91,17 @@ def test_places_are_those_where_the_adapter_acts_most(llama) -> None:
     assert all(any(text.startswith(place) for text in texts) for place in many)
 
 
+def test_it_tells_how_far_it_has_come_from_the_first_batch_on(llama, mistral) -> None:
+    heard: list[tuple[str, int, int]] = []
+    unprompted(
+        llama, mistral, adapters.read("pocket:llama/polite", llama), stories(40),
+        TranslationConfig(moments=20, forms=40),
+        on_progress=lambda told: heard.append((told.stage, told.done, told.total)),
+    )  # fmt: skip
+    assert heard[:3] == [("moments", 0, 40), ("moments", 32, 40), ("forms", 0, 20)]
+    assert {stage for stage, _, _ in heard[3:]} == {"forms", "generate"}
+
+
 def test_an_adapter_without_effect_says_nothing() -> None:
     source = build_model("llama", "byte_bpe")
     lora = build_lora(source)

@@ -2,11 +2,12 @@
 
 One handler follows the pickers, and only what the visitor does (`input`): `change` fires as well where a
 handler sets a picker, so handlers that listen to it answer one another, and do so without end.
+
+What has to be read first, be it from the Hub, follows in a step of its own. So nobody waits for it who has
+chosen anew meanwhile, and it is not shown to them.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -23,9 +24,9 @@ from app.tabs import pick as pick_tab
 from app.tabs.explore import ExploreTab
 from app.tabs.generate import GenerateTab
 from app.tabs.heads import HeadsTab
-from app.tabs.pick import PickTab, describe
+from app.tabs.pick import PickTab
 from app.tabs.prompts import hint_lines
-from app.workspace import Attached, Selection, Workspace, clamp_strength
+from app.workspace import Attached, Pair, Selection, Workspace, clamp_strength
 
 Updates = dict[Any, Any]
 
@@ -64,52 +65,70 @@ class Stores:
         return [self.choice, self.settings, self.attached]
 
 
-def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -> None:
-    """Connect the pickers and the loading of the page to everything that depends on the choice."""
+@dataclass
+class Latest:
+    """What one visitor's page is about; of the server's session, so that handlers see what others note.
+
+    `chosen` is the newest choice, `described` the one whose facts the page shows.
+    """
+
+    chosen: Selection | None = None
+    described: Selection | None = None
+
+
+def wire_choice(
+    blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores, latest: gr.State
+) -> gr.events.Dependency:
+    """Connect the pickers and the loading of the page to everything that depends on the choice.
+
+    Returns:
+        The event after which the choice that the browser kept stands in the pickers.
+    """
     pick, options = tabs.pick, tabs.generate.options
     settings = tabs.generate.settings
     jobs_shown = [*tabs.generate.job_shown, *tabs.heads.job_shown]
 
     def follow(
         source: str, target: str, adapter: str, mode: str, segment: int, prompt: str,
-        shown: object, kept: object,
-    ) -> Iterator[Updates]:  # fmt: skip
+        shown: object, kept: object, seen: Latest,
+    ) -> Updates:  # fmt: skip
         before = Workspace.from_json(shown).selection
         asked = Selection.of(source, target, adapter, mode, segment)
         if (asked.pair, asked.adapter) == (before.pair, before.adapter):
-            yield {stores.choice: gr.skip()}
-            return
+            return {stores.choice: gr.skip()}
         chosen, opened = _meant(engine, before, asked)
-        blocks_each = (chosen.segment or 0) if opened else int(segment)
+        seen.chosen = chosen
         had = Attached.from_json(kept)
         made = replace(had, folder=opened.folder) if opened else without_closed(engine, had, chosen)
-        first: Updates = {stores.choice: Workspace.of(chosen).choice()}
+        updates: Updates = {stores.choice: Workspace.of(chosen).choice()}
         if made != had:
             # What has not changed is not written back: another handler may have changed it meanwhile.
-            first |= {stores.attached: made.to_json()}
-        first |= pick_tab.set_to(pick, engine, asked, chosen) | pick_tab.waiting(pick, engine, chosen)
+            updates |= {stores.attached: made.to_json()}
+        updates |= pick_tab.set_to(pick, engine, asked, chosen) | pick_tab.waiting(pick, engine, chosen)
         if opened:
-            first |= generate_tab.mode_updates(tabs.generate, chosen.mode)
-            first |= {options.mode: chosen.mode, options.segment: reaching(blocks_each, chosen.mode)}
-            first |= {options.strength: clamp_strength(opened.strength)}
+            updates |= generate_tab.mode_updates(tabs.generate, chosen.mode)
+            updates |= {
+                options.mode: chosen.mode,
+                options.segment: reaching(chosen.segment or 0, chosen.mode),
+                options.strength: clamp_strength(opened.strength),
+            }
         if chosen.adapter != before.adapter:
-            first |= {tabs.generate.hints: hint_lines(engine, chosen.adapter)}
+            updates |= {tabs.generate.hints: hint_lines(engine, chosen.adapter)}
         if (chosen.adapter, chosen.target) != (before.adapter, before.target):
-            first |= {tabs.generate.beside.retrained: ""}
-        yield first | generate_tab.follow_choice(tabs.generate, engine, before, chosen, prompt or "")
-        yield _described(tabs, engine, before, chosen, blocks_each, made)
+            updates |= {tabs.generate.beside.retrained: ""}
+        return updates | generate_tab.follow_choice(tabs.generate, engine, before, chosen, prompt or "")
 
-    def restore(shown: object, kept: object, kept_jobs: object, link: str) -> Updates:
+    def restore(shown: object, kept: object, kept_jobs: object, link: str, seen: Latest) -> Updates:
         space = sharing.read(link or "", Workspace.from_json(shown, kept))
         made = Attached.from_json(kept_jobs)
         translation = engine.job(made.translate_job)
         mode, made = generate_tab.adopted(translation, made, space.mode)
-        chosen = replace(space, mode=mode).selection
+        seen.chosen = chosen = replace(space, mode=mode).selection
         first: Updates = dict(zip(settings, space.settings().values(), strict=True))
         first |= generate_tab.mode_updates(tabs.generate, mode)
         first |= {
             options.mode: mode,
-            options.segment: reaching(space.segment, mode),
+            options.segment: reaching(space.segment, mode, pick_tab.target_depth(engine, chosen.pair) or 1),
             tabs.generate.hints: hint_lines(engine, chosen.adapter),
             stores.choice: space.choice(),
             stores.attached: made.to_json(),
@@ -118,54 +137,52 @@ def wire_choice(blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores) -
             *generate_tab.job_updates(translation), *heads_jobs.job_updates(engine, made.heads_job)
         ]  # fmt: skip
         first |= dict(zip(jobs_shown, jobs, strict=True))
-        first |= pick_tab.set_to(pick, engine, None, chosen)
+        first |= pick_tab.set_to(pick, engine, None, chosen) | pick_tab.waiting(pick, engine, chosen)
+        first |= _recorded(tabs, engine, seen, chosen, made)
         return first | generate_tab.follow(tabs.generate, engine, chosen, space.prompt)
 
-    chosen_and_shown = [*pick.chosen, *options.way, tabs.generate.prompt, stores.choice, stores.attached]
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     followed = [
         *pick.chosen, options.mode, options.strength, tabs.generate.prompt, stores.choice, stores.attached,
         *tabs.followers,
     ]  # fmt: skip
     # A list is left, and a typed name taken, with an `input` as well.
-    gr.on(
+    chosen_anew = gr.on(
         [picker.input for picker in pick.chosen],
-        follow, chosen_and_shown, followed,
-        show_progress="hidden", trigger_mode="always_last", api_visibility="private",
+        follow,
+        [*pick.chosen, *options.way, tabs.generate.prompt, stores.choice, stores.attached, latest],
+        followed,
+        trigger_mode="always_last", **quiet,
     )  # fmt: skip
     link = gr.Textbox(visible=False)
     restored = blocks.load(
-        restore, [*stores.all, link], list(dict.fromkeys([*followed, *settings, *jobs_shown])),
-        js="(...kept) => [...kept.slice(0, -1), window.castStage.takeLink()]",
-        show_progress="hidden", api_visibility="private",
+        restore, [*stores.all, link, latest], list(dict.fromkeys([*followed, *settings, *jobs_shown])),
+        js="(...kept) => [...kept.slice(0, -2), window.castStage.takeLink(), kept.at(-1)]", **quiet,
     )  # fmt: skip
     # A list that was still being built when its value came shows the page's first one: said once more. The
     # wait is a step of its own, so that what is said is what is chosen by then.
-    restored.then(
+    put_back = restored.then(
         None, js="() => window.castStage.built('.pick-adapter input')", api_visibility="private"
     ).then(
         None, stores.choice, pick.chosen, api_visibility="private",
         js="(kept) => [kept.source, kept.target, kept.adapter]",
     )  # fmt: skip
-    restored.then(
-        partial(described_anew, tabs, engine), [stores.choice, *options.way, stores.attached],
-        tabs.followers,
-        show_progress="hidden", api_visibility="private",
-    ).then(None, js="() => window.castStage.restored()", api_visibility="private")  # fmt: skip
 
-    def follow_way(source: str, target: str, adapter: str, mode: str, segment: int) -> Updates:
-        selection = Selection.of(source, target, adapter, mode, segment)
-        first = {
-            pick.picture: describe(engine, selection)[0],
-            pick.expected: pick_tab.expected(engine, selection),
-        }
-        return generate_tab.mode_updates(tabs.generate, mode) | first
+    def follow_way(
+        source: str, target: str, adapter: str, mode: str, segment: int, seen: Latest
+    ) -> Updates:  # fmt: skip
+        seen.chosen = Selection.of(source, target, adapter, mode, segment)
+        return generate_tab.mode_updates(tabs.generate, mode)
 
-    gr.on(
+    way_anew = gr.on(
         [widget.input for widget in options.way],
-        follow_way, [*pick.chosen, *options.way], [*tabs.generate.mode_shown, pick.picture, pick.expected],
-        show_progress="hidden", trigger_mode="always_last", api_visibility="private",
+        follow_way, [*pick.chosen, *options.way, latest], tabs.generate.mode_shown,
+        trigger_mode="always_last", **quiet,
     )  # fmt: skip
+    for event in (chosen_anew, restored, way_anew):
+        describe_after(event, tabs, engine, stores, latest)
     _wire_settings(settings, stores)
+    return put_back
 
 
 def _wire_settings(settings: list[Any], stores: Stores) -> None:
@@ -196,22 +213,30 @@ def without_closed(engine: Engine, made: Attached, chosen: Selection) -> Attache
     return made if engine.still_open(made.folder, chosen) else replace(made, folder="")
 
 
-def reaching(segment: int, mode: str) -> Any:
+def reaching(segment: int, mode: str, blocks: int = 1) -> Any:
     """The segment slider at a place that it may not reach before the target's depth is read."""
-    return gr.update(maximum=max(1, segment), value=segment, visible=mode == "hosted")
+    return gr.update(maximum=max(blocks, segment), value=segment, visible=mode == "hosted")
 
 
-def described_anew(
-    tabs: Tabs, engine: Engine, shown: object, mode: str, segment: int, kept_jobs: object
-) -> Updates:
-    """What has to be read first for the choice that the browser keeps, in a handler of its own.
+def describe_after(
+    event: gr.events.Dependency, tabs: Tabs, engine: Engine, stores: Stores, latest: gr.State
+) -> None:
+    """Show what has to be read for the choice that an event leaves, unless another one is made meanwhile."""
 
-    A second answer of a handler that sets stores would write them back as they were at its first, and so undo
-    what a quick visitor has chosen meanwhile.
-    """
-    space = replace(Workspace.from_json(shown), mode=mode, segment=int(segment or 0))
-    made = Attached.from_json(kept_jobs)
-    return _described(tabs, engine, None, space.selection, space.segment, made)
+    def described(segment: int, kept_jobs: object, seen: Latest) -> Updates:
+        chosen, made = seen.chosen, Attached.from_json(kept_jobs)
+        if chosen is None:
+            return {tabs.pick.found: gr.skip()}
+        updates = _described(tabs, engine, seen.described, chosen, int(segment or 0), made)
+        if seen.chosen != chosen:
+            return {tabs.pick.found: gr.skip()}
+        seen.described = chosen
+        return updates
+
+    event.then(
+        described, [tabs.generate.options.segment, stores.attached, latest], tabs.followers,
+        trigger_mode="multiple", show_progress="hidden", api_visibility="private",
+    )  # fmt: skip
 
 
 def _described(
@@ -223,6 +248,19 @@ def _described(
     if before is None or opened or chosen.target != before.target:
         updates |= mode_tab.follow(tabs.generate.options, engine, chosen.pair, segment)
     if before is None or chosen.pair != before.pair:
-        updates |= heads_tab.follow(tabs.heads, engine, chosen.pair, made.heads_job)
-        updates |= explore_tab.follow(tabs.explore, engine, chosen.pair)
+        updates |= _of_the_pair(tabs, engine, chosen.pair, made)
     return updates
+
+
+def _recorded(tabs: Tabs, engine: Engine, seen: Latest, chosen: Selection, made: Attached) -> Updates:
+    """What was recorded of a pair, where it was: it is shown at once, before anything is imported."""
+    if engine.showcase is None or chosen.pair != engine.showcase.pair:
+        return {}
+    seen.described = chosen
+    return _of_the_pair(tabs, engine, chosen.pair, made)
+
+
+def _of_the_pair(tabs: Tabs, engine: Engine, pair: Pair, made: Attached) -> Updates:
+    return heads_tab.follow(tabs.heads, engine, pair, made.heads_job) | explore_tab.follow(
+        tabs.explore, engine, pair
+    )

@@ -256,9 +256,9 @@ def restore(tab: EvaluateTab, evaluations: Evaluations, kept_runs: object) -> Up
 
 def wire_restore(
     blocks: gr.Blocks, tab: EvaluateTab, evaluations: Evaluations, kept: gr.BrowserState
-) -> None:
-    """Put a reloaded page back."""
-    blocks.load(
+) -> gr.events.Dependency:
+    """Put a reloaded page back; returns the event after which it is."""
+    return blocks.load(
         lambda kept_runs: restore(tab, evaluations, kept_runs), kept,
         [tab.shown, tab.forget, *tab.standing], show_progress="hidden", api_visibility="private",
     )  # fmt: skip

@@ -79,7 +79,7 @@ class ExploreTab:
 
 
 def create_explore_tab(engine: Engine, start: Workspace) -> ExploreTab:
-    """Build the tab; the recorded map and grid, where there are some, are drawn from the start."""
+    """Build the tab, for the depths of the recorded map where there is one."""
     example, pair = engine.showcase, start.selection.pair
     drawn = _recorded(engine, pair)
     deepest = (example.source.depth, example.target.depth) if example else (8, 8)
@@ -112,7 +112,8 @@ def create_explore_tab(engine: Engine, start: Workspace) -> ExploreTab:
             colour = gr.Dropdown(
                 [(words, key) for key, words in plots_map.COLOURS.items()], value="model", label="Coloured by"
             )
-            plot = gr.Plot(figure(drawn), show_label=False, elem_id="cast-map")
+            # Drawn once the page is open, as the grid: plotly takes a while to import.
+            plot = gr.Plot(show_label=False, elem_id="cast-map")
             finder = gr.HTML(_FINDER, js_on_load=theme.script("maps"))
             measures = gr.HTML(views_map.measures(drawn))
             with gr.Row(elem_classes="cast-detail"):
@@ -121,7 +122,7 @@ def create_explore_tab(engine: Engine, start: Workspace) -> ExploreTab:
                     for kind in ("HTML", "PNG", "SVG", "CSV")
                 }
             file = gr.DownloadButton("Map", visible="hidden", elem_id="cast-map-file")
-    layers = create_layers(engine, pair, at if drawn else None)
+    layers = create_layers(engine, pair)
     return ExploreTab(
         view, depth, source_depth, dimensions, method, points, adapter, draw, stop, message, colour, plot,
         finder, measures, exports, file, gr.State(drawn), gr.State(""), layers,

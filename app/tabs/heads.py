@@ -68,7 +68,8 @@ def create_heads_tab(tab: gr.Tab, engine: Engine, start: Workspace) -> HeadsTab:
             status = gr.HTML(
                 views.heads_line(facts) if facts else views.sentence("Press Show heads to look at this pair.")
             )
-            plot = gr.Plot(plots.heads_quality(facts) if facts else None, show_label=False)
+            # Drawn once the page is open: plotly takes a while to import.
+            plot = gr.Plot(show_label=False)
             table = gr.HTML(views.heads_table(facts) if facts else "", elem_classes="cast-detail")
             with gr.Accordion("Download and publish these heads", open=False, elem_classes="cast-detail"):
                 pack = gr.Button("Pack the heads", size="sm", min_width=160)

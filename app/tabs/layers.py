@@ -34,8 +34,8 @@ class LayersPart:
         return [self.line, self.plot, self.facts]
 
 
-def create_layers(engine: Engine, pair: Pair, at: tuple[int, int] | None) -> LayersPart:
-    """Build the grid; a recorded one is drawn from the start, with the map's pair of depths ringed."""
+def create_layers(engine: Engine, pair: Pair) -> LayersPart:
+    """Build the lower half, with the words on a recorded grid."""
     facts = _recorded(engine, pair)
     with gr.Row():
         with gr.Column(scale=1, min_width=320, elem_classes="cast-section"):
@@ -43,8 +43,7 @@ def create_layers(engine: Engine, pair: Pair, at: tuple[int, int] | None) -> Lay
             compare = gr.Button("Compare all layers")
             line = gr.HTML(views_map.layers_line(facts, MEASURES[0]))
         with gr.Column(scale=3, min_width=320):
-            drawn = grid(facts, MEASURES[0], at, layer_table(engine, pair) if facts else ())
-            plot = gr.Plot(drawn, show_label=False, elem_id="cast-layers")
+            plot = gr.Plot(show_label=False, elem_id="cast-layers")
     return LayersPart(compare, measure, line, plot, gr.State(facts), gr.State(""))
 
 
@@ -144,12 +143,9 @@ def grid(facts: LayerFacts | None, measure: str, at: tuple[int, int] | None, tab
 
 
 def layer_table(engine: Engine, pair: Pair) -> tuple[int, ...]:
-    """The source depth of each target depth; empty where the models are not known."""
-    try:
-        return engine.layer_map(engine.facts(Selection.of(pair.source, pair.target, "")))
-    except Exception:
-        # The summary says what is wrong with the choice.
-        return ()
+    """The source depth of each target depth; empty where the models are not known, which the summary says."""
+    models = Selection.of(pair.source, pair.target, "")
+    return engine.layer_map(engine.facts(models)) if engine.knows(models) else ()
 
 
 def _recorded(engine: Engine, pair: Pair) -> LayerFacts | None:

@@ -18,6 +18,7 @@ _ANYWHERE = (
     '<p class="cast-caption">Typing searches the Hub. A folder, a .gguf file or a Hub id can be typed as '
     "well; a folder that was translated already opens as it was made.</p>"
 )
+_READING_HERE = "Reading the pair."
 _READING = (
     "Reading what is known of this choice. A name that is not on this machine is asked of the Hub, which may "
     "take up to 20 seconds each."
@@ -62,7 +63,7 @@ def create_pick_tab(engine: Engine, start: Workspace) -> PickTab:
     models = _choices(engine.models())
     # What is not known yet would import torch; it is described once the page is open.
     known = engine.knows(start.selection)
-    drawn, summary = describe(engine, start.selection) if known else (views.sentence("Reading the pair."), "")
+    drawn, summary = describe(engine, start.selection) if known else (views.sentence(_READING_HERE), "")
     with gr.Row(equal_height=True, elem_classes="cast-first"):
         with gr.Column(scale=4, min_width=320, elem_classes="cast-pickers"):
             source = gr.Dropdown(
@@ -181,15 +182,20 @@ def follow(tab: PickTab, engine: Engine, chosen: Selection, notice: str) -> dict
 
 
 def waiting(tab: PickTab, engine: Engine, chosen: Selection) -> dict[Any, Any]:
-    """What stands where the last choice's facts stood, if reading those of this one may take long."""
-    here = all(not name or engine.is_at_hand(name) for name in (chosen.source, chosen.target))
-    if engine.knows(chosen) or (here and (not chosen.adapter or engine.is_shipped(chosen.adapter))):
+    """What stands where the last choice's facts stood, until those of this one are read."""
+    if engine.knows(chosen):
         return {}
-    return {tab.picture: views.sentence(_READING), tab.summary: "", tab.notice: "", tab.expected: ""}
+    here = all(not name or engine.is_at_hand(name) for name in (chosen.source, chosen.target))
+    shipped = not chosen.adapter or engine.is_shipped(chosen.adapter)
+    words = views.sentence(_READING_HERE if here and shipped else _READING)
+    return {tab.picture: words, tab.summary: "", tab.notice: "", tab.expected: ""}
 
 
 def expected(engine: Engine, chosen: Selection) -> str:
     """How long what comes next may take; empty where the models are not known, which the summary says."""
+    if not engine.knows(chosen):
+        # They were just asked for: a Hub that hangs would be waited for once more.
+        return ""
     try:
         translate = engine.expected(TranslateRequest(chosen))
         return views.caption(
@@ -231,9 +237,6 @@ def _draw(engine: Engine, facts: PairFacts, selection: Selection) -> str:
 
 
 def target_depth(engine: Engine, pair: Pair) -> int | None:
-    """Blocks of the chosen target; None where they are not known."""
-    try:
-        return engine.facts(Selection.of(pair.source, pair.target, "")).target.depth
-    except Exception:
-        # The summary says what is wrong with the choice; what depends on the depth stays as it is.
-        return None
+    """Blocks of the chosen target; None where they are not known, which the summary says."""
+    models = Selection.of(pair.source, pair.target, "")
+    return engine.facts(models).target.depth if engine.knows(models) else None

@@ -8,13 +8,16 @@ import gradio as gr
 _MAX_TEXT = 300
 
 
-def remember(blocks: gr.Blocks, kept: gr.BrowserState, widgets: Mapping[str, Any]) -> None:
+def remember(blocks: gr.Blocks, kept: gr.BrowserState, widgets: Mapping[str, Any]) -> gr.events.Dependency:
     """Keep what the visitor sets, in the browser itself, and put it back when the page is loaded.
 
     Args:
         blocks: the page, whose loading puts the values back.
         kept: the browser's store.
         widgets: by the name under which each is kept.
+
+    Returns:
+        The event after which the values stand in the widgets.
     """
     names = ", ".join(widgets)
     for widget in widgets.values():
@@ -30,7 +33,7 @@ def remember(blocks: gr.Blocks, kept: gr.BrowserState, widgets: Mapping[str, Any
             for name, widget in widgets.items()
         ]
 
-    blocks.load(
+    return blocks.load(
         restore, kept, list(widgets.values()), show_progress="hidden", api_visibility="private"
     )  # fmt: skip
 

@@ -24,19 +24,28 @@
     remember(on);
     // Plotly draws for the size that it finds.
     window.dispatchEvent(new Event("resize"));
-    sizePlots();
   }
 
-  // A plot's type is its own, not the style sheet's.
+  // A plot's type and height are its own, not the style sheet's.
   const PLOT_TYPE = [14, 20];
+  const WIDE_PLOT = 1200;
+  const TALLER = 1.5;
+  const heights = new WeakMap();
 
   function sizePlots() {
     const size = PLOT_TYPE[Number(root.classList.contains(TALK))];
     for (const plot of document.querySelectorAll(".js-plotly-plot")) {
-      const has = plot.layout?.font?.size;
-      if (window.Plotly && plot.offsetParent && has && has !== size) window.Plotly.relayout(plot, { "font.size": size });
+      const { font, height } = plot.layout ?? {};
+      if (!window.Plotly || !plot.offsetParent || !font?.size || !height) continue;
+      // A height that was not set here is that of a new figure.
+      const own = heights.get(plot)?.set === height ? heights.get(plot).own : height;
+      const set = Math.round(plot.clientWidth >= WIDE_PLOT ? own * TALLER : own);
+      heights.set(plot, { own, set });
+      if (font.size !== size || height !== set) window.Plotly.relayout(plot, { "font.size": size, height: set });
     }
   }
+
+  window.addEventListener("resize", sizePlots);
 
   // The tour
 
@@ -79,6 +88,7 @@
   function leave() {
     delete root.dataset.tour;
     isolate(byId("cast-tour"), false);
+    if (isHeld()) hold();
     leftFrom?.focus();
   }
 
@@ -113,6 +123,7 @@
     p: () => document.querySelector("#cast-prompt textarea")?.focus(),
   };
 
+  const LEAVING = ["Tab", "Shift"];
   const SILENT = ["range", "checkbox", "radio", "button", "submit"];
   const isWriting = (node) =>
     node.isContentEditable ||
@@ -132,6 +143,8 @@
   document.addEventListener(
     "keydown",
     (event) => {
+      // Gradio's picker answers any key a moment later, and so opens its list again behind the focus that left it.
+      if (LEAVING.includes(event.key) && event.target.getAttribute("role") === "combobox") event.stopPropagation();
       if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
       const act = wanted(event);
       if (!act) return;
@@ -199,6 +212,23 @@
     } while (!document.querySelector('.cast-pane:not([data-state="idle"])') && performance.now() < late);
   }
 
+  // What a visitor sets before all is put back that the browser kept would be undone: it is held still till then.
+
+  const HELD = '.cast-ready, .cast-first, .cast-tabs [role="tabpanel"]';
+  const HELD_AT_MOST = 15000;
+  let putBack = 0;
+
+  const isHeld = () => !root.hasAttribute("data-restored");
+
+  function hold() {
+    for (const part of document.querySelectorAll(HELD)) part.inert = isHeld();
+  }
+
+  function release() {
+    root.setAttribute("data-restored", "");
+    hold();
+  }
+
   const later = (words) => new Promise((done) => setTimeout(() => done(words), 2000));
 
   window.castStage = {
@@ -207,22 +237,29 @@
     later,
     built,
     generate,
-    // All that the browser kept is put back.
-    restored: () => root.setAttribute("data-restored", ""),
+    restored: (all) => {
+      if (++putBack === all) release();
+    },
     toggleTalk: () => setTalk(!root.classList.contains(TALK)),
     begin,
     leave,
     next: () => goTo(step() + 1),
     back: () => goTo(step() - 1),
     strength: () => strength,
-    // Once the page stands: the switch says how it is set.
-    ready: () => byId("cast-talk-switch")?.setAttribute("aria-pressed", String(root.classList.contains(TALK))),
+    // Once the page stands: the switch says how it is set. A server that fails must not hold the page for ever.
+    ready: () => {
+      byId("cast-talk-switch")?.setAttribute("aria-pressed", String(root.classList.contains(TALK)));
+      setTimeout(() => isHeld() && release(), HELD_AT_MOST);
+    },
   };
 
   // Gradio names what stands where a plot is still empty, and does not say what it is.
   new MutationObserver(() => {
     for (const empty of document.querySelectorAll("div.empty[aria-label]:not([role])")) empty.setAttribute("role", "img");
+    // A list long enough to scroll is a stop of its own for the Tab key, and is gone as it is left: focus is lost.
+    for (const list of document.querySelectorAll('ul[role="listbox"]:not([tabindex])')) list.tabIndex = -1;
     sizePlots();
+    if (isHeld()) hold();
   }).observe(root, { childList: true, subtree: true });
 
   try {
