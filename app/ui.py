@@ -9,6 +9,7 @@ import gradio as gr
 from app import theme
 from app.answers import AnswerTables
 from app.backend import Backend
+from app.endpoints import offer_endpoints
 from app.engine import Engine
 from app.evaluations import Evaluations
 from app.expansions import Expansions, KeptList
@@ -143,6 +144,7 @@ def build(backend: Backend, folder: Path, recording: Path | None = None, kept: P
                 None, js=f"() => window.castStage.restored({len(put_back)})", api_visibility="private"
             )  # fmt: skip
         blocks.load(None, js="() => window.castStage.ready()", api_visibility="private")
+        offer_endpoints(engine)
     return Page(blocks, engine, jobs)
 
 

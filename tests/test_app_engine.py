@@ -12,7 +12,6 @@ from app.cache import Cache
 from app.engine import Engine, GenerateRequest, TranslateResult
 from app.jobs import JobState
 from app.tabs.pick import PickTab, waiting
-from app.ui import build
 from app.views import PANE_TITLES, PANES
 from app.workspace import Attached, Beside, Pair, Selection
 from cast.errors import CastError, RequestError
@@ -233,12 +232,6 @@ def test_jobs_need_a_choice(engine):
         engine.own.start(FitRequest(Pair("pocket:llama", ""), "pocket", 10, "mlp"))
 
 
-def test_no_endpoint_is_public(backend, tmp_path):
-    page = build(backend, tmp_path, tmp_path / "none.json")
-    assert page.blocks.get_api_info()["named_endpoints"] == {}
-    page.close()
-
-
 def test_the_layer_map_spans_both_stacks(engine):
     table = engine.layer_map(engine.facts(CHOICE))
     assert (table[0], table[-1], len(table)) == (0, DEPTHS[CHOICE.source], DEPTHS[CHOICE.target] + 1)
@@ -276,8 +269,10 @@ def test_an_answer_that_cannot_be_marked_stays(engine, backend, monkeypatch):
     assert last(engine, request())["source_adapter"].text.startswith(" pocket:llama says mood")
 
 
-def test_the_facts_of_the_last_choice_go_where_reading_the_next_may_take_long(engine):
+def test_the_facts_of_the_last_choice_go_until_those_of_the_next_are_read(engine):
     tab = PickTab(*(f"widget {number}" for number in range(len(dataclasses.fields(PickTab)))))
+    assert "asked of the Hub" not in waiting(tab, engine, CHOICE)[tab.picture]
+    engine.facts(CHOICE)
     assert waiting(tab, engine, CHOICE) == {}
     slow = dataclasses.replace(CHOICE, source="someone/model")
     shown = waiting(tab, engine, slow)
