@@ -133,7 +133,8 @@ def asking_tokens(config: TranslationConfig, length: int) -> tuple[int, int]:
     """
     wanted, texts = _Wanted.of(config), config.steps * config.batch_size
     places = min(config.moments, texts)
-    read = 2 * min(_READ * config.moments, texts) + places + wanted.forms
+    # With the adapter and without.
+    read = 2 * (min(_READ * config.moments, texts) + places + wanted.forms)
     tried = sum(min(wanted.tried, asked) for asked in (places, wanted.forms))
     rest = min(wanted.answered, max(places, wanted.forms)) - min(wanted.tried, max(places, wanted.forms))
     # Answers are written once, and judged both ways.
