@@ -34,8 +34,9 @@ task* is the relative change of bits per byte on held-out general text.
 - `hosted`: the whole source stack beside the target, which takes over the words that the adapter moves; no
   heads, no fit. `hosted-states`: the same through the deepest decode head. `hosted-1`: block by block.
 - `compiled`: a plain LoRA fitted on general text, and on what the source with its adapter says by itself, at
-  places of such text or behind cues of many forms; no prompt. `compiled-general`: on general text as it is. `compiled-prompts`: with five example
-  prompts of the task, without answers, which a base model of the pair makes more.
+  places of such text or behind cues of many forms; no prompt. `compiled-general`: on general text as it is.
+  `compiled-prompts`: with five example prompts of the task, without answers, which a base model of the pair
+  makes more.
 - `instant`, `kernel`: see README. No method has read a label.
 - Baselines, each in `cast/baselines/` with its paper and equation, at the source adapter's rank:
   `cross-lora`, `lora-x` and `truncate-and-pad` see weights alone; `theseus`, `bico` and
