@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -153,14 +154,15 @@ class Maps:
             job = self._jobs.get(job_id)
             while job is not None:
                 yield job
-                over = job.is_over
-                try:
+                if job.is_over and found.empty():
+                    break
+                with suppress(Empty):
                     while True:
-                        yield found.get(block=not over, timeout=_POLL_SECONDS)
-                except Empty:
-                    if over:
-                        break
+                        yield found.get(block=not job.is_over, timeout=_POLL_SECONDS)
                 job = self._jobs.get(job_id)
+                # What was found last is told before the end.
+                while not found.empty():
+                    yield found.get()
             if job is not None and job.state is JobState.FAILED:
                 raise RequestError(job.message)
         finally:
