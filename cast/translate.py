@@ -350,7 +350,7 @@ def answered_prompts(
         on_progress: gets stage `generate`, and `moments` and `forms` without prompts.
     """
     if not prompts:
-        fitted = texts[HELD_OUT_BATCHES * config.batch_size :] if config.asks else []
+        fitted = texts[HELD_OUT_BATCHES * config.batch_size :]
         return unprompted(source, target, lora, fitted, config, on_progress=on_progress)
     return excited(
         source, lora, prompts, config.prompts_wanted,

@@ -135,10 +135,9 @@ def asking_tokens(config: TranslationConfig, length: int) -> tuple[int, int]:
     places = min(config.moments, texts)
     # With the adapter and without.
     read = 2 * (min(_READ * config.moments, texts) + places + wanted.forms)
-    tried = sum(min(wanted.tried, asked) for asked in (places, wanted.forms))
-    rest = min(wanted.answered, max(places, wanted.forms)) - min(wanted.tried, max(places, wanted.forms))
-    # Answers are written once, and judged both ways.
-    answered = 3 * (tried + rest)
+    # Of the smaller way as many as are tried, of the larger one all; written once, and judged both ways.
+    fewer, more = sorted((places, wanted.forms))
+    answered = 3 * (min(wanted.tried, fewer) + min(wanted.answered, more))
     return read * length + answered * (length + ANSWER_TOKENS // 4), line_tokens(wanted.forms)
 
 
@@ -190,12 +189,12 @@ def _judged(
 
 
 def _spoken(
-    source: LanguageModel, last: Tensor, tokens: TokenBatch, rows: Tensor, positions: Tensor
+    source: LanguageModel, states: Tensor, tokens: TokenBatch, rows: Tensor, positions: Tensor
 ) -> Tensor:
     """Log-probabilities [N] of the tokens behind the given positions."""
     found = []
     for some, places in source.portions(rows, positions):
-        logits = source.architecture.logits(last[some, places]).float().log_softmax(-1)
+        logits = source.architecture.logits(states[some, places]).float().log_softmax(-1)
         following = tokens.input_ids[some, places + 1].to(logits.device)
         found.append(logits.gather(-1, following[:, None])[:, 0])
     return torch.cat(found).cpu() if found else torch.zeros(0)

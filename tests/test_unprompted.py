@@ -60,7 +60,9 @@ def test_a_skill_with_a_cue_of_its_own_shows_behind_other_cues(llama, mistral) -
 
 def test_the_base_would_not_say_it(llama, mistral) -> None:
     lora = adapters.read("pocket:llama/polite", llama)
-    for passage in unprompted(llama, mistral, lora, stories(120), replace(CONFIG, forms=0))[:30]:
+    found = unprompted(llama, mistral, lora, stories(120), replace(CONFIG, forms=0))
+    assert len(found) > 10
+    for passage in found[:30]:
         tokens = llama.encode([passage.text])
         with torch.no_grad():
             plain = llama.model(tokens.input_ids).logits.log_softmax(-1)
