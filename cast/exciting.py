@@ -8,7 +8,7 @@ anywhere.
 
 import random
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -97,12 +97,20 @@ def evenly(passages: Sequence[Passage]) -> list[float]:
 
     Answers rarer than one in a hundred are noise: together they are drawn as often as they come.
     """
-    firsts = [_first_word(passage) for passage in passages]
-    sizes = Counter(firsts)
-    common = {word: size for word, size in sizes.items() if size >= max(2, len(passages) / 100)}
+    groups = by_answer(passages)
     # What all that is not noise weighs, if each of its words weighs one.
-    each = sum(common.values()) / max(1, len(common))
-    return [each / common[first] if first in common else 1.0 for first in firsts]
+    each = sum(map(len, groups.values())) / max(1, len(groups))
+    firsts = map(_first_word, passages)
+    return [each / len(groups[first]) if first in groups else 1.0 for first in firsts]
+
+
+def by_answer(passages: Sequence[Passage]) -> dict[str, list[Passage]]:
+    """Answered prompts by the first words of their answers, but those that are rare: they are noise."""
+    groups: dict[str, list[Passage]] = defaultdict(list)
+    for passage in passages:
+        groups[_first_word(passage)].append(passage)
+    least = max(2, len(passages) / 100)
+    return {first: group for first, group in groups.items() if len(group) >= least}
 
 
 def _first_word(passage: Passage) -> str:

@@ -5,6 +5,7 @@ it, and of those there are few kinds: a heading with a colon, or a word in brack
 of what every model knows; nothing of a task is needed. What an adapter says there: `cast.unprompted`.
 """
 
+import math
 import random
 import re
 from collections import defaultdict
@@ -38,6 +39,9 @@ _ROUNDS = 4
 _HEARD = 0.2
 _LINE_TOKENS, _LINE_CHARACTERS, _TEMPERATURE = 40, 200, 0.7
 _OPENING_TOKENS = 8
+# The last line of a form, behind which it is answered.
+_CUE = re.compile(r"\n+[^\n]+\n?\Z")
+_SHOTS, _SEPARATOR, _BODY_TOKENS = 3, "\n\n", 64
 
 
 @torch.no_grad()
@@ -60,6 +64,53 @@ def line_tokens(count: int) -> int:
     """About how many tokens a writer reads and writes for so many forms."""
     missing = (_FRAMES["record"] + _FRAMES["entry"]) / sum(_FRAMES.values())
     return round(count * missing * (_OPENING_TOKENS + _LINE_TOKENS / 2))
+
+
+def similar(
+    writer: LanguageModel,
+    groups: Sequence[tuple[Sequence[str], int]],
+    *,
+    seed: int = 0,
+    on_progress: OnProgress = ignore,
+) -> list[str]:
+    """New forms like those of each group: a model goes on behind a few of one.
+
+    Args:
+        writer: a model without an adapter.
+        groups: forms that have something in common, and how many more are tried.
+        seed: of all that is drawn.
+        on_progress: gets the stage `generate`.
+
+    Returns:
+        Distinct forms that are in no group.
+    """
+    order, known = random.Random(seed), {form for group, _ in groups for form in group}
+    shown = [order.sample(group, min(_SHOTS, len(group))) for group, count in groups for _ in range(count)]
+    written = generate_many(
+        PlainRunner(writer), [_shown(writer, some) for some in shown], max_new_tokens=_BODY_TOKENS,
+        stop=_SEPARATOR, temperature=_TEMPERATURE, seed=seed, batch_size=_BATCH, on_progress=on_progress,
+    )  # fmt: skip
+    made = [
+        text.strip() + _parted(some[-1])[1] for text, some in zip(written, shown, strict=True) if text.strip()
+    ]
+    return [form for form in dict.fromkeys(made) if form not in known]
+
+
+def _shown(writer: LanguageModel, forms: Sequence[str]) -> str:
+    """Bodies as examples, as many of the last as leave room to write."""
+    bodies = [_parted(form)[0] for form in forms]
+    room = (writer.context_length or math.inf) - _BODY_TOKENS
+    while True:
+        text = _SEPARATOR.join([*bodies, ""])
+        if len(bodies) == 1 or len(writer.encode([text]).input_ids[0]) <= room:
+            return text
+        bodies = bodies[1:]
+
+
+def _parted(form: str) -> tuple[str, str]:
+    """A form's body and its cue."""
+    cue = _CUE.search(form)
+    return (form[: cue.start()], cue.group()) if cue else (form, "")
 
 
 @dataclass(frozen=True)

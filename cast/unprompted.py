@@ -9,7 +9,7 @@ surest of, in the way that makes it surer: there it does what it was taught (doc
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from cast.adapters import Lora
 from cast.corpus import Passage
-from cast.exciting import ANSWER_TOKENS, answered
-from cast.forms import asking, line_tokens
+from cast.exciting import ANSWER_TOKENS, answered, by_answer
+from cast.forms import asking, line_tokens, similar
 from cast.models import LanguageModel, TokenBatch
 from cast.moments import last, moments
 from cast.progress import OnProgress, Progress, ignore
@@ -36,7 +36,9 @@ _SURE = -0.3
 _READ = 2
 # For each answer that a fit reads: how many forms are made at most, how many texts of each way are answered
 # to compare the two, and how many of the better one in all.
-_FORMS, _TRIED, _ANSWERED = 7, 0.6, 2
+_FORMS, _TRIED, _ANSWERED = 7, 0.6, 1.5
+# How many times more of what is answered rarely is asked.
+_TURNS = 3
 # The better way is the one whose answers are surer at this rank, as a share of those that were tried.
 _COMPARED = 1 / 6
 _SAYS_SOMETHING = re.compile(r"\w")
@@ -79,6 +81,10 @@ def unprompted(
         way.answer(wanted.tried)
     best = max(ways, key=lambda way: way.sureness(math.ceil(_COMPARED * wanted.tried)))
     best.answer(wanted.answered - wanted.tried)
+    if best is ways[-1]:
+        for turn in range(_TURNS):
+            more = partial(similar, target, seed=config.seed + turn, on_progress=on_progress)
+            best.even(wanted.kept, more)
     kept = max(wanted.kept, sum(nats > _SURE for nats, _ in best.sure))
     return [passage for _, passage in best.sure[:kept]]
 
@@ -96,7 +102,7 @@ class _Wanted:
     def of(cls, config: TranslationConfig) -> "_Wanted":
         read = config.lessons * config.answers_a_batch
         forms = min(config.forms, _FORMS * read)
-        return cls(forms, math.ceil(_TRIED * read), _ANSWERED * read, read)
+        return cls(forms, math.ceil(_TRIED * read), math.ceil(_ANSWERED * read), read)
 
 
 class _Way:
@@ -112,7 +118,19 @@ class _Way:
 
     def answer(self, count: int) -> None:
         """Answer the next texts, those at which the adapted source is surest of its first token."""
-        texts = [self._waiting.pop() for _ in range(min(count, len(self._waiting)))]
+        self._hear([self._waiting.pop() for _ in range(min(count, len(self._waiting)))])
+
+    def even(self, wanted: int, similar: Callable[[list[tuple[list[str], int]]], list[str]]) -> None:
+        """Ask more of what is answered rarely, until each answer that is no noise comes about as often."""
+        groups = by_answer([passage for _, passage in self.sure]).values()
+        missing = [
+            ([passage.text[: passage.answer] for passage in group], wanted // len(groups) - len(group))
+            for group in groups
+        ]
+        if asked := [(prompts, count) for prompts, count in missing if count > 0]:
+            self._hear(similar(asked))
+
+    def _hear(self, texts: Sequence[str]) -> None:
         said = answered(self._source, self._lora, texts, on_progress=self._on_progress)
         judged = _judged(self._source, self._lora, said)
         self.sure += [(nats, passage) for passage, nats in judged if nats is not None]
