@@ -343,7 +343,9 @@ def job(view: Job | None) -> str:
     if view.cancelling:
         stage = "Stopping"
     left = view.seconds_left(now)
-    times = f"{duration(view.seconds(now))} gone" + (f", about {duration(left)} left" if left else "")
+    times = f"{duration(view.seconds(now))} gone" + (
+        f", about {duration(left)} left of this step" if left else ""
+    )
     metrics = (
         ", ".join(f"{_METRICS.get(k, k)} {_short(v)}" for k, v in progress.metrics.items())
         if progress
