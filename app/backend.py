@@ -397,6 +397,10 @@ class Backend(Protocol):
         """Import what the first press of a button needs."""
         ...
 
+    def warm_maps(self) -> None:
+        """Make the first map as quick as the next."""
+        ...
+
     def load(self, name: str) -> object:
         """Load a model."""
         ...

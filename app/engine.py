@@ -234,13 +234,14 @@ class Engine:
         return None if heads is None else self._backend.heads_folder(heads)
 
     def warm(self) -> None:
-        """Import the heavy libraries and load the example's models, so that the first press need not wait."""
+        """Import and compile what is heavy, and load the example's models: the first press need not wait."""
         try:
             self._backend.warm()
             if self.showcase:
                 self._find_heads(*self._stock.pair(self.showcase.pair), "")
         except CastError as error:
             logger.warning("warming up: %s", error)
+        self._backend.warm_maps()
 
     # Text
 

@@ -190,6 +190,13 @@ class CastBackend:
 
             self._imported = True
 
+    def warm_maps(self) -> None:
+        """Compile what UMAP runs: it would be the longest wait of a first map."""
+        from cast.progress import ignore
+        from cast.umap_layout import prepare
+
+        prepare(ignore)
+
     # Models and what acts on them
 
     def load(self, name: str) -> object:

@@ -93,7 +93,8 @@ def recovered_lift(runs: Sequence[Run]) -> go.Figure | None:
     figure.update_layout(scattermode="group", showlegend=len(runs) > 1, margin={"l": 16})
     # A dot at an end of the range stands whole beside the axis, and clear of the names.
     figure.update_traces(cliponaxis=False)
-    figure.update_xaxes(title="Recovered lift (1 is retraining)" if known else "Score")
+    # In two lines: a narrow window has less than one beside the methods' names.
+    figure.update_xaxes(title="Recovered lift<br>(1 is retraining)" if known else "Score")
     figure.update_yaxes(autorange="reversed", ticklabelstandoff=12)
     for place in (0, 1):
         figure.add_vline(place, line={"color": INK, "width": 1, "dash": "dot"})

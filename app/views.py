@@ -44,6 +44,7 @@ _STAGES = {
     "score": "Scoring",
     "choose": "Choosing among the answers",
     "generate": "Generating",
+    "umap": "Preparing UMAP for its first map here",
     "map": "Laying out the map",
     "layers": "Comparing the layers",
 }
@@ -342,7 +343,9 @@ def job(view: Job | None) -> str:
     if view.cancelling:
         stage = "Stopping"
     left = view.seconds_left(now)
-    times = f"{duration(view.seconds(now))} gone" + (f", about {duration(left)} left" if left else "")
+    times = f"{duration(view.seconds(now))} gone" + (
+        f", about {duration(left)} left of this step" if left else ""
+    )
     metrics = (
         ", ".join(f"{_METRICS.get(k, k)} {_short(v)}" for k, v in progress.metrics.items())
         if progress

@@ -211,7 +211,7 @@ def drawn(
         dimensions: k, 2 or 3.
         spaces: see `Manifold`.
         seed: of UMAP.
-        on_progress: gets the stage `map`; may cancel between two epochs.
+        on_progress: gets the stages of `project`, counted over all maps; may cancel between two epochs.
 
     Raises:
         RequestError: another k, or states that make no map.
@@ -223,9 +223,12 @@ def drawn(
     else:
         own = ([states.source, states.adapted], [states.target, states.translated])
         maps = [
-            project(_known(side), method, dimensions=dimensions, seed=seed, on_progress=on_progress)
-            for side in own
-        ]
+            project(
+                _known(side), method, dimensions=dimensions, seed=seed,
+                on_progress=_part(on_progress, place, len(own)),
+            )
+            for place, side in enumerate(own)
+        ]  # fmt: skip
     return _manifold(states, method, spaces, maps)
 
 
@@ -247,22 +250,16 @@ def drawn_along(
         method: see `drawn`.
         dimensions: 2 or 3.
         seed: of UMAP.
-        on_progress: gets the stage `map`, a step for each depth.
+        on_progress: gets the stages of `drawn`, counted over all depths.
     """
     maps: list[Projection] = []
     for step, states in enumerate(stack):
-        now = Progress("map", step, len(stack))
         before = maps[-1] if maps else None
-
-        def epoch(_: Progress, now: Progress = now) -> None:
-            # What is counted are the depths; between two epochs the work may be cancelled.
-            on_progress(now)
-
         found = project(
-            _joint_clouds(states), method, dimensions=dimensions, seed=seed, start=before, on_progress=epoch
-        )
+            _joint_clouds(states), method, dimensions=dimensions, seed=seed, start=before,
+            on_progress=_part(on_progress, step, len(stack)),
+        )  # fmt: skip
         maps.append(aligned_to(found, before) if before else found)
-    on_progress(Progress("map", len(stack), len(stack)))
     return tuple(
         _manifold(states, method, "joint", [found]) for states, found in zip(stack, maps, strict=True)
     )
@@ -322,6 +319,19 @@ def manifold(
         points=points, seed=seed, batch_size=batch_size, on_progress=on_progress,
     )  # fmt: skip
     return drawn(states, method, dimensions=dimensions, spaces=spaces, seed=seed, on_progress=on_progress)
+
+
+def _part(on_progress: OnProgress, place: int, parts: int) -> OnProgress:
+    """One map's reports as its part of all of them."""
+
+    def report(progress: Progress) -> None:
+        if progress.stage != "map":
+            on_progress(progress)
+            return
+        total = progress.total
+        on_progress(Progress("map", place * total + progress.done, parts * total))
+
+    return report
 
 
 def _known(clouds: Iterable[Tensor | None]) -> list[np.ndarray]:

@@ -1,6 +1,5 @@
 """Clouds of one space laid on one map by PCA or UMAP, and how faithful the map is."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -12,6 +11,7 @@ from sklearn.manifold import trustworthiness
 
 from cast.errors import RequestError
 from cast.progress import OnProgress, Progress, ignore
+from cast.umap_layout import laid_out, prepare
 
 Method = Literal["umap", "pca"]
 
@@ -54,20 +54,22 @@ def project(
         dimensions: k, 2 or 3.
         seed: of UMAP; the same seed gives the same map on the same machine.
         start: a map of the same points from which UMAP begins.
-        on_progress: gets the stage `map`; may raise `Cancelled` between two epochs of UMAP.
+        on_progress: gets the stage `map`, in UMAP a step an epoch, after the steps of `umap_layout.prepare`;
+            may raise `Cancelled`.
 
     Raises:
         RequestError: fewer than 20 points altogether, values that are not finite, or another k.
     """
     if dimensions not in (2, 3):
         raise RequestError(f"A map has 2 or 3 dimensions, not {dimensions}.")
-    on_progress(Progress("map", 0, 1))
+    if method == "pca":
+        on_progress(Progress("map", 0, 1))
     points, kept = _reduced(np.concatenate(clouds), dimensions)
     if method == "pca":
         mapped = points[:, :dimensions]
+        on_progress(Progress("map", 1, 1))
     else:
         mapped = _umap(points, dimensions, seed, start, on_progress)
-    on_progress(Progress("map", 1, 1))
     cuts = np.cumsum([len(cloud) for cloud in clouds])[:-1]
     return Projection(tuple(np.split(mapped, cuts)), _trustworthiness(points, mapped, seed), kept)
 
@@ -101,41 +103,12 @@ def aligned_to(found: Projection, before: Projection) -> Projection:
 def _umap(
     points: np.ndarray, dimensions: int, seed: int, start: Projection | None, on_progress: OnProgress
 ) -> np.ndarray:
-    # Imported here: it compiles for seconds, and the linear map needs none of it.
-    from umap import UMAP
-
-    if start is None:
-        init: str | np.ndarray = "spectral"
-    else:
-        init = np.concatenate(start.clouds)
-        init = _UMAP_EXTENT * (init - init.mean(0)) / max(np.abs(init).max(), 1e-12)
-    # A fixed seed runs on one thread; saying so ourselves avoids UMAP's warning about it.
-    mapper = UMAP(
-        n_components=dimensions, n_neighbors=min(_NEIGHBOURS, len(points) - 1), random_state=seed, n_jobs=1,
-        init=init, tqdm_kwds=_Epochs(on_progress).bar,
-    )  # fmt: skip
-    return np.asarray(mapper.fit_transform(points), dtype=np.float64)
-
-
-class _Epochs:
-    """The file to which UMAP's progress bar is written: its only word between two epochs."""
-
-    def __init__(self, on_progress: OnProgress) -> None:
-        self._on_progress = on_progress
-
-    @property
-    def bar(self) -> dict[str, object]:
-        return {
-            "file": self, "disable": False, "bar_format": "{n_fmt}/{total_fmt}", "mininterval": 0.2,
-            "miniters": 1,
-        }  # fmt: skip
-
-    def write(self, text: str) -> None:
-        if found := re.search(r"(\d+)/(\d+)", text):
-            self._on_progress(Progress("map", int(found[1]), int(found[2])))
-
-    def flush(self) -> None:
-        pass
+    prepare(on_progress)
+    places = None
+    if start is not None:
+        places = np.concatenate(start.clouds)
+        places = _UMAP_EXTENT * (places - places.mean(0)) / max(np.abs(places).max(), 1e-12)
+    return laid_out(points, dimensions, seed, places, on_progress)
 
 
 def _trustworthiness(points: np.ndarray, mapped: np.ndarray, seed: int) -> float:

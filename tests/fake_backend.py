@@ -148,6 +148,9 @@ class FakeBackend:
     def warm(self) -> None:
         pass
 
+    def warm_maps(self) -> None:
+        pass
+
     def load(self, name: str) -> object:
         self.describe(name)
         with self._lock:

@@ -72,6 +72,21 @@ def test_stop_ends_the_answers_and_an_adapter_brings_its_own_prompt(visit, stand
     assert page.errors == []
 
 
+def test_no_late_word_begins_the_stopped_answers_anew(visit, stand_in, monkeypatch):
+    page = visit()
+    page.open_fold("Sampling")
+    page.set_slider("Longest answer in tokens", "256")
+    monkeypatch.setattr(stand_in, "pace", 0.02)
+    for _ in range(5):
+        page.generate()
+        expect(page.answer("target_adapter")).to_contain_text("more more")
+        page.stop()
+        page.settle()
+        expect(page.page.locator('[data-state="stopped"]:visible').first).to_be_visible()
+        assert page.page.locator('[data-state="running"]:visible').count() == 0
+    assert page.errors == []
+
+
 def test_what_is_made_of_the_examples_is_shown_edited_and_translated(visit, stand_in):
     page = visit()
     page.press("Show what is made of them")

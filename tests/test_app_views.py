@@ -1,6 +1,7 @@
 """What the page draws: escaped, in words, and true to its facts."""
 
 import dataclasses
+import time
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -198,3 +199,10 @@ def test_memory_needed_stands_beside_memory_free():
         source, target, adapter, Room("cuda", *needed, sum(needed))
     )
     assert "Memory" not in views.compatibility(source, target, adapter)
+
+
+def test_time_left_is_said_to_be_of_the_step():
+    began = time.monotonic() - 10
+    half = Progress("forms", 500, 1000)
+    job = Job("0" * 32, "a", "x", JobState.RUNNING, half, stage_started=began, started=began - 60)
+    assert "500 of 1,000 · 1 min 10 s gone, about 10 s left of this step" in views.job(job)

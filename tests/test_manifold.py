@@ -1,5 +1,7 @@
 """The map of two models' activations: one joint fit, labelled places, measures with their control."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.manifold import trustworthiness
 
 from cast.adapters import Lora
 from cast.errors import Cancelled, CorpusError, RequestError
@@ -17,10 +20,11 @@ from cast.hosting import HostedRunner
 from cast.layerwise import MEASURES, compare_layers
 from cast.manifold import drawn, drawn_along, manifold, read_pairs
 from cast.models import LanguageModel
-from cast.progress import Progress
+from cast.progress import Progress, ignore
 from cast.projection import aligned_to, project
 from cast.runners import PlainRunner
 from cast.token_states import kind_of
+from cast.umap_layout import laid_out
 from cast.wording import WordedRunner
 
 ANIMALS = ("fox", "owl", "hen", "cat", "dog", "🦊")
@@ -82,6 +86,48 @@ def test_umap_is_a_joint_fit_that_its_seed_decides() -> None:
     np.testing.assert_array_equal(first[1], again[1])
     spread = np.linalg.norm(first[1] - first[1].mean(0), axis=1).mean()
     assert np.linalg.norm(first[0] - first[1], axis=1).mean() < spread / 2
+
+
+@pytest.mark.filterwarnings("ignore:Tensorflow not installed:ImportWarning")
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_umap_in_steps_is_as_faithful_as_umap_in_one_call(dimensions: int) -> None:
+    from umap import UMAP
+
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(150, 10)) + 4 * rng.normal(size=(5, 10))[np.arange(150) % 5]
+    points[100:] = points[:50]  # tokens whose states are the same
+    theirs = UMAP(n_components=dimensions, random_state=0, n_jobs=1).fit_transform(points)
+    ours = laid_out(points, dimensions, 0, None, ignore)
+    assert ours.shape == theirs.shape
+    first, second = (trustworthiness(points, each, n_neighbors=15) for each in (ours, theirs))
+    assert first > second - 0.01
+
+
+@pytest.mark.filterwarnings("ignore:Tensorflow not installed:ImportWarning")
+def test_umap_tells_its_first_seconds_and_takes_them_once() -> None:
+    script = (
+        "from cast.umap_layout import prepare\n"
+        "for _ in range(2):\n"
+        "    told = []; prepare(told.append); print([(one.stage, one.done, one.total) for one in told])"
+    )
+    ran = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True)
+    first, again = ran.stdout.splitlines()
+    assert first == "[('umap', 0, 10), ('umap', 2, 10), ('umap', 8, 10), ('umap', 10, 10)]"
+    assert again == "[]"
+
+
+@pytest.mark.filterwarnings("ignore:Tensorflow not installed:ImportWarning")
+@pytest.mark.parametrize("spaces", ["own", "along"])
+def test_several_maps_are_counted_as_one_piece_of_work(pair, heads: HeadSet, spaces: str) -> None:
+    told: list[Progress] = []
+    stack = read_pairs(*pair, heads, TEXTS, [(1, 1), (2, 2)], points=30)
+    if spaces == "own":
+        drawn(stack[0], "umap", spaces="own", on_progress=told.append)
+    else:
+        drawn_along(stack, "umap", on_progress=told.append)
+    counts = [(one.done, one.total) for one in told if one.stage == "map"]
+    assert counts == sorted(counts)
+    assert counts[-1] == (1000, 1000)
 
 
 @pytest.mark.filterwarnings("ignore:Tensorflow not installed:ImportWarning")

@@ -173,8 +173,9 @@ def _wire_text(
         [tab.panes, tab.message],
         show_progress="hidden", concurrency_limit=8, api_visibility="private",
     )  # fmt: skip
-    tab.stop.click(
-        views.stopped, tab.panes, tab.panes, cancels=[run], show_progress="hidden", api_visibility="private"
+    # Only once the stream has ended: what it says last would begin the answers anew.
+    tab.stop.click(None, cancels=[run], show_progress="hidden", api_visibility="private").then(
+        views.stopped, tab.panes, tab.panes, show_progress="hidden", api_visibility="private"
     )
     # A list that is only visited has an `input` too, so it must not hold an example that was written over.
     tab.examples.input(

@@ -193,7 +193,7 @@ def _told(made: Made, lines: Sequence[Line]) -> str:
     elif given:
         read = f"{len(lines):,} prompts and general text."
     else:
-        read = f"General text, {len(lines):,} times cut where the adapter acts most."
+        read = f"{len(lines):,} texts that the adapter answers by itself, and general text."
     advice = f": give {'other' if given else 'a few'} example prompts." if not found.excites else "."
     caption = f'<p class="cast-caption">{_CAPTION}</p>' if found.rows else ""
     return views.sentence(f"{read} {found.words}{advice}", "good" if found.excites else "info") + caption

@@ -141,8 +141,11 @@ wire();
 window.castMap = {
   save: (format) => {
     const plot = plotIn(MAP);
-    const size = plot && { width: plot.offsetWidth, height: plot.offsetHeight };
-    if (plot) window.Plotly.downloadImage(plot, { format, filename: "cast-map", scale: 2, ...size });
+    if (!plot) return;
+    const { data, layout, offsetWidth: width, offsetHeight: height } = plot;
+    // The page's own type is not in the file: laid out with it, the legend's words would overlap.
+    const figure = { data, layout: { ...layout, font: { ...layout.font, family: "sans-serif" } } };
+    window.Plotly.downloadImage(figure, { format, filename: "cast-map", scale: 2, width, height });
   },
   take: (file) => {
     if (!file) return;
