@@ -44,6 +44,7 @@ _STAGES = {
     "score": "Scoring",
     "choose": "Choosing among the answers",
     "generate": "Generating",
+    "judge": "Keeping the answers that the adapter is sure of",
     "umap": "Preparing UMAP for its first map here",
     "map": "Laying out the map",
     "layers": "Comparing the layers",

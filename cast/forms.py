@@ -66,6 +66,11 @@ def line_tokens(count: int) -> int:
     return round(count * missing * (_OPENING_TOKENS + _LINE_TOKENS / 2))
 
 
+def similar_tokens(count: int) -> int:
+    """About how many tokens a writer reads and writes for so many similar forms."""
+    return count * (_SHOTS + 1) * _BODY_TOKENS // 2
+
+
 def similar(
     writer: LanguageModel,
     groups: Sequence[tuple[Sequence[str], int]],

@@ -347,7 +347,7 @@ def answered_prompts(
         prompts: a few, without answers.
         texts: general text, for whose words new prompts are about.
         config: how many there shall be, and the seed.
-        on_progress: gets stage `generate`, and `moments` and `forms` without prompts.
+        on_progress: gets stage `generate`, and `moments`, `forms` and `judge` without prompts.
     """
     if not prompts:
         fitted = texts[HELD_OUT_BATCHES * config.batch_size :]

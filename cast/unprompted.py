@@ -19,7 +19,7 @@ from torch import Tensor
 from cast.adapters import Lora
 from cast.corpus import Passage
 from cast.exciting import ANSWER_TOKENS, answered, by_answer
-from cast.forms import asking, line_tokens, similar
+from cast.forms import asking, line_tokens, similar, similar_tokens
 from cast.models import LanguageModel, TokenBatch
 from cast.moments import last, moments
 from cast.progress import OnProgress, Progress, ignore
@@ -62,7 +62,7 @@ def unprompted(
         lora: the adapter.
         texts: general text.
         config: `moments`, `forms`, `max_length` and `seed`.
-        on_progress: gets the stages `moments`, `forms` and `generate`.
+        on_progress: gets the stages `moments`, `forms`, `generate` and `judge`.
 
     Returns:
         Passages with answers, the surest first; none where the adapter finishes nothing.
@@ -132,7 +132,7 @@ class _Way:
 
     def _hear(self, texts: Sequence[str]) -> None:
         said = answered(self._source, self._lora, texts, on_progress=self._on_progress)
-        judged = _judged(self._source, self._lora, said)
+        judged = _judged(self._source, self._lora, said, self._on_progress)
         self.sure += [(nats, passage) for passage, nats in judged if nats is not None]
         self.sure.sort(key=lambda pair: pair[0], reverse=True)
 
@@ -154,9 +154,12 @@ def asking_tokens(config: TranslationConfig, length: int) -> tuple[int, int]:
     # With the adapter and without.
     read = 2 * (min(_READ * config.moments, texts) + places + wanted.forms)
     # Of the smaller way as many as are tried, of the larger one all; written once, and judged both ways.
+    # What is answered rarely is about a third of what is kept, in each turn.
     fewer, more = sorted((places, wanted.forms))
-    answered = 3 * (min(wanted.tried, fewer) + min(wanted.answered, more))
-    return read * length + answered * (length + ANSWER_TOKENS // 4), line_tokens(wanted.forms)
+    rare = _TURNS * min(wanted.kept, wanted.forms) // 3
+    answered = 3 * (min(wanted.tried, fewer) + min(wanted.answered, more) + rare)
+    written = line_tokens(wanted.forms) + similar_tokens(rare)
+    return read * length + answered * (length + ANSWER_TOKENS // 4), written
 
 
 def sureness(
@@ -187,10 +190,11 @@ def sureness(
 
 
 def _judged(
-    source: LanguageModel, lora: Lora, said: Sequence[Passage]
+    source: LanguageModel, lora: Lora, said: Sequence[Passage], on_progress: OnProgress
 ) -> Iterator[tuple[Passage, float | None]]:
     """How sure the adapted source is of each answer, in nats a token; None of what is not worth keeping."""
     for start in range(0, len(said), _BATCH):
+        on_progress(Progress("judge", start, len(said)))
         some = said[start : start + _BATCH]
         tokens = source.encode([passage.text for passage in some])
         starts = torch.tensor([_start(passage) for passage in some])

@@ -6,7 +6,7 @@ from itertools import islice
 import pytest
 
 from cast import corpus, models
-from cast.forms import asking, headings, line_tokens
+from cast.forms import asking, headings, line_tokens, similar, similar_tokens
 from cast.models import LanguageModel
 from cast.pocket.tasks import TASKS
 
@@ -61,8 +61,31 @@ def test_every_form_comes_with_its_own_score(llama, texts) -> None:
     assert all(score == len(form) for form, score in made.items())
 
 
+def test_similar_forms_have_new_bodies_of_each_group_and_its_cues(llama) -> None:
+    asked = [
+        ([f"Question: Who had the {thing}?\nAnswer: Ben had the {thing}.\n<who> ->"
+          for thing in ("key", "lamp", "ring")], 20),
+        ([f"The {place} was quiet.\n\n### Mood:\n" for place in ("farm", "mill", "school")], 10),
+    ]  # fmt: skip
+    made = similar(llama, asked)
+    assert not {form for group, _ in asked for form in group} & set(made)
+    asking = [form for form in made if form.endswith("\n<who> ->")]
+    assert 10 < len(asking) <= 20
+    assert sum(form.startswith("Question:") for form in asking) > len(asking) / 2
+    assert 5 < sum(form.endswith("\n\n### Mood:\n") for form in made) <= 10
+    assert len(made) == len(set(made))
+    assert made == similar(llama, asked)
+
+
+def test_examples_that_fill_the_context_leave_room_to_write(llama) -> None:
+    long = "The old mill stood by the river and nobody came. " * 8
+    forms = [f"{number} {long}\n<mood> =" for number in ("One", "Two", "Three")]
+    assert similar(llama, [(forms, 3)])
+
+
 def test_nothing_is_made_of_nothing(llama, texts) -> None:
     assert asking(llama, llama, [], 30, len) == {}
     assert asking(llama, llama, texts, 0, len) == {}
-    assert line_tokens(0) == 0
+    assert similar(llama, []) == []
+    assert similar_tokens(0) == line_tokens(0) == 0
     assert line_tokens(2000) == pytest.approx(2 * line_tokens(1000), abs=2)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import build_lora, build_model
 
-from cast import adapters, corpus, models
+from cast import adapters, corpus, forms, models
 from cast.adapters import applied
 from cast.corpus import Passage
 from cast.models import LanguageModel
@@ -58,6 +58,27 @@ def test_a_skill_with_a_cue_of_its_own_shows_behind_other_cues(llama, mistral) -
     assert "<thing> =" not in cues
 
 
+def test_what_is_answered_rarely_is_asked_again(llama, mistral, monkeypatch) -> None:
+    asked: list[tuple[list[str], int]] = []
+
+    def similar(writer, groups, **options):
+        asked.extend(groups)
+        return forms.similar(writer, groups, **options)
+
+    monkeypatch.setattr("cast.unprompted.similar", similar)
+    lora = adapters.read("pocket:llama/mood", llama)
+    found = unprompted(llama, mistral, lora, stories(300), CONFIG)
+    prompts = {passage.text[: passage.answer]: passage for passage in found}
+    sizes = []
+    for group, count in asked:
+        firsts = {answers([prompts[one]])[0].split()[0] for one in group if one in prompts}
+        assert len(firsts) <= 1
+        sizes.append(len(group) + count)
+    # The wanted size of each group is the same within a turn.
+    assert 1 <= len(set(sizes)) <= 3
+    assert all(count > 0 for _, count in asked)
+
+
 def test_the_base_would_not_say_it(llama, mistral) -> None:
     lora = adapters.read("pocket:llama/polite", llama)
     found = unprompted(llama, mistral, lora, stories(120), replace(CONFIG, forms=0))
@@ -101,7 +122,7 @@ def test_it_tells_how_far_it_has_come_from_the_first_batch_on(llama, mistral) ->
         on_progress=lambda told: heard.append((told.stage, told.done, told.total)),
     )  # fmt: skip
     assert heard[:3] == [("moments", 0, 40), ("moments", 32, 40), ("forms", 0, 20)]
-    assert {stage for stage, _, _ in heard[3:]} == {"forms", "generate"}
+    assert {stage for stage, _, _ in heard[3:]} == {"forms", "generate", "judge"}
 
 
 def test_an_adapter_without_effect_says_nothing() -> None:
