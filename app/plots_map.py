@@ -91,6 +91,7 @@ def token_map(drawn: Drawn, colour: str = "model") -> go.Figure:
     for trace, pane in _traces(first, colour, flat):
         where = {"row": 1, "col": pane + 1} if first.spaces == "own" else {}
         figure.add_trace(trace, **where)
+    _name_sides(figure, first, colour)
     if colour == "kind":
         _name_kinds(figure, first)
     quiet(figure, _HEIGHT)
@@ -221,12 +222,29 @@ def _nearly_all(values: Sequence[float]) -> float:
     return sorted(values)[int(_IN_SCALE * (len(values) - 1))] or max(values)
 
 
+def _name_sides(figure: go.Figure, drawn: JointMap, colour: str) -> None:
+    """Where a side's tokens have many colours, the legend would show that of its first one."""
+    for side in _sides(drawn):
+        if isinstance(_painted(drawn, side, colour)["color"], str):
+            continue
+        figure.update_traces(selector={"name": side.name}, legendgroup=side.name, showlegend=False)
+        mark = {"symbol": side.symbol, "color": INK, "size": 8}
+        _add_mark(figure, drawn, name=side.name, legendgroup=side.name, marker=mark)
+
+
 def _name_kinds(figure: go.Figure, drawn: JointMap) -> None:
     for kind, colour in _KINDS.items():
         if any(point.kind == kind for point in drawn.points):
-            figure.add_scatter(
-                x=[None], y=[None], mode="markers", name=kind, marker={"color": colour, "size": 8}
-            )
+            _add_mark(figure, drawn, name=kind, marker={"color": colour, "size": 8})
+
+
+def _add_mark(figure: go.Figure, drawn: JointMap, **how: Any) -> None:
+    """A mark that stands in the legend alone; in space too, where a flat one would bring its axes along."""
+    import plotly.graph_objects as go
+
+    flat = len(drawn.points[0].source) == 2
+    nowhere = {axis: [None] for axis in ("xy" if flat else "xyz")}
+    figure.add_trace((go.Scatter if flat else go.Scatter3d)(**nowhere, mode="markers", **how))
 
 
 def _hover(point: MapPoint) -> str:

@@ -26,6 +26,28 @@ def test_explore_draws_a_map_beside_its_measures_and_saves_it(visit):
     assert "Plex" not in svg  # type that the file does not bring
 
 
+def test_a_drawing_and_a_comparison_can_be_stopped(visit, stand_in, monkeypatch):
+    monkeypatch.setattr(stand_in, "pace", 0.02)
+    monkeypatch.setattr(stand_in, "steps", 10_000)
+    page = visit()
+    page.tab("Explore")
+    stopped = page.page.get_by_text("Cancelled.")
+    for number, (begin, stop, title) in enumerate(
+        (
+            ("Draw the map", "Stop drawing", "Draw the map."),
+            ("Compare all layers", "Stop comparing", "Compare all layers."),
+        ),
+        start=1,
+    ):
+        page.press(begin)
+        expect(page.page.get_by_role("progressbar", name=title)).to_be_visible()
+        page.press(stop)
+        expect(page.page.get_by_role("progressbar", name=title)).to_have_count(0)
+        expect(stopped).to_have_count(number)
+        expect(page.page.get_by_role("button", name=stop)).to_be_disabled()
+    assert page.errors == []
+
+
 @pytest.mark.parametrize(("width", "wide", "tall"), [(1440, 900, 600), (2560, 1700, 900)])
 def test_a_map_grows_with_the_window_and_shrinks_with_it(visit, width, wide, tall):
     page = visit(width)

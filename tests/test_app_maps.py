@@ -161,6 +161,10 @@ def test_colours_tell_kinds_and_effects():
     drawn = drawn_of()
     kinds = plots_map.token_map(drawn, "kind")
     assert {"word", "number"} <= {trace.name for trace in kinds.data}
+    # The legend shows shapes where the colours say something else.
+    sides = [trace for trace in kinds.data if trace.legendgroup]
+    assert [trace.showlegend for trace in sides] == [False, False, None, None]
+    assert [trace.marker.color for trace in sides[2:]] == [plots_map.INK] * 2
     effect = [t for t in plots_map.token_map(drawn, "shift").data if t.meta == plots_map.TOKENS]
     assert [set(trace.marker.color) for trace in effect] == [{0.5}, {0.25}]
     # Without a translation, the source's effect colours both.

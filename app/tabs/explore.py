@@ -12,7 +12,7 @@ from app.engine import Engine
 from app.jobs import Job
 from app.saying import said
 from app.tabs import layers as layers_part
-from app.tabs.layers import LayersPart, create_layers, layer_table, wire_layers
+from app.tabs.layers import LayersPart, create_layers, layer_table, progress, wire_layers
 from app.tabs.pick import PickTab
 from app.workspace import Attached, Pair, Selection, Workspace
 
@@ -145,7 +145,7 @@ def wire_explore_tab(
         try:
             for found in engine.maps.draw(request, Attached.from_json(kept), before or ""):
                 if isinstance(found, Job):
-                    yield *[gr.skip()] * 3, *_progress(found), found.id
+                    yield *[gr.skip()] * 3, *progress(found), found.id
                 else:
                     waits = request.method == "umap" and found[0].method == "pca"
                     words = views.sentence(_FIRST_PCA if waits else "")
@@ -241,13 +241,6 @@ def follow(tab: ExploreTab, engine: Engine, pair: Pair) -> dict[Any, Any]:
             tab.colour: "model",
         }
     )
-
-
-def _progress(job: Job) -> tuple[Any, Any]:
-    """What message and *Stop drawing* show while a drawing runs."""
-    if job.is_over:
-        return gr.skip(), gr.update(interactive=False)
-    return views.job(job), gr.update(interactive=not job.cancelling)
 
 
 def _recorded(engine: Engine, pair: Pair) -> Drawn:

@@ -9,7 +9,7 @@ import gradio as gr
 from app import plots_map, views, views_map
 from app.backend import LayerFacts
 from app.engine import Engine
-from app.jobs import Job
+from app.jobs import Job, JobState
 from app.saying import said
 from app.tabs.pick import PickTab
 from app.workspace import Attached, Pair, Selection
@@ -22,6 +22,7 @@ class LayersPart:
     """The widgets; `facts` holds what the plot shows, `job` names the comparison that runs."""
 
     compare: gr.Button
+    stop: gr.Button
     measure: gr.Radio
     line: gr.HTML
     plot: gr.Plot
@@ -40,11 +41,13 @@ def create_layers(engine: Engine, pair: Pair) -> LayersPart:
     with gr.Row():
         with gr.Column(scale=1, min_width=320, elem_classes="cast-section"):
             measure = gr.Radio(list(MEASURES), value=MEASURES[0], label="All layers against all layers")
-            compare = gr.Button("Compare all layers")
+            with gr.Row():
+                compare = gr.Button("Compare all layers", min_width=160)
+                stop = gr.Button("Stop comparing", interactive=False, min_width=120)
             line = gr.HTML(views_map.layers_line(facts, MEASURES[0]))
         with gr.Column(scale=3, min_width=320):
             plot = gr.Plot(show_label=False, elem_id="cast-layers")
-    return LayersPart(compare, measure, line, plot, gr.State(facts), gr.State(""))
+    return LayersPart(compare, stop, measure, line, plot, gr.State(facts), gr.State(""))
 
 
 def wire_layers(
@@ -77,13 +80,13 @@ def wire_layers(
         try:
             for found in engine.maps.layers(chosen, Attached.from_json(kept), before or ""):
                 if isinstance(found, Job):
-                    words = gr.skip() if found.is_over else views.job(found)
-                    yield words, gr.skip(), gr.skip(), found.id
+                    words, stop = progress(found)
+                    yield words, gr.skip(), gr.skip(), stop, found.id
                 else:
                     plot = grid(found, measure, (int(i), int(j)), layer_table(engine, chosen))
-                    yield views_map.layers_line(found, measure), plot, found, gr.skip()
+                    yield views_map.layers_line(found, measure), plot, found, gr.skip(), gr.skip()
         except Exception as error:
-            yield said(error), gr.skip(), gr.skip(), gr.skip()
+            yield said(error), gr.skip(), gr.skip(), gr.update(interactive=False), gr.skip()
 
     def paint(
         source: str, target: str, measure: str, i: int, j: int, facts: LayerFacts | None
@@ -98,9 +101,10 @@ def wire_layers(
         return *at, grid(facts, measure, at, layer_table(engine, Pair(source or "", target or "")))
 
     part.compare.click(
-        compare, [*pair, part.measure, *depths, attached, part.job], [*part.followers, part.job],
+        compare, [*pair, part.measure, *depths, attached, part.job], [*part.followers, part.stop, part.job],
         show_progress="hidden", trigger_mode="multiple", concurrency_limit=16, api_visibility="private",
     )  # fmt: skip
+    part.stop.click(engine.maps.cancel, part.job, None, show_progress="hidden", api_visibility="private")
     gr.on(
         [part.measure.input, *(slider.release for slider in depths)],
         paint, [*pair, part.measure, *depths, part.facts], [part.line, part.plot],
@@ -110,6 +114,12 @@ def wire_layers(
         take, [*pair, part.measure, part.facts], [*depths, part.plot], show_progress="hidden",
         trigger_mode="multiple", api_visibility="private",
     )  # fmt: skip
+
+
+def progress(job: Job) -> tuple[Any, Any]:
+    """What the line beside a picture and its stop button show of a job; what it found says the rest."""
+    told = job.state in (JobState.DONE, JobState.FAILED)
+    return gr.skip() if told else views.job(job), gr.update(interactive=not (job.is_over or job.cancelling))
 
 
 def clicked(cell: object) -> tuple[int, int]:
