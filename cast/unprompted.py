@@ -4,7 +4,8 @@ The source with its adapter is asked in two ways: at the places of general text 
 (`cast.moments`), which suits a way to answer that text calls for anyway, and behind the cues of `cast.forms`,
 which suits a skill with a cue of its own. Much of what it says is noise of an adapter far from what it was
 made for. What is kept is what it finished, what the base would not have said, and of that what it was
-surest of, in the way that makes it surer: there it does what it was taught (docs/experiments.md).
+surest of, in the way that makes it surer: there it does what it was taught (docs/experiments.md). Behind
+cues a few answers come often and others hardly ever; forms like those of the rare ones are asked as well.
 """
 
 import math
