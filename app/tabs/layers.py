@@ -42,8 +42,8 @@ def create_layers(engine: Engine, pair: Pair) -> LayersPart:
         with gr.Column(scale=1, min_width=320, elem_classes="cast-section"):
             measure = gr.Radio(list(MEASURES), value=MEASURES[0], label="All layers against all layers")
             with gr.Row():
-                compare = gr.Button("Compare all layers", min_width=160)
-                stop = gr.Button("Stop comparing", interactive=False, min_width=120)
+                compare = gr.Button("Compare all layers", min_width=200)
+                stop = gr.Button("Stop comparing", interactive=False, min_width=200)
             line = gr.HTML(views_map.layers_line(facts, MEASURES[0]))
         with gr.Column(scale=3, min_width=320):
             plot = gr.Plot(show_label=False, elem_id="cast-layers")
