@@ -17,7 +17,7 @@ from cast.pocket.tasks import TASKS
 from cast.recipes import TranslationConfig
 from cast.unprompted import asking_tokens, sureness, unprompted
 
-CONFIG = TranslationConfig(moments=150, forms=450)
+CONFIG = TranslationConfig(moments=120, forms=300, steps=60)
 
 
 @pytest.fixture(scope="module")
