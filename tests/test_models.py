@@ -144,7 +144,7 @@ class TestEncode:
         last_at = {end: index for index, end in enumerate(ends)}
         pieces = lm.tokenizer.convert_ids_to_tokens(ids)
         for end, index in last_at.items():
-            # Bytes and unknowns do not spell, and a mark of a word's beginning counts a byte behind it as its own.
+            # Bytes and unknowns do not spell, and the mark of a word counts a byte behind it as its own.
             if any(piece.startswith("<") for piece in pieces[: index + 2]):
                 break
             spelled = "".join(pieces[: index + 1]).replace("▁", " ")
