@@ -144,9 +144,10 @@ class TestEncode:
         last_at = {end: index for index, end in enumerate(ends)}
         pieces = lm.tokenizer.convert_ids_to_tokens(ids)
         for end, index in last_at.items():
-            # Bytes and unknowns do not spell, and the mark of a word counts a byte behind it as its own.
-            if any(piece.startswith("<") for piece in pieces[: index + 2]):
-                break
+            if any(piece.startswith("<") for piece in pieces[: index + 1]):
+                break  # bytes and unknowns do not spell
+            if pieces[index] == "▁" and pieces[index + 1 : index + 2] and pieces[index + 1].startswith("<"):
+                break  # the mark of a word alone counts a byte behind it as its own
             spelled = "".join(pieces[: index + 1]).replace("▁", " ")
             assert spelled.removeprefix(" ") == text[:end].removeprefix(" ")
 
