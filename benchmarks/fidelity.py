@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.fidelity_table import write_table
+from benchmarks.speed_record import RESULTS as SPEEDS
 from cast import adapters, comparison, evaluate, models, pipeline
 from cast.comparison import Comparison
 from cast.errors import CastError
@@ -221,6 +222,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, help="steps of compiled mode, instead of its default")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the runs")
+    parser.add_argument("--speeds", type=Path, default=SPEEDS, help="what benchmarks.speed kept")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "fidelity.md", help="page to write")
     parser.add_argument("--table", action="store_true", help="run nothing, write the page")
     arguments = parser.parse_args()
@@ -232,7 +234,7 @@ def main() -> int:
         runs = [run for run in grid(arguments) if not run.path.is_file()]
         print(f"{len(runs)} runs to do", flush=True)
         failed = work_off(runs, arguments.workers)
-    write_table(arguments.results, arguments.page)
+    write_table(arguments.results, arguments.speeds, arguments.page)
     return 1 if failed else 0
 
 

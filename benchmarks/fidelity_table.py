@@ -8,6 +8,9 @@ from pathlib import Path
 from statistics import fmean, variance
 
 from benchmarks.fidelity_prediction import prediction_section
+from benchmarks.fidelity_segments import segments_section
+from benchmarks.markdown import arrow, header, row, short
+from benchmarks.speed_record import SpeedRun, read_runs
 from cast.baselines import BASELINES
 from cast.pocket.tasks import TASKS
 from cast.results import Result, read_results
@@ -16,8 +19,9 @@ from cast.results import Result, read_results
 _WIDTH_IN_ERRORS = 2 * 1.96
 _ORDER = (
     "hosted", "compiled-prompts", "compiled", "compiled-general", "instant", "kernel", "hosted-states",
-    "hosted-1", "proxy-tuning", "reduced-rank-regression", "theseus", "bico", "cross-lora", "lora-x",
-    "truncate-and-pad", "naive-copy", "random-heads", "random-maps", "shuffled-layers",
+    "hosted-3", "hosted-2", "hosted-1", "self-distillation", "proxy-tuning", "reduced-rank-regression",
+    "theseus", "bico", "cross-lora", "lora-x", "truncate-and-pad", "naive-copy", "random-heads",
+    "random-maps", "shuffled-layers",
 )  # fmt: skip
 # A method may cost so much more than the adapters themselves.
 _ALLOWED = 0.01
@@ -32,7 +36,8 @@ interval, bootstrap over examples, with the variance between seeds added where t
 task* is the relative change of bits per byte on held-out general text.
 
 - `hosted`: the whole source stack beside the target, which takes over the words that the adapter moves; no
-  heads, no fit. `hosted-states`: the same through the deepest decode head. `hosted-1`: block by block.
+  heads, no fit. `hosted-states`: the same through the deepest decode head. `hosted-1`: block by block;
+  `hosted-2`, `hosted-3`: two and three of the target's blocks at a time.
 - `compiled`: a plain LoRA fitted on general text, and on what the source with its adapter says by itself, at
   places of such text or behind cues of many forms; no prompt. `compiled-general`: on general text as it is.
   `compiled-prompts`: with five example prompts of the task, without answers, which a base model of the pair
@@ -41,9 +46,10 @@ task* is the relative change of bits per byte on held-out general text.
 - Baselines, each in `cast/baselines/` with its paper and equation, at the source adapter's rank:
   `cross-lora`, `lora-x` and `truncate-and-pad` see weights alone; `theseus`, `bico` and
   `reduced-rank-regression` (closed form, to the rank of `compiled`) the 625 passages of general text that
-  `instant` draws from; `proxy-tuning` runs both models. `random-heads`, `random-maps` and `shuffled-layers`
-  are controls: `hosted-states` through drawn heads, `instant` through drawn maps, and with each kernel in
-  another block.
+  `instant` draws from; `proxy-tuning` runs both models; `self-distillation` trains on the adapted source's
+  written answers to the prompts that `compiled-prompts` makes, with its rank and steps. `random-heads`,
+  `random-maps` and `shuffled-layers` are controls: `hosted-states` through drawn heads, `instant` through
+  drawn maps, and with each kernel in another block.
 
 Made by `python -m benchmarks.fidelity --table` from `benchmarks/results/fidelity/`, one file a run;
 `python -m benchmarks.fidelity --slice small` makes the runs.
@@ -91,12 +97,12 @@ class Cell:
         return text
 
 
-def write_table(results: Path, page: Path) -> None:
-    """Render every result in `results` to the Markdown page."""
-    page.write_text(render(read_results(results)), encoding="utf-8")
+def write_table(results: Path, speeds: Path, page: Path) -> None:
+    """Render every result in `results`, and what `benchmarks.speed` keeps in `speeds`, to the page."""
+    page.write_text(render(read_results(results), read_runs(speeds)), encoding="utf-8")
 
 
-def render(runs: Sequence[Result]) -> str:
+def render(runs: Sequence[Result], speeds: Sequence[SpeedRun] = ()) -> str:
     """The page for these runs."""
     if not runs:
         return f"{HEAD}\nNo run has been made yet.\n"
@@ -104,7 +110,8 @@ def render(runs: Sequence[Result]) -> str:
     pairs = sorted({(run.source, run.target) for run in runs})
     sections = [HEAD, _overview(runs, pairs, methods)]
     sections += [_pair_section(pair, [run for run in runs if _pair(run) == pair], methods) for pair in pairs]
-    return "\n".join([*sections, prediction_section(runs), _provenance(runs)])
+    sections += [segments_section(runs, speeds), prediction_section(runs), _provenance(runs)]
+    return "\n".join(sections)
 
 
 def _overview(runs: Sequence[Result], pairs: Sequence[tuple[str, str]], methods: Sequence[str]) -> str:
@@ -121,15 +128,15 @@ def _overview(runs: Sequence[Result], pairs: Sequence[tuple[str, str]], methods:
         if any(run.metric == metric and pair in (None, _pair(run)) for run in runs)
     ]
     kinds = {"choice": "label", "style": "behaviour"}
-    titles = [f"{_arrow(pair) if pair else 'all pairs'}: {kinds[metric]}" for pair, metric in groups]
-    lines += _header(["method", *titles, "off-task", "seconds"])
+    titles = [f"{arrow(pair) if pair else 'all pairs'}: {kinds[metric]}" for pair, metric in groups]
+    lines += header(["method", *titles, "off-task", "seconds"])
     for method in methods:
         own = [run for run in runs if run.method == method]
         cells = [
             _mean_lift([run for run in own if run.metric == metric and pair in (None, _pair(run))])
             for pair, metric in groups
         ]
-        lines.append(_row([method, *cells, _mean_percent(run.off_task for run in own), _mean_seconds(own)]))
+        lines.append(row([method, *cells, _mean_percent(run.off_task for run in own), _mean_seconds(own)]))
     for title, costs in (
         ("the source with its own adapter", {(run.source, run.task): run.source_off_task for run in runs}),
         (
@@ -137,7 +144,7 @@ def _overview(runs: Sequence[Result], pairs: Sequence[tuple[str, str]], methods:
             {(run.target, run.task): run.retrained_off_task for run in runs},
         ),
     ):
-        lines.append(_row([f"*{title}*", *("" for _ in groups), _mean_percent(costs.values()), ""]))
+        lines.append(row([f"*{title}*", *("" for _ in groups), _mean_percent(costs.values()), ""]))
     return "\n".join([*lines, ""])
 
 
@@ -150,12 +157,12 @@ def _pair_section(pair: tuple[str, str], runs: Sequence[Result], methods: Sequen
     modes, baselines = (
         [method for method in here if (method in BASELINES) is known] for known in (False, True)
     )
-    lines = [f"## {_arrow(pair)}", ""]
+    lines = [f"## {arrow(pair)}", ""]
     columns = ["task", "score", "base", "retrained", "source + adapter"]
-    lines += _header([*columns, *(f"{method}: score · **lift**" for method in modes)])
+    lines += header([*columns, *(f"{method}: score · **lift**" for method in modes)])
     firsts = {task: next(run for run in runs if run.task == task) for task in tasks}
     left_out = [
-        f"{_short(task)} ({_percent(first.base)} → {_percent(first.retrained)})"
+        f"{short(task)} ({_percent(first.base)} → {_percent(first.retrained)})"
         for task, first in firsts.items()
         if first.lift is None
     ]
@@ -164,16 +171,16 @@ def _pair_section(pair: tuple[str, str], runs: Sequence[Result], methods: Sequen
         first = firsts[task]
         ends = [_percent(value) for value in (first.base, first.retrained, first.source_adapted)]
         found = [_cell(cells.get((task, method))) for method in modes]
-        lines.append(_row([_short(task), _METRICS[first.metric], *ends, *found]))
+        lines.append(row([short(task), _METRICS[first.metric], *ends, *found]))
     if baselines:
         lines += [
             "",
             "Baselines:",
             "",
-            *_header(["task", *(f"{name}: score · **lift**" for name in baselines)]),
+            *header(["task", *(f"{name}: score · **lift**" for name in baselines)]),
         ]
         lines += [
-            _row([_short(task), *(_cell(cells.get((task, name))) for name in baselines)]) for task in tasks
+            row([short(task), *(_cell(cells.get((task, name))) for name in baselines)]) for task in tasks
         ]
     lines += ["", *_off_task_table(cells, tasks, here)]
     if left_out:
@@ -194,19 +201,19 @@ def _off_task_table(
     """
     lines = [
         "Off-task, percent of the base's bits per byte; bold: more than 1 above both adapters' own.", "",
-        *_header(["task", "source's own", "retrained's own", *methods]),
+        *header(["task", "source's own", "retrained's own", *methods]),
     ]  # fmt: skip
     for task in tasks:
         found = [cells.get((task, method), ()) for method in methods]
         first = next(run for runs in found for run in runs)
         own = [cost for cost in (first.source_off_task, first.retrained_off_task) if cost is not None]
-        row = []
+        shown = []
         for runs in found:
             costs = [run.off_task for run in runs if run.off_task is not None]
             text = f"{100 * fmean(costs):+.1f}" if costs else "–"
-            row.append(f"**{text}**" if costs and own and fmean(costs) > max(own) + _ALLOWED else text)
+            shown.append(f"**{text}**" if costs and own and fmean(costs) > max(own) + _ALLOWED else text)
         ends = [_cost(cost) for cost in (first.source_off_task, first.retrained_off_task)]
-        lines.append(_row([_short(task), *ends, *row]))
+        lines.append(row([short(task), *ends, *shown]))
     return lines
 
 
@@ -247,14 +254,6 @@ def _pair(run: Result) -> tuple[str, str]:
     return run.source, run.target
 
 
-def _arrow(pair: tuple[str, str]) -> str:
-    return " → ".join(_short(name) for name in pair)
-
-
-def _short(name: str) -> str:
-    return name.removeprefix("pocket:")
-
-
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}"
 
@@ -262,11 +261,3 @@ def _percent(share: float | None) -> str:
 def _place(order: Sequence[str]) -> Callable[[str], tuple[int, str]]:
     """Known names in the order given, others behind them by name."""
     return lambda name: (order.index(name) if name in order else len(order), name)
-
-
-def _header(columns: Sequence[str]) -> list[str]:
-    return [_row(columns), _row(["---"] * len(columns))]
-
-
-def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"

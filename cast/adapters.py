@@ -128,11 +128,11 @@ def applied(lm: LanguageModel, lora: Lora, strength: float = 1.0) -> Iterator[No
     """
     with ExitStack() as hooks:
         if strength != 0:
+            # Looked up once: it takes a walk through the modules, and a session enters here at every token.
+            device = lm.device
             for kernel in lora.kernels:
-                handle = lm.architecture.module(kernel.site).register_forward_hook(
-                    _Change(kernel, strength, lm.device)
-                )
-                hooks.callback(handle.remove)
+                change = _Change(kernel, strength, device)
+                hooks.callback(lm.architecture.module(kernel.site).register_forward_hook(change).remove)
         yield
 
 

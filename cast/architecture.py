@@ -5,8 +5,10 @@ Everything starts from one observation: a decoder-only language model holds one 
 also projects out), and `get_output_embeddings()` is the head.
 """
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -107,6 +109,11 @@ class Architecture:
     def depth(self) -> int:
         """Number of decoder blocks."""
         return len(self.blocks)
+
+    @cached_property
+    def takes_positions(self) -> bool:
+        """Whether the decoder is told the positions of its tokens; ALiBi models count on the mask."""
+        return "position_ids" in inspect.signature(self.decoder.forward).parameters
 
     def module(self, site: Site) -> nn.Module:
         """The linear module of a site of this model."""

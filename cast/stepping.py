@@ -3,7 +3,6 @@
 Both know no family: masks, rotary tables and position biases come from the model's own decoder.
 """
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -349,8 +348,10 @@ def _decode(
     lm: LanguageModel, cache: RaggedCache | None, valid: Tensor, positions: Tensor, **inputs: Tensor
 ) -> None:
     """Run the decoder on new columns that follow those in the cache."""
-    decoder: nn.Module = lm.architecture.decoder
+    architecture, device = lm.architecture, lm.device
     mask = valid.long() if cache is None else cache.mask_with(valid)
-    if "position_ids" in inspect.signature(decoder.forward).parameters:  # ALiBi models count on the mask.
-        inputs["position_ids"] = positions.to(lm.device)
-    decoder(attention_mask=mask.to(lm.device), past_key_values=cache, use_cache=cache is not None, **inputs)
+    if architecture.takes_positions:
+        inputs["position_ids"] = positions.to(device)
+    architecture.decoder(
+        attention_mask=mask.to(device), past_key_values=cache, use_cache=cache is not None, **inputs
+    )

@@ -1,5 +1,6 @@
 """The fidelity table: rendered from kept results alone, tasks left out by rule are named."""
 
+import itertools
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +8,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks import fidelity_fill
+from benchmarks.fidelity_segments import segments_section
 from benchmarks.fidelity_table import Cell, render, write_table
+from benchmarks.speed import Way, costs, hosted_blocks
+from benchmarks.speed_record import Cost, SpeedRun, read_runs
 from cast.results import Result, read_results
+from cast.runners import PlainRunner
+from cast.wording import WordedRunner
 
 RUN = Result(
     "hosted", "pocket:llama", "pocket:mistral", "pocket:mood", 0, "choice",
@@ -19,7 +25,7 @@ RUN = Result(
 
 def test_one_run_is_shown_as_it_is(tmp_path: Path) -> None:
     RUN.write_result(tmp_path / "runs")
-    write_table(tmp_path / "runs", tmp_path / "fidelity.md")
+    write_table(tmp_path / "runs", tmp_path / "speeds", tmp_path / "fidelity.md")
     page = (tmp_path / "fidelity.md").read_text()
     assert "## llama → mistral" in page
     assert "| mood | choice accuracy | 20.0 | 100.0 | 100.0 | 80.0 · **0.75** [0.70, 0.80] |" in page
@@ -84,6 +90,51 @@ def test_what_older_results_lack_is_filled_in_and_scores_stay(tmp_path: Path, mo
     assert fidelity_fill.main() == 0
     (filled,) = read_results(tmp_path)
     assert filled == replace(kept, source_off_task=0.1, retrained_off_task=0.2)
+
+
+SPEED = SpeedRun(
+    "llama", "mistral", "mood", "a processor", 2, 1, "processor", 7, 10**8, {"torch": "2"},
+    (
+        Cost("target", 0, 1e-4, 5e-3, 2e-3), Cost("hosted-1", 0, 2e-4, 9e-3, 8e-3, 5e-3),
+        Cost("hosted", 0, 2e-4, 9e-3, 6e-3, 5e-3), Cost("instant", 19, 1e-4, 5e-3, 3e-3),
+    ),
+)  # fmt: skip
+
+
+def test_segments_stand_beside_their_cost_on_the_tasks_that_all_have(tmp_path: Path) -> None:
+    runs = [
+        replace(RUN, method=method, task=f"pocket:{task}", lift=lift, off_task=0.5)
+        for method, task, lift in (
+            ("hosted-1", "mood", 0.25), ("hosted-1", "who", 0.5), ("hosted-1", "json", 0.0),
+            ("hosted", "mood", 1.0), ("hosted", "who", 0.9), ("kernel", "mood", 0.1),
+        )
+    ]  # fmt: skip
+    SPEED.write(tmp_path)
+    assert read_runs(tmp_path) == [SPEED]
+    section = segments_section(runs, read_runs(tmp_path))
+    assert "| llama → mistral: N | mood | who | mean | off-task |" in section
+    assert "| 1 | 0.25 | 0.50 | 0.38 | +50.0 % |" in section
+    assert "| all, by words | 1.00 | 0.90 | 0.95 | +50.0 % |" in section
+    assert "| N = 1 | 4.00 | 2.50 |" in section
+    assert "| N = all, by words | 3.00 | 2.50 |" in section
+    assert "instant" not in section
+    assert "1 is 2.0 ms (processor seconds, 1 thread, a processor)." in section
+    assert "Too few of them" in segments_section(runs[:3], [])
+
+
+def test_ways_are_timed_in_turn_and_a_hosted_one_beside_what_it_may_cost(tiny_model, tiny_lora) -> None:
+    """A clock that counts its own questions: what is compared is what lies between two of them."""
+    source, target = tiny_model("llama"), tiny_model("gpt_neox", width=24)
+    ways = [
+        Way("target", PlainRunner(target)),
+        Way("hosted", WordedRunner(source, tiny_lora(source), target)),
+    ]
+    ticks = itertools.count()
+    alone, hosted = costs(ways, ["The fox met the owl."], 1, lambda: float(next(ticks)))
+    assert (alone.written_seconds, alone.limit_seconds) == (1, None)
+    # The hosted blocks are looked at before and after: one tick each, twice, and 15 % more.
+    assert hosted.limit_seconds == pytest.approx(1.15 * (1 + 2 * source.depth))
+    assert hosted_blocks(ways[1].runner) == set(range(1, source.depth + 1))
 
 
 def test_without_results_the_page_says_so() -> None:

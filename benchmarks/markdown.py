@@ -1,0 +1,25 @@
+"""Tables in Markdown, and the short names that stand in them."""
+
+from collections.abc import Iterable, Sequence
+
+from cast.pocket import registry
+
+
+def header(columns: Sequence[str]) -> list[str]:
+    """The first two lines of a table."""
+    return [row(columns), row(["---"] * len(columns))]
+
+
+def row(cells: Iterable[str]) -> str:
+    """One line of a table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def arrow(pair: tuple[str, str]) -> str:
+    """Source and target by their short names."""
+    return " → ".join(map(short, pair))
+
+
+def short(name: str) -> str:
+    """A model's or task's name without what all of the zoo share."""
+    return name.removeprefix(registry.PREFIX)
