@@ -35,10 +35,13 @@ BASELINES = {
     "theseus": "Theseus",
     "bico": "BiCo",
     "reduced-rank-regression": "Reduced-rank regression",
+    "self-distillation": "Self-generated distillation",
     "random-heads": "Control: random heads",
     "random-maps": "Control: random maps",
     "shuffled-layers": "Control: shuffled layers",
 }
+# What reads example prompts.
+READ_PROMPTS = frozenset({"compiled", "self-distillation"})
 # Names that results have beside those that can be asked for.
 _NAMES = {
     **METHODS,

@@ -27,6 +27,7 @@ import torch
 from benchmarks.fidelity_table import write_table
 from benchmarks.speed_record import RESULTS as SPEEDS
 from cast import adapters, comparison, evaluate, models, pipeline
+from cast.baselines import BASELINES
 from cast.comparison import Comparison
 from cast.errors import CastError
 from cast.evaluate import EvalReport
@@ -66,13 +67,16 @@ class Run:
         """Where its result is kept."""
         names = (f"{registry.PREFIX}{name}" for name in (self.source, self.target, self.task))
         (config,) = comparison.methods_named([self.method.removesuffix(_PROMPTED)])
-        kind = config.text_kind(self.prompts) if isinstance(config, TranslationConfig) else "general"
+        kind: str = "prompts" if self.prompts else "general"
+        if isinstance(config, TranslationConfig):
+            kind = config.text_kind(self.prompts)
         return self.results / file_name(self.method, *names, self.seed, text=kind)
 
     @property
     def prompts(self) -> list[str]:
         """Example prompts of the task, where the method takes some."""
-        return example_prompts(self.task) if self.method.endswith(_PROMPTED) else []
+        own = self.method in BASELINES and BASELINES[self.method].needs_prompts
+        return example_prompts(self.task) if own or self.method.endswith(_PROMPTED) else []
 
 
 def grid(arguments: argparse.Namespace) -> Iterator[Run]:

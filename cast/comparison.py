@@ -13,6 +13,7 @@ from cast import adapters, corpus, evaluate, prediction
 from cast.adapters import Lora
 from cast.arriving import held_out_quality
 from cast.baselines import BASELINES, Baseline, Given
+from cast.corpus import Passage
 from cast.errors import Cancelled, CastError, RequestError
 from cast.evaluate import EvalReport, TaskData
 from cast.models import LanguageModel
@@ -25,6 +26,7 @@ from cast.runners import PlainRunner, Runner
 from cast.scoring import bits_per_byte
 from cast.storage import cache_folder
 from cast.training import LoraTrainingConfig, train_lora
+from cast.translate import answered_prompts
 
 _OFF_TASK_TEXTS = 200
 
@@ -197,11 +199,12 @@ def made_by(
     quality = Quality()
     started = time.monotonic()
     if isinstance(method, Baseline):
-        given = _given(method, source, target, lora, heads, text)
+        given = _given(method, source, target, lora, heads, text, prompts, on_progress)
         runner = method.make(given)
+        read = [passage.text for passage in given.answers] if method.needs_prompts else given.texts
         facts: dict[str, Any] = {
-            "seed": method.config.seed, "strength": 1.0, "text": "general",
-            "tokens": _tokens(target, given.texts),
+            "seed": method.config.seed, "strength": 1.0, "tokens": _tokens(target, read),
+            "text": "prompts" if method.needs_prompts else "general",
         }  # fmt: skip
     else:
         made = translate_adapter(
@@ -236,19 +239,27 @@ def _given(
     lora: Lora,
     heads: FoundHeads | None,
     text: str | None,
+    prompts: Sequence[str],
+    on_progress: OnProgress,
 ) -> Given:
-    """What a baseline may look at: of general text the passages that `instant` draws from."""
+    """What a baseline may look at: of general text what the mode that it is measured beside reads."""
     passages: list[str] = []
-    if method.needs_text:
+    if method.needs_text or method.needs_prompts:
         passages = fitting_text(source, target, method.config, text)
+    answers: list[Passage] = []
+    if method.needs_prompts and prompts:
+        answers = answered_prompts(
+            source, target, lora, prompts, passages, method.config, on_progress=on_progress
+        )
     return Given(
         source,
         target,
         lora,
-        passages,
+        passages if method.needs_text else (),
         heads.heads if heads else None,
         method.config,
         cache_folder() / "sites",
+        answers,
     )
 
 

@@ -228,7 +228,7 @@ class _Fit:
         self._parameters = [side for sides in self._sides for side in sides]
         self._optimizer = torch.optim.AdamW(
             self._parameters,
-            lr=config.learning_rate or _learning_rate(target),
+            lr=config.learning_rate or learning_rate(target),
             betas=(0.9, 0.99),
             weight_decay=0.0,
         )
@@ -277,7 +277,8 @@ class _Fit:
         return self._goal.measure(self.run)
 
 
-def _learning_rate(target: LanguageModel) -> float:
+def learning_rate(target: LanguageModel) -> float:
+    """Peak of the schedule for a target of this size, where none is chosen."""
     small = sum(weight.numel() for weight in target.model.parameters()) < _SMALL_TARGET
     return _SMALL_RATE if small else _LARGE_RATE
 

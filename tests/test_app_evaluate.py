@@ -18,7 +18,7 @@ from app.engine import Engine
 from app.evaluations import Evaluations
 from app.jobs import Jobs, JobState
 from app.library import CastBackend
-from app.runs import BASELINES, METHODS, Ends, EvaluateRequest, Kept, Missed, Run, RunStore
+from app.runs import BASELINES, METHODS, READ_PROMPTS, Ends, EvaluateRequest, Kept, Missed, Run, RunStore
 from app.workspace import Selection
 from cast import adapters
 from cast.baselines import BASELINES as KNOWN_BASELINES
@@ -229,6 +229,7 @@ def test_the_plot_has_a_dot_and_an_interval_a_method():
 
 def test_what_is_offered_is_what_the_library_has():
     assert set(BASELINES) == set(KNOWN_BASELINES)
+    assert {name for name in BASELINES if KNOWN_BASELINES[name].needs_prompts} == READ_PROMPTS - {"compiled"}
     assert [method.mode for method in methods_named(METHODS)] == [name.split("-")[0] for name in METHODS]
 
 

@@ -13,17 +13,21 @@ from cast.alignment import LayerMap, align
 from cast.baselines import BASELINES, Given
 from cast.baselines.controls import random_heads, random_maps, shuffled_layers
 from cast.baselines.copying import naive_copy, truncate_and_pad
+from cast.baselines.distillation import self_distillation
 from cast.baselines.regression import reduced_rank, reduced_rank_regression
 from cast.baselines.rotations import bico, theseus
 from cast.baselines.subspaces import cross_lora, lora_x, weight_of
 from cast.baselines.words import proxy_tuning
+from cast.corpus import Passage
 from cast.errors import AdapterError, CastError
 from cast.fitters import procrustes
 from cast.hosting import HostedRunner
 from cast.recipes import TranslationConfig
 from cast.runners import PlainRunner, Runner
+from cast.scoring import completion_log_probs
 from cast.site_values import watched
 
+NAMES = ("Ana", "Bo", "Cleo", "Dan")
 TEXTS = ["Once upon a time there was a little fox.", "The owl smiled"]
 
 
@@ -48,8 +52,11 @@ def same_width() -> Given:
 def given() -> Given:
     """Widths, depths and tokenizers differ, roles do not; few texts in small batches."""
     source, target = build_model("llama", depth=2), build_model("qwen2", "unigram", width=40, depth=3)
-    config = TranslationConfig(mode="instant", batch_size=4, site_tokens=400)
-    return Given(source, target, build_lora(source), corpus(30), heads_for(source, target), config)
+    config = TranslationConfig(mode="instant", batch_size=4, site_tokens=400, steps=40)
+    answers = [Passage(f"The fox met {name}: it smiled", len(f"The fox met {name}:")) for name in NAMES]
+    return Given(
+        source, target, build_lora(source), corpus(30), heads_for(source, target), config, answers=answers
+    )
 
 
 def test_a_copy_has_the_kernels_themselves_at_the_same_relative_depth(same_width: Given) -> None:
@@ -253,6 +260,22 @@ def test_the_regression_writes_part_of_the_carried_change_into_the_stream() -> N
     assert (wanted - got).square().sum() < 0.75 * (wanted - base).square().sum()
 
 
+def test_distillation_learns_what_was_written_and_reads_nothing_else(given: Given) -> None:
+    """Hard labels: of the source nothing but the text of its answers counts; empty ones are left out."""
+    runner = self_distillation(given)
+    assert isinstance(runner, PlainRunner)
+    assert runner.lora
+    assert runner.lora.rank == given.config.served_rank(given.lora.rank)
+    said = [(f"The fox met {name}:", " it smiled") for name in NAMES]
+    before, after = (sum(completion_log_probs(way, said)) for way in (PlainRunner(given.target), runner))
+    assert before < 5 * after < 0
+    empty = Passage("The fox met Eve:", len("The fox met Eve:"))
+    other = replace(given, lora=build_lora(given.source, seed=5), answers=[*given.answers, empty])
+    again = kernels_of(self_distillation(other))
+    for at, delta in kernels_of(runner).items():
+        torch.testing.assert_close(again[at], delta)
+
+
 def test_random_heads_keep_the_scales_and_nothing_else(given: Given) -> None:
     runner = random_heads(given)
     assert isinstance(runner, HostedRunner)
@@ -304,7 +327,9 @@ def test_each_is_known_by_name_with_its_reference_and_acts_in_bounds(name: str, 
     assert not torch.allclose(logits, PlainRunner(given.target).logits(batch)[batch.attention_mask.bool()])
 
 
-@pytest.mark.parametrize("name", [name for name, entry in BASELINES.items() if entry.needs_text])
+@pytest.mark.parametrize(
+    "name", [name for name, entry in BASELINES.items() if entry.needs_text or entry.needs_prompts]
+)
 def test_what_needs_text_or_heads_says_so(name: str, given: Given) -> None:
     with pytest.raises(CastError, match=r"give some|fit them"):
-        BASELINES[name].make(replace(given, texts=(), heads=None))
+        BASELINES[name].make(replace(given, texts=(), heads=None, answers=()))

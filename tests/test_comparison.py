@@ -1,6 +1,7 @@
 """Methods beside one another: each is told as it ends, and one that does not fit spoils no other."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -77,3 +78,16 @@ def test_a_method_is_called_what_it_was_asked_for_as(name: str) -> None:
 def test_a_method_that_is_not_there_is_refused(name: str) -> None:
     with pytest.raises(RequestError, match="no method"):
         methods_named([name])
+
+
+def test_a_baseline_that_reads_prompts_gets_the_adapters_answers_to_them(given, ends) -> None:
+    methods = methods_named(["self-distillation"], steps=2)
+    prompts = [example.prompt for example in TASK.examples]
+    methods = [replace(method, config=replace(method.config, prompts_wanted=4)) for method in methods]
+    (outcome,) = compared(*given, ends, methods, text="pocket", prompts=prompts)
+    assert isinstance(outcome, Result)
+    assert (outcome.method, outcome.text) == ("self-distillation", "prompts")
+    assert 0 < outcome.tokens < 500
+    (without,) = compared(*given, ends, methods, text="pocket")
+    assert isinstance(without, Failure)
+    assert "example prompts" in str(without.error)

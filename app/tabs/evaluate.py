@@ -12,7 +12,7 @@ from gradio.utils import get_upload_folder
 from app import plots, snippets, tables, theme, views
 from app.evaluations import Evaluations
 from app.jobs import is_going
-from app.runs import BASELINES, MAX_EXAMPLES, METHODS, EvaluateRequest, Kept, Run
+from app.runs import BASELINES, MAX_EXAMPLES, METHODS, READ_PROMPTS, EvaluateRequest, Kept, Run
 from app.saying import said
 from app.tabs.choice import Stores
 from app.tabs.command import Command, create_command
@@ -112,7 +112,8 @@ def create_evaluate_tab(evaluations: Evaluations, start: Workspace) -> EvaluateT
                     10, 1000, value=TranslationConfig.steps, step=10, label="Steps of a compiled LoRA"
                 )
                 with_prompts = gr.Checkbox(
-                    True, label="Compiled reads the example prompts of the Generate tab as well"
+                    True,
+                    label="Compiled and self-generated distillation read the prompts of Generate",
                 )
             with gr.Row():
                 run = gr.Button("Run", variant="primary", min_width=160)
@@ -309,7 +310,7 @@ def _request(
         (task or "").strip(),
         (*methods, *baselines),
         int(limit),
-        prompts_of(hints) if with_prompts and "compiled" in methods else (),
+        prompts_of(hints) if with_prompts and READ_PROMPTS & {*methods, *baselines} else (),
         int(steps),
         (retrained or "").strip(),
         train or "",

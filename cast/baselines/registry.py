@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from cast.adapters import Lora
 from cast.alignment import LayerMap
+from cast.corpus import Passage
 from cast.errors import CorpusError, HeadsError
 from cast.heads import HeadSet
 from cast.models import LanguageModel
@@ -32,6 +33,8 @@ class Given:
     """Seed, rank and the lengths of texts and batches."""
     cache: Path | None = None
     """Folder of fitted site maps; None keeps none."""
+    answers: Sequence[Passage] = ()
+    """Example prompts, made more as `compiled` makes them, with what the adapted source wrote behind them."""
 
     def batches(self) -> list[Sequence[str]]:
         """The text in batches of the configured size.
@@ -43,6 +46,17 @@ class Given:
             raise CorpusError("This baseline is fitted on general text; give some.")
         size = self.config.batch_size
         return [self.texts[start : start + size] for start in range(0, len(self.texts), size)]
+
+    def answered(self) -> list[Passage]:
+        """The answers that say anything.
+
+        Raises:
+            CorpusError: there is none.
+        """
+        said = [passage for passage in self.answers if passage.text[passage.answer :].strip()]
+        if not said:
+            raise CorpusError("This baseline is trained on answers to example prompts; give some.")
+        return said
 
     def fitted_heads(self) -> HeadSet:
         """The heads of the pair.
@@ -76,6 +90,7 @@ class Baseline:
     make: Make
     needs_text: bool = False
     needs_heads: bool = False
+    needs_prompts: bool = False
     config: TranslationConfig = _CLOSED
 
 
@@ -84,7 +99,9 @@ BASELINES: Mapping[str, Baseline] = MappingProxyType(_KNOWN)
 """Every baseline by its name; filled when the package is imported."""
 
 
-def baseline(name: str, reference: str, *, text: bool = False, heads: bool = False) -> Callable[[Make], Make]:
+def baseline(
+    name: str, reference: str, *, text: bool = False, heads: bool = False, prompts: bool = False
+) -> Callable[[Make], Make]:
     """Enter a function as a baseline.
 
     Args:
@@ -92,10 +109,13 @@ def baseline(name: str, reference: str, *, text: bool = False, heads: bool = Fal
         reference: the paper and its equation.
         text: whether it is fitted on general text.
         heads: whether it goes through the heads of the pair.
+        prompts: whether it reads answered example prompts; it is then measured beside `compiled` with
+            prompts, with as many steps and the same text.
     """
 
     def enter(make: Make) -> Make:
-        _KNOWN[name] = Baseline(name, reference, make, text, heads)
+        config = TranslationConfig() if prompts else _CLOSED
+        _KNOWN[name] = Baseline(name, reference, make, text, heads, prompts, config)
         return make
 
     return enter
