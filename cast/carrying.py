@@ -13,7 +13,7 @@ The objective is the sum of three terms, all in units of the effect that shall a
   no state of its own, and a change would break words that the target completes by itself.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,8 +35,6 @@ NO_EFFECT = (
 _MASSIVE = 4.0
 # Logit of what cannot happen.
 _NEVER = -1e4
-# Strengths among which the one that matches the source's effect is sought.
-_STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 
 
 @dataclass(frozen=True)
@@ -104,12 +102,6 @@ class Carrier:
         before = residuals(self.source, tokens, depths)
         with applied(self.source, self.lora):
             return before, residuals(self.source, tokens, depths)
-
-    @torch.no_grad()
-    def last_source_states(self, tokens: TokenBatch) -> tuple[Tensor, Tensor]:
-        """The source's last residuals [B, n, d_s], without and with the adapter."""
-        before, after = self._source_states(tokens, [self.source.depth])
-        return before[self.source.depth], after[self.source.depth]
 
 
 def _unpaired(tokens: TokenBatch, pairs: AlignedPairs) -> tuple[Tensor, Tensor]:
@@ -209,56 +201,6 @@ def _tamed(deviation: Tensor) -> Tensor:
     models would drown all the rest.
     """
     return (deviation / (_MASSIVE * deviation.median().clamp_min(1e-6))).clamp_min(1.0)
-
-
-@torch.no_grad()
-def matched_strength(carrier: Carrier, batches: Sequence[Sequence[str]], seed: int) -> float:
-    """The strength at which the carried change moves the target as far as the adapter moves the source.
-
-    Both are measured as KL(adapted ‖ base) of the next-token distribution at aligned pairs, where both models
-    have read the same text and predict its continuation.
-
-    Args:
-        carrier: the models, the adapter and the heads.
-        batches: a few batches of general text.
-        seed: of the positions that are looked at where the vocabulary is large.
-    """
-    source, target = carrier.source, carrier.target
-    random = torch.Generator().manual_seed(seed)
-    wanted, curve, pairs = 0.0, torch.zeros(len(_STRENGTHS)), 0
-    for texts in batches:
-        batch = carrier.carry(texts, 1.0)
-        count = len(batch.pairs)
-        tokens = source.encode(texts, max_length=carrier.max_length)
-        base, change = batch.base[target.depth], batch.change[target.depth]
-        before, after = (
-            states[batch.pairs.row, batch.pairs.source_position]
-            for states in carrier.last_source_states(tokens)
-        )
-        wanted += count * float(divergences(source, after, before, random)[0])
-        curve += count * torch.stack(
-            [divergences(target, base + strength * change, base, random)[0].cpu() for strength in _STRENGTHS]
-        )
-        pairs += count
-    if not pairs:
-        return 1.0
-    return crossing(_STRENGTHS, dict(zip(_STRENGTHS, curve.tolist(), strict=True)).__getitem__, wanted)
-
-
-def crossing(places: Sequence[float], value: Callable[[float], float], wanted: float) -> float:
-    """Where a rising function reaches a value, by a line between two of the given places; else the last.
-
-    It is computed no further than needed.
-    """
-    below: tuple[float, float] | None = None
-    for place in places:
-        found = value(place)
-        if found >= wanted:
-            if below is None:
-                return place
-            return below[0] + (wanted - below[1]) / max(found - below[1], 1e-12) * (place - below[0])
-        below = place, found
-    return places[-1]
 
 
 def divergences(

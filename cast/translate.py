@@ -15,7 +15,7 @@ from pathlib import Path
 from cast import adapters
 from cast.adapters import Kernel, Lora
 from cast.arriving import held_out_quality
-from cast.carrying import Carrier, matched_strength
+from cast.carrying import Carrier
 from cast.compiling import HELD_OUT_BATCHES, compile_lora, starting_kernels
 from cast.corpus import Passage
 from cast.coverage import covered
@@ -217,10 +217,7 @@ def translate(
     taken = list(islice(texts, texts_needed(config)))
     work = _Work(source, target, lora, heads, taken, tuple(prompts), config, cache, on_progress)
     if config.strength is None and config.needs_heads:
-        size = config.batch_size
-        batches = [taken[start * size : (start + 1) * size] for start in range(_STRENGTH_BATCHES)]
-        matched = matched_strength(work.carrier, [batch for batch in batches if batch], config.seed)
-        work = replace(work, config=replace(config, strength=matched))
+        work = replace(work, config=replace(config, strength=work.matched_strength()))
     made = _MODES[config.mode](work)
     quality = made.recipe.quality
     recipe = replace(
@@ -261,6 +258,14 @@ class _Work:
     def carrier(self) -> Carrier:
         assert self.heads is not None
         return Carrier(self.source, self.target, self.lora, self.heads, self.config.max_length)
+
+    def matched_strength(self) -> float:
+        """Where the source hosted as `config` says, else as a whole, moves the target as far as itself."""
+        assert self.heads is not None
+        segment = self.config.segment if self.config.mode == "hosted" else None
+        hosted = partial(HostedRunner, self.source, self.lora, self.target, self.heads, segment)
+        texts = self.texts[: _STRENGTH_BATCHES * self.config.batch_size]
+        return matched_gain(self.source, self.lora, hosted, texts, self.config)
 
     def site_maps(self) -> SiteMaps:
         assert self.heads is not None
@@ -373,7 +378,7 @@ def _instant(work: _Work) -> TranslatedAdapter:
     carried = Lora(work.lora.name, work.target.name, maps.instant(work.lora))
     # Of the texts that no site map is fitted on.
     held = work.texts[: work.config.batch_size]
-    gain = matched_gain(work.source, work.lora, work.target, carried, held, work.config)
+    gain = matched_gain(work.source, work.lora, partial(PlainRunner, work.target, carried), held, work.config)
     kernels = maps.instant(work.lora, gain * work.strength)
     return work.measured(work.plain(kernels, replace(recipe, gain=gain)))
 

@@ -11,7 +11,7 @@ from translation_fixtures import corpus, heads_for
 
 from cast.activations import residuals
 from cast.adapters import Kernel, Lora, applied
-from cast.carrying import Carrier, Objective, divergences, matched_strength
+from cast.carrying import Carrier, Objective, divergences
 from cast.compiling import Compiled, compile_lora, starting_kernels
 from cast.corpus import Passage
 from cast.errors import AdapterError, Cancelled, CorpusError
@@ -169,19 +169,6 @@ def test_the_wording_does_not_count_where_the_text_ends(
     assert float(wording) == pytest.approx(0, abs=1e-6)
     _, wording = divergences(lm, ending + torch.randn_like(given), given, torch.Generator())
     assert float(wording) > 0.1
-
-
-def test_the_matched_strength_of_a_model_to_itself_is_one(
-    models: tuple[LanguageModel, LanguageModel],
-) -> None:
-    lm = models[1]
-    batches = [corpus(4), corpus(4, start=20)]
-    for scale in (1.0, 0.5):
-        carrier = Carrier(lm, lm, build_lora(lm), heads_for(lm, lm, identity=True), 128)
-        for depth in carrier.depths:
-            carrier.heads.at(depth).decode.weight.mul_(scale)
-        # A head that carries half of the change needs twice the strength.
-        assert matched_strength(carrier, batches, 0) == pytest.approx(1 / scale, rel=0.02)
 
 
 # --- the start

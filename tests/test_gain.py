@@ -1,6 +1,7 @@
 """A carried change is made as strong in words as the adapter is in its own model."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -8,10 +9,11 @@ from conftest import build_lora, build_model
 from translation_fixtures import corpus, heads_for
 
 from cast.adapters import Lora
-from cast.carrying import crossing
 from cast.errors import CorpusError
-from cast.gain import matched_gain
+from cast.gain import crossing, matched_gain
+from cast.hosting import HostedRunner
 from cast.recipes import TranslationConfig
+from cast.runners import PlainRunner
 from cast.translate import translate
 
 
@@ -20,21 +22,37 @@ def test_a_weakened_adapter_gets_its_strength_back(share: float) -> None:
     lm = build_model("llama", depth=2)
     lora = build_lora(lm)
     weak = Lora("weak", lm.name, tuple(replace(kernel, b=share * kernel.b) for kernel in lora.kernels))
-    assert matched_gain(lm, lora, lm, weak, corpus(6)) == pytest.approx(1 / share, rel=0.05)
+    assert matched_gain(lm, lora, partial(PlainRunner, lm, weak), corpus(6)) == pytest.approx(
+        1 / share, rel=0.05
+    )
+
+
+@pytest.mark.parametrize("segment", [None, 1, 2])
+def test_heads_that_carry_half_of_the_change_need_about_twice_the_strength(segment: int | None) -> None:
+    """Exactly twice where there is one decode; block by block each next one reads what the last has done."""
+    lm = build_model("llama", depth=2)
+    config = TranslationConfig(batch_size=4, max_length=128)
+    for scale in (1.0, 0.5):
+        heads = heads_for(lm, lm, identity=True)
+        for depth in heads.depths:
+            heads.at(depth).decode.weight.mul_(scale)
+        hosted = partial(HostedRunner, lm, build_lora(lm), lm, heads, segment)
+        gain = matched_gain(lm, build_lora(lm), hosted, corpus(8), config)
+        assert gain == pytest.approx(1 / scale, rel=0.2 if segment == 1 else 0.02)
 
 
 def test_what_cannot_be_as_strong_gets_the_largest_gain() -> None:
     lm = build_model("llama", depth=2)
     lora = build_lora(lm)
     nearly_nothing = Lora("x", lm.name, tuple(replace(kernel, b=1e-4 * kernel.b) for kernel in lora.kernels))
-    assert matched_gain(lm, lora, lm, nearly_nothing, corpus(4)) == 8
+    assert matched_gain(lm, lora, partial(PlainRunner, lm, nearly_nothing), corpus(4)) == 8
 
 
 def test_text_without_aligned_tokens_is_refused() -> None:
     lm = build_model("llama", depth=1)
     lora = build_lora(lm)
     with pytest.raises(CorpusError, match="no position"):
-        matched_gain(lm, lora, lm, lora, [""])
+        matched_gain(lm, lora, partial(PlainRunner, lm, lora), [""])
 
 
 def test_an_instant_adapter_holds_its_gain_and_names_it() -> None:
@@ -50,7 +68,7 @@ def test_an_instant_adapter_holds_its_gain_and_names_it() -> None:
     for one, other in zip(whole.lora.kernels, half.lora.kernels, strict=True):
         torch.testing.assert_close(other.b, 0.5 * one.b)
     bare = Lora("bare", target.name, whole.lora.kernels)
-    again = matched_gain(source, lora, target, bare, texts[: config.batch_size])
+    again = matched_gain(source, lora, partial(PlainRunner, target, bare), texts[: config.batch_size])
     assert again == pytest.approx(1, rel=0.1)
 
 

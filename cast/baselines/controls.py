@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -103,5 +104,5 @@ def _plain(given: Given, name: str, kernels: tuple[Kernel, ...]) -> Runner:
     """As strong as `instant` makes them."""
     lora, config = Lora(name, given.target.name, kernels), given.config
     texts = given.texts[: config.batch_size]
-    gain = matched_gain(given.source, given.lora, given.target, lora, texts, config)
+    gain = matched_gain(given.source, given.lora, partial(PlainRunner, given.target, lora), texts, config)
     return PlainRunner(given.target, lora, gain)
