@@ -85,7 +85,7 @@ class Cell:
         return mean - reach, mean + reach
 
     def __str__(self) -> str:
-        text = _percent(self.translated)
+        text = percent(self.translated)
         if self.lift is not None and self.interval is not None:
             text += f" · **{self.lift:.2f}** [{self.interval[0]:.2f}, {self.interval[1]:.2f}]"
         return text
@@ -104,7 +104,7 @@ def render(runs: Sequence[Result]) -> str:
     pairs = sorted({(run.source, run.target) for run in runs})
     sections = [HEAD, _overview(runs, pairs, methods)]
     sections += [_pair_section(pair, [run for run in runs if _pair(run) == pair], methods) for pair in pairs]
-    return "\n".join([*sections, prediction_section(runs), _provenance(runs)])
+    return "\n".join([*sections, prediction_section(runs), provenance(runs)])
 
 
 def _overview(runs: Sequence[Result], pairs: Sequence[tuple[str, str]], methods: Sequence[str]) -> str:
@@ -122,14 +122,14 @@ def _overview(runs: Sequence[Result], pairs: Sequence[tuple[str, str]], methods:
     ]
     kinds = {"choice": "label", "style": "behaviour"}
     titles = [f"{_arrow(pair) if pair else 'all pairs'}: {kinds[metric]}" for pair, metric in groups]
-    lines += _header(["method", *titles, "off-task", "seconds"])
+    lines += header(["method", *titles, "off-task", "seconds"])
     for method in methods:
         own = [run for run in runs if run.method == method]
         cells = [
             _mean_lift([run for run in own if run.metric == metric and pair in (None, _pair(run))])
             for pair, metric in groups
         ]
-        lines.append(_row([method, *cells, _mean_percent(run.off_task for run in own), _mean_seconds(own)]))
+        lines.append(row([method, *cells, _mean_percent(run.off_task for run in own), _mean_seconds(own)]))
     for title, costs in (
         ("the source with its own adapter", {(run.source, run.task): run.source_off_task for run in runs}),
         (
@@ -137,7 +137,7 @@ def _overview(runs: Sequence[Result], pairs: Sequence[tuple[str, str]], methods:
             {(run.target, run.task): run.retrained_off_task for run in runs},
         ),
     ):
-        lines.append(_row([f"*{title}*", *("" for _ in groups), _mean_percent(costs.values()), ""]))
+        lines.append(row([f"*{title}*", *("" for _ in groups), _mean_percent(costs.values()), ""]))
     return "\n".join([*lines, ""])
 
 
@@ -152,28 +152,28 @@ def _pair_section(pair: tuple[str, str], runs: Sequence[Result], methods: Sequen
     )
     lines = [f"## {_arrow(pair)}", ""]
     columns = ["task", "score", "base", "retrained", "source + adapter"]
-    lines += _header([*columns, *(f"{method}: score · **lift**" for method in modes)])
+    lines += header([*columns, *(f"{method}: score · **lift**" for method in modes)])
     firsts = {task: next(run for run in runs if run.task == task) for task in tasks}
     left_out = [
-        f"{_short(task)} ({_percent(first.base)} → {_percent(first.retrained)})"
+        f"{_short(task)} ({percent(first.base)} → {percent(first.retrained)})"
         for task, first in firsts.items()
         if first.lift is None
     ]
     tasks = [task for task in tasks if firsts[task].lift is not None]
     for task in tasks:
         first = firsts[task]
-        ends = [_percent(value) for value in (first.base, first.retrained, first.source_adapted)]
+        ends = [percent(value) for value in (first.base, first.retrained, first.source_adapted)]
         found = [_cell(cells.get((task, method))) for method in modes]
-        lines.append(_row([_short(task), _METRICS[first.metric], *ends, *found]))
+        lines.append(row([_short(task), _METRICS[first.metric], *ends, *found]))
     if baselines:
         lines += [
             "",
             "Baselines:",
             "",
-            *_header(["task", *(f"{name}: score · **lift**" for name in baselines)]),
+            *header(["task", *(f"{name}: score · **lift**" for name in baselines)]),
         ]
         lines += [
-            _row([_short(task), *(_cell(cells.get((task, name))) for name in baselines)]) for task in tasks
+            row([_short(task), *(_cell(cells.get((task, name))) for name in baselines)]) for task in tasks
         ]
     lines += ["", *_off_task_table(cells, tasks, here)]
     if left_out:
@@ -194,19 +194,19 @@ def _off_task_table(
     """
     lines = [
         "Off-task, percent of the base's bits per byte; bold: more than 1 above both adapters' own.", "",
-        *_header(["task", "source's own", "retrained's own", *methods]),
+        *header(["task", "source's own", "retrained's own", *methods]),
     ]  # fmt: skip
     for task in tasks:
         found = [cells.get((task, method), ()) for method in methods]
         first = next(run for runs in found for run in runs)
         own = [cost for cost in (first.source_off_task, first.retrained_off_task) if cost is not None]
-        row = []
+        shares = []
         for runs in found:
             costs = [run.off_task for run in runs if run.off_task is not None]
             text = f"{100 * fmean(costs):+.1f}" if costs else "–"
-            row.append(f"**{text}**" if costs and own and fmean(costs) > max(own) + _ALLOWED else text)
+            shares.append(f"**{text}**" if costs and own and fmean(costs) > max(own) + _ALLOWED else text)
         ends = [_cost(cost) for cost in (first.source_off_task, first.retrained_off_task)]
-        lines.append(_row([_short(task), *ends, *row]))
+        lines.append(row([_short(task), *ends, *shares]))
     return lines
 
 
@@ -214,7 +214,7 @@ def _cost(off_task: float | None) -> str:
     return "–" if off_task is None else f"{100 * off_task:+.1f}"
 
 
-def _provenance(runs: Sequence[Result]) -> str:
+def provenance(runs: Sequence[Result]) -> str:
     """What the figures were made with."""
     packages = sorted({f"{name} {number}" for run in runs for name, number in run.versions.items()})
     return (
@@ -255,7 +255,8 @@ def _short(name: str) -> str:
     return name.removeprefix("pocket:")
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
+    """A share in percent; a dash for what is not known."""
     return "–" if share is None else f"{100 * share:.1f}"
 
 
@@ -264,9 +265,11 @@ def _place(order: Sequence[str]) -> Callable[[str], tuple[int, str]]:
     return lambda name: (order.index(name) if name in order else len(order), name)
 
 
-def _header(columns: Sequence[str]) -> list[str]:
-    return [_row(columns), _row(["---"] * len(columns))]
+def header(columns: Sequence[str]) -> list[str]:
+    """The first two lines of a table."""
+    return [row(columns), row(["---"] * len(columns))]
 
 
-def _row(cells: Iterable[str]) -> str:
+def row(cells: Iterable[str]) -> str:
+    """A line of a table."""
     return f"| {' | '.join(cells)} |"
