@@ -83,14 +83,12 @@ class CastBackend:
         return [Option(a.name, f"{a.task}: {TASKS[a.task].description}") for a in shipped]
 
     def prompts(self, adapter: str) -> Sequence[str]:
-        """Test prompts of the task of a shipped adapter; none for any other."""
-        task = _task(adapter)
-        return [example.prompt for example in task.test(_EXAMPLES)] if task else []
+        """Test prompts of the tasks of shipped adapters; none for any other."""
+        return [example.prompt for task in _tasks(adapter) for example in task.test(_EXAMPLES)]
 
     def hints(self, adapter: str) -> Sequence[str]:
-        """Training prompts of the task of a shipped adapter; none for any other."""
-        task = _task(adapter)
-        return [example.prompt for example in task.train(_HINTS)] if task else []
+        """Training prompts of the tasks of shipped adapters; none for any other."""
+        return [example.prompt for task in _tasks(adapter) for example in task.train(_HINTS)]
 
     def search_models(self, words: str) -> Sequence[Option]:
         """Models for text on the Hub."""
@@ -146,20 +144,22 @@ class CastBackend:
         return translate_seconds(_shape(source), _shape(target), config, prompts=bool(request.prompts))
 
     def inspect(self, adapter: str, source: str) -> AdapterFacts:
-        """Facts of an adapter, with the size of its change in each block."""
+        """Facts of an adapter, or of several at once, with the size of its change in each block."""
         self.warm()
-        from cast.adapter_files import inspect, open_folder
+        from cast.adapter_files import inspect, names_in, open_folder
         from cast.checkpoints import is_remote
 
-        found = inspect(adapter)
-        if is_remote(adapter) and found.layers == self.describe(source).depth:
+        names = names_in(adapter)
+        found = [inspect(name) for name in names]
+        modules = tuple(sorted({module for summary in found for module in summary.modules}))
+        if is_remote(adapter) and found[0].layers == self.describe(source).depth:
             # Every block is adapted: nothing has to be fetched to know where.
-            sites = tuple(SiteFacts(block, found.modules) for block in range(1, found.layers + 1))
+            sites = tuple(SiteFacts(block, modules) for block in range(1, found[0].layers + 1))
         else:
-            sites = _sites(open_folder(adapter))
-        return AdapterFacts(
-            adapter, max(found.ranks), found.modules, found.licence or "", sites, found.base_model
-        )
+            sites = _sites([open_folder(name) for name in names])
+        licences = ", ".join(dict.fromkeys(summary.licence for summary in found if summary.licence))
+        rank = sum(max(summary.ranks) for summary in found)
+        return AdapterFacts(adapter, rank, modules, licences, sites, found[0].base_model)
 
     def opened(self, name: str) -> Opened | None:
         """The recipe of a translated folder."""
@@ -247,8 +247,10 @@ class CastBackend:
         if selection.mode != "compiled" or not all(registry.is_pocket(name) for name in names):
             return None
         source, to = (name.removeprefix(registry.PREFIX) for name in names[:2])
-        folder = registry.compiled_folder(source, selection.adapter.rsplit("/", 1)[-1], to)
-        return folder if (folder / "cast.json").is_file() else None
+        # Several at once, or one of another model, are not what is shipped.
+        skill = selection.adapter.removeprefix(f"{selection.source}/")
+        folder = registry.compiled_folder(source, skill, to)
+        return folder if "/" not in skill and (folder / "cast.json").is_file() else None
 
     def shipped_translation(self, selection: Selection, target: object) -> object | None:
         """What `shipped_folder` holds."""
@@ -508,29 +510,39 @@ def _heads_named(name: str) -> "HeadSet":
         raise HeadsError(str(error).replace(str(fetched), name)) from error
 
 
-def _task(adapter: str) -> "Task | None":
-    """The task of a shipped adapter."""
+def _tasks(adapter: str) -> "list[Task]":
+    """The tasks of a shipped adapter, or of several at once."""
+    from cast.adapter_files import names_in
     from cast.pocket import registry
     from cast.pocket.tasks import TASKS
 
-    return TASKS.get(adapter.rsplit("/", 1)[-1]) if registry.is_pocket(adapter) else None
+    shipped = [name.rsplit("/", 1)[-1] for name in names_in(adapter) if registry.is_pocket(name)]
+    return [TASKS[skill] for skill in shipped if skill in TASKS]
 
 
-def _sites(folder: "AdapterFolder") -> tuple[SiteFacts, ...]:
-    """Roles and size of change by block. ‖B·A‖² is the sum of (BᵀB)∘(A·Aᵀ), so no full matrix is made."""
+def _sites(folders: "Sequence[AdapterFolder]") -> tuple[SiteFacts, ...]:
+    """Roles and size of the summed change by block, of adapters that act at once.
+
+    ‖B·A‖² is the sum of (BᵀB)∘(A·Aᵀ), so no full matrix is made.
+    """
+    import torch
     from safetensors.torch import load_file
 
-    tensors = load_file(folder.weights)
+    factors: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    for folder in folders:
+        tensors = load_file(folder.weights)
+        for module in sorted({module for module, _ in folder.keys}):
+            a, b = (tensors[folder.keys[module, side]].double() for side in ("A", "B"))
+            factors.setdefault(module, []).append((a, folder.config.scaling(module, a.shape[0]) * b))
     squares: dict[int, float] = {}
     roles: dict[int, list[str]] = {}
-    for module, side in folder.keys:
+    for module, several in factors.items():
         found = _BLOCK.search(module)
-        if side != "A" or found is None:
+        if found is None:
             continue
-        a, b = (tensors[folder.keys[module, which]].double() for which in ("A", "B"))
         block = int(found.group(1)) + 1
-        scaling = folder.config.scaling(module, a.shape[0])
-        squares[block] = squares.get(block, 0.0) + scaling**2 * float(((b.T @ b) * (a @ a.T)).sum())
+        a, b = torch.cat([a for a, _ in several]), torch.cat([b for _, b in several], 1)
+        squares[block] = squares.get(block, 0.0) + float(((b.T @ b) * (a @ a.T)).sum())
         roles.setdefault(block, []).append(module.rsplit(".", 1)[-1])
     largest = max(squares.values(), default=0.0) or 1.0
     return tuple(

@@ -91,7 +91,7 @@ class Cell:
         return mean - reach, mean + reach
 
     def __str__(self) -> str:
-        text = _percent(self.translated)
+        text = percent(self.translated)
         if self.lift is not None and self.interval is not None:
             text += f" · **{self.lift:.2f}** [{self.interval[0]:.2f}, {self.interval[1]:.2f}]"
         return text
@@ -110,7 +110,7 @@ def render(runs: Sequence[Result], speeds: Sequence[SpeedRun] = ()) -> str:
     pairs = sorted({(run.source, run.target) for run in runs})
     sections = [HEAD, _overview(runs, pairs, methods)]
     sections += [_pair_section(pair, [run for run in runs if _pair(run) == pair], methods) for pair in pairs]
-    sections += [segments_section(runs, speeds), prediction_section(runs), _provenance(runs)]
+    sections += [segments_section(runs, speeds), prediction_section(runs), provenance(runs)]
     return "\n".join(sections)
 
 
@@ -162,14 +162,14 @@ def _pair_section(pair: tuple[str, str], runs: Sequence[Result], methods: Sequen
     lines += header([*columns, *(f"{method}: score · **lift**" for method in modes)])
     firsts = {task: next(run for run in runs if run.task == task) for task in tasks}
     left_out = [
-        f"{short(task)} ({_percent(first.base)} → {_percent(first.retrained)})"
+        f"{short(task)} ({percent(first.base)} → {percent(first.retrained)})"
         for task, first in firsts.items()
         if first.lift is None
     ]
     tasks = [task for task in tasks if firsts[task].lift is not None]
     for task in tasks:
         first = firsts[task]
-        ends = [_percent(value) for value in (first.base, first.retrained, first.source_adapted)]
+        ends = [percent(value) for value in (first.base, first.retrained, first.source_adapted)]
         found = [_cell(cells.get((task, method))) for method in modes]
         lines.append(row([short(task), _METRICS[first.metric], *ends, *found]))
     if baselines:
@@ -221,7 +221,7 @@ def _cost(off_task: float | None) -> str:
     return "–" if off_task is None else f"{100 * off_task:+.1f}"
 
 
-def _provenance(runs: Sequence[Result]) -> str:
+def provenance(runs: Sequence[Result]) -> str:
     """What the figures were made with."""
     packages = sorted({f"{name} {number}" for run in runs for name, number in run.versions.items()})
     return (
@@ -254,7 +254,8 @@ def _pair(run: Result) -> tuple[str, str]:
     return run.source, run.target
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
+    """A share in percent; a dash for what is not known."""
     return "–" if share is None else f"{100 * share:.1f}"
 
 

@@ -1,5 +1,6 @@
 """The files of a PEFT LoRA: found, checked without loading a weight, and matched against a model's sites."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from cast.tensorfiles import TensorInfo, read_header
 WEIGHTS = "adapter_model.safetensors"
 KEY_PREFIX = "base_model.model."
 MAX_WEIGHT_BYTES = 4 * 2**30
+TOGETHER = " + "
+"""Between the names of adapters that act at once."""
+MOST_TOGETHER = 8
 
 _KEY = re.compile(re.escape(KEY_PREFIX) + r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 
@@ -59,6 +63,21 @@ class LoraSummary:
     weight_bytes: int
     rank_stabilised: bool
     licence: str | None
+
+
+def names_in(path_or_id: str | Path) -> tuple[str, ...]:
+    """The adapters that a name stands for: one, or several with ` + ` between them.
+
+    Raises:
+        AdapterError: they are more than may act at once, or a name between two signs is missing.
+    """
+    name = str(path_or_id)
+    if TOGETHER not in name or os.path.exists(os.path.expanduser(name)):
+        return (name,)
+    names = tuple(part.strip() for part in name.split(TOGETHER))
+    if len(names) > MOST_TOGETHER or not all(names):
+        raise AdapterError(f"{name[:120]} does not name two to {MOST_TOGETHER} adapters; write X{TOGETHER}Y.")
+    return names
 
 
 def open_folder(path_or_id: str | Path, *, token: str | None = None) -> AdapterFolder:

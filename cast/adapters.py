@@ -1,7 +1,7 @@
 """LoRA adapters in PEFT's format: read with every check that untrusted input needs, applied, and written."""
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from cast.errors import AdapterError, OutputError
 from cast.models import LanguageModel, Site
 from cast.storage import check_output_folder, written_folder
 
-__all__ = ["Kernel", "Lora", "LoraSummary", "applied", "inspect", "read", "write"]
+__all__ = ["Kernel", "Lora", "LoraSummary", "applied", "inspect", "read", "summed", "write"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +70,8 @@ class Lora:
 def read(path_or_id: str | Path, lm: LanguageModel, *, token: str | None = None) -> Lora:
     """Read an adapter of `lm`: a PEFT folder, a Hub id, or a `pocket:llama/mood` name.
 
+    Several names with ` + ` between them are several adapters at once, as the one that does what they do.
+
     Returns:
         The adapter with float32 kernels on the CPU, in the order of the model's sites.
 
@@ -78,7 +80,12 @@ def read(path_or_id: str | Path, lm: LanguageModel, *, token: str | None = None)
             holds numbers that are not finite, or changes nothing.
         HubError: the Hub cannot be reached or does not have it.
     """
-    folder = adapter_files.open_folder(path_or_id, token=token)
+    loras = [_read(name, lm, token) for name in adapter_files.names_in(path_or_id)]
+    return summed(lm, loras) if len(loras) > 1 else loras[0]
+
+
+def _read(name: str, lm: LanguageModel, token: str | None) -> Lora:
+    folder = adapter_files.open_folder(name, token=token)
     sites = adapter_files.matched_sites(folder, lm)
     try:
         tensors = load_file(folder.weights)
@@ -112,6 +119,34 @@ def _refuse_nil_effect(lora: Lora) -> None:
         raise AdapterError(
             f"{lora.name} changes nothing: every kernel is zero; train it before it is carried."
         )
+
+
+def summed(lm: LanguageModel, loras: Sequence[Lora]) -> Lora:
+    """One LoRA of `lm` whose change at each site is exactly the sum of those of several: [A₁; A₂], [B₁ B₂].
+
+    Ranks add up; each scaling is in its own B.
+    """
+    at_site: dict[str, list[Kernel]] = defaultdict(list)
+    for lora in loras:
+        for kernel in lora.kernels:
+            at_site[kernel.site.name].append(kernel)
+    licences = {lora.licence for lora in loras}
+    return Lora(
+        adapter_files.TOGETHER.join(lora.name for lora in loras),
+        loras[0].base_model,
+        tuple(_joined(at_site[site.name]) for site in lm.architecture.sites if site.name in at_site),
+        # The Hub's word for terms that no single licence states.
+        licence=licences.pop() if len(licences) == 1 else "other",
+    )
+
+
+def _joined(kernels: Sequence[Kernel]) -> Kernel:
+    """One kernel for several of one site; a single one stays as it is."""
+    if len(kernels) == 1:
+        return kernels[0]
+    a = torch.cat([kernel.a for kernel in kernels])
+    b = torch.cat([kernel.scaling * kernel.b for kernel in kernels], 1)
+    return Kernel(kernels[0].site, a, b, 1.0)
 
 
 @contextmanager

@@ -307,7 +307,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="cast",
         description="Carry a LoRA from the model it was trained on to another model.",
         epilog="A model is a Hub id, a local folder, a .gguf file or pocket:NAME; "
-        "an adapter is a Hub id, a local folder or pocket:NAME/TASK.",
+        "an adapter is a Hub id, a local folder or pocket:NAME/TASK; 'X + Y' is two of them at once.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:

@@ -161,7 +161,7 @@ def compared(
             runner, facts = made_by(
                 method, source, target, lora, heads=heads, text=text, prompts=prompts, on_progress=on_progress
             )
-            facts |= _scored(runner, ends, on_progress)
+            facts |= scored(runner, ends, on_progress)
             yield Result(
                 source=source.name,
                 target=target.name,
@@ -271,7 +271,7 @@ def _name(method: TranslationConfig | Baseline, prompts: Sequence[str]) -> str:
     return method.name if isinstance(method, Baseline) else method_name(method, prompts)
 
 
-def _scored(runner: Runner, ends: Comparison, on_progress: OnProgress) -> dict[str, Any]:
+def scored(runner: Runner, ends: Comparison, on_progress: OnProgress = ignore) -> dict[str, Any]:
     """The score of one way beside the ends of the scale, as a result holds them."""
     report = evaluate.evaluate(runner, ends.task, on_progress=on_progress)
     lift, interval = None, None

@@ -4,16 +4,19 @@ import copy
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import FAMILIES, build_lora, build_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 
 from cast import adapters
-from cast.adapters import Kernel, Lora, applied, inspect, read, write
+from cast.adapters import Kernel, Lora, applied, inspect, read, summed, write
 from cast.errors import AdapterError, OutputError
 
 CARD = "---\nlicense: apache-2.0\nlibrary_name: peft\n---\n# A test\n"
@@ -154,6 +157,59 @@ class TestApplied:
         before = module(x)
         with applied(lm, lora, 0.5):
             torch.testing.assert_close(module(x) - before, 0.5 * x @ kernel.delta.T, atol=1e-5, rtol=1e-4)
+
+
+ROLES = ("q", "k", "v", "o", "gate", "up", "down")
+DRAWN = st.tuples(st.integers(1, 4), st.floats(-3, 3), st.sets(st.sampled_from(ROLES), min_size=1))
+
+
+class TestTogether:
+    @given(st.lists(DRAWN, min_size=1, max_size=4))
+    @settings(max_examples=30, deadline=None)
+    def test_the_change_at_each_site_is_the_sum_at_the_sum_of_the_ranks(self, drawn):
+        lm = build_model("llama")
+        loras = [
+            build_lora(lm, rank=rank, scaling=scaling, roles=roles, seed=seed)
+            for seed, (rank, scaling, roles) in enumerate(drawn)
+        ]
+        changes = {site.name: [] for site in lm.architecture.sites}
+        for lora in loras:
+            for kernel in lora.kernels:
+                changes[kernel.site.name].append(kernel)
+        found = {kernel.site.name: kernel for kernel in summed(lm, loras).kernels}
+        assert list(found) == [name for name, kernels in changes.items() if kernels]
+        for name, kernel in found.items():
+            torch.testing.assert_close(
+                kernel.delta, sum(k.delta for k in changes[name]), atol=1e-5, rtol=1e-4
+            )
+            assert kernel.rank == sum(k.rank for k in changes[name])
+
+    def test_names_with_a_plus_between_them_are_read_as_one_adapter(self, tiny_model, tmp_path):
+        lm = tiny_model("llama")
+        peft_adapter(lm, tmp_path / "a", target_modules=["q_proj", "up_proj"], r=3, lora_alpha=5)
+        peft_adapter(lm, tmp_path / "b", target_modules=["q_proj", "down_proj"], r=2, use_rslora=True)
+        both = read(f"{tmp_path / 'a'} + {tmp_path / 'b'}", lm)
+        with applied(lm, read(tmp_path / "a", lm)), applied(lm, read(tmp_path / "b", lm)):
+            expected = logits(lm)
+        with applied(lm, both):
+            torch.testing.assert_close(logits(lm), expected)
+        assert (both.name, both.rank) == (f"{tmp_path / 'a'} + {tmp_path / 'b'}", 5)
+        write(both, tmp_path / "c + d", lm, card=CARD)
+        model = PeftModel.from_pretrained(copy.deepcopy(lm.model), str(tmp_path / "c + d"))
+        torch.testing.assert_close(logits(lm, model), expected)
+        # A folder that is really called so is one adapter.
+        assert read(tmp_path / "c + d", lm).rank == 5
+
+    def test_terms_that_differ_are_no_single_licence(self, tiny_model, tiny_lora):
+        lm = tiny_model("llama")
+        free, same, other = (replace(tiny_lora(lm), licence=name) for name in ("mit", "mit", "gpl-3.0"))
+        assert summed(lm, [free, same]).licence == "mit"
+        assert summed(lm, [free, other]).licence == "other"
+
+    @pytest.mark.parametrize("name", ["pocket:llama/mood + ", " + a/b", " + ".join(["a/b"] * 9)])
+    def test_no_name_and_too_many_are_refused(self, tiny_model, name):
+        with pytest.raises(AdapterError, match="two to 8"):
+            read(name, tiny_model("llama"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

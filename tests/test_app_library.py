@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import build_lora
 
 from app import expanding
 from app.backend import FitRequest, MapRequest, SamplingChoice, TranslateRequest
@@ -62,16 +63,29 @@ def test_facts_come_from_the_files(backend, chosen):
     assert adapter.sites[0].roles == ("q_proj", "v_proj")
 
 
-def test_the_effect_of_a_block_is_the_norm_of_its_change(backend, chosen, loaded):
-    lora = adapters.read(chosen.adapter, loaded[0])
+@pytest.mark.parametrize("several", [1, 2])
+def test_the_effect_of_a_block_is_the_norm_of_its_change(backend, chosen, loaded, several, tmp_path):
+    other = build_lora(loaded[0], roles={"q", "down"}, seed=5)
+    adapters.write(other, tmp_path / "other", loaded[0], card="---\nlicense: gpl-3.0\n---\n")
+    name = " + ".join([chosen.adapter, str(tmp_path / "other")][:several])
+    lora = adapters.read(name, loaded[0])
     norms = {}
     for kernel in lora.kernels:
         norms[kernel.site.layer] = norms.get(kernel.site.layer, 0.0) + float(
             kernel.delta.double().norm() ** 2
         )
     largest = max(norms.values())
-    for site in backend.inspect(chosen.adapter, chosen.source).sites:
+    facts = backend.inspect(name, chosen.source)
+    for site in facts.sites:
         assert site.effect == pytest.approx((norms[site.block] / largest) ** 0.5, rel=1e-4)
+    assert (facts.name, facts.rank) == (name, lora.rank)
+    assert facts.licence == ", ".join(["mit", "gpl-3.0"][:several])
+
+
+def test_several_shipped_adapters_bring_the_prompts_of_each(backend):
+    both = backend.prompts("pocket:llama/mood + pocket:llama/json")
+    assert both == [*backend.prompts("pocket:llama/mood"), *backend.prompts("pocket:llama/json")]
+    assert len(set(both)) > len(backend.prompts("pocket:llama/mood"))
 
 
 def test_heads_facts_cover_every_depth(backend, heads):

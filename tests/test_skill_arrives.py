@@ -1,12 +1,14 @@
 """A slice of the fidelity grid on the models that ship: what the README says of them holds."""
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 
-from cast import adapters, evaluate, models
+from cast import adapters, evaluate, models, pipeline
 from cast.baselines import BASELINES, Given
 from cast.models import LanguageModel
+from cast.recipes import TranslationConfig
 from cast.runners import PlainRunner, Runner
 from cast.wording import WordedRunner
 
@@ -37,6 +39,14 @@ def test_hosted_carries_labels_and_styles_to_another_family(source: str, target:
     hosted = score(WordedRunner(pocket(source), lora, pocket(target)), task)
     assert base < 0.7
     assert hosted >= 0.9
+
+
+def test_hosted_carries_two_adapters_at_once_and_its_folder_knows_both(tmp_path: Path) -> None:
+    lora = adapters.read("pocket:llama/mood + pocket:llama/what", pocket("llama"))
+    made = pipeline.translate_adapter(pocket("llama"), pocket("mistral"), lora, TranslationConfig("hosted"))
+    made.save(tmp_path / "out", pocket("mistral"))
+    opened = pipeline.open_adapter(tmp_path / "out", pocket("mistral"))
+    assert min(score(opened, "mood"), score(opened, "what")) >= 0.9
 
 
 def test_hosted_says_what_a_factor_on_the_targets_words_cannot() -> None:

@@ -1,0 +1,53 @@
+"""The page on several adapters at once, and on there and back: rendered from kept results alone."""
+
+from dataclasses import replace
+
+from benchmarks.generalisation import SETS, TASKS, Case, cases, render
+from cast.results import Result
+
+RUN = Result(
+    "", "", "", "", 0, "choice", base=0.25, translated=0.5, retrained=1.0, source_adapted=1.0, lift=1 / 3,
+    interval=(0.3, 0.4), off_task=None, examples=100, revision="abc",
+)  # fmt: skip
+
+
+def result(case: Case, score: float) -> Result:
+    source, target = (f"pocket:{name}" for name in case.models)
+    lift = (score - RUN.base) / (1 - RUN.base)
+    names = {"method": case.method, "source": source, "target": target, "task": f"pocket:{case.task}"}
+    return replace(RUN, **names, text=case.text, translated=score, lift=lift)
+
+
+def test_every_case_has_a_file_of_its_own_and_its_result_knows_it() -> None:
+    every = list(cases())
+    assert len({case.file_name for case in every}) == len(every)
+    assert [case for case in every if result(case, 1.0).file_name != case.file_name] == []
+
+
+def test_a_score_stands_in_the_row_of_its_way_and_the_column_of_its_set() -> None:
+    page = render([
+        result(Case("hosted", ("json",), "json"), 1.0),
+        result(Case("hosted", ("mood", "json"), "json"), 0.55),
+        result(Case("hosted", ("mood", "json"), "mood"), 0.97),
+    ])  # fmt: skip
+    assert "| way | task | base | alone | mood + json | mood + what | mood + what + json |" in page
+    json = "100.0 · **1.00** [0.30, 0.40] | 55.0 · **0.40** [0.30, 0.40] | – | – |"
+    assert f"| hosted | json | 25.0 | {json}" in page
+    assert "| hosted | mood | 25.0 | – | 97.0 · **0.96** [0.30, 0.40] | – | – |" in page
+    assert "compiled one by one" not in page
+    assert "code at abc" in page
+
+
+def test_what_came_back_stands_beside_what_had_arrived() -> None:
+    page = render([
+        result(Case("compiled", ("what",), "what"), 0.9),
+        result(Case("hosted", ("what",), "what", returns=True), 0.8),
+    ])  # fmt: skip
+    there, back = "90.0 · **0.87** [0.30, 0.40]", "80.0 · **0.73** [0.30, 0.40]"
+    assert f"| what | 25.0 | {there} | {back} | – |" in page
+
+
+def test_every_task_of_a_set_is_scored_with_it() -> None:
+    hosted = {(case.carried, case.task) for case in cases() if case.way == "hosted" and not case.returns}
+    alone = {((task,), task) for task in TASKS}
+    assert hosted == alone | {(several, task) for several in SETS for task in several}
