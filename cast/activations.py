@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from cast.alignment import AlignedPairs, LayerMap, align
+from cast.alignment import AlignedPairs, LayerMap, align, below
 from cast.errors import RequestError
 
 if TYPE_CHECKING:
@@ -103,6 +103,10 @@ class PairedBatch:
     def __len__(self) -> int:
         """Number of aligned pairs N."""
         return len(self.pairs)
+
+    def below(self, depth: int, reads: int) -> Tensor:
+        """What an encode head reads: the target's states at a depth and at those before it."""
+        return torch.cat([self.target[place] for place in below(depth, reads)], dim=-1)
 
     def take(self, rows: Tensor) -> "PairedBatch":
         """The pairs of the given indices [K], in their order."""

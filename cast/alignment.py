@@ -4,7 +4,11 @@ Two tokenizers cut one text at different places. Where a token of each ends at t
 have read exactly the same text, so their residual states there are a pair. Elsewhere there is no pair.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -118,6 +122,32 @@ class LayerMap:
             tuple((2 * depth * source_depth + target_depth) // doubled for depth in range(target_depth + 1))
         )
 
+    @classmethod
+    def by_likeness(cls, alike: Sequence[Sequence[float]]) -> "LayerMap":
+        """The monotone map with the largest sum of alike[m(l)][l] over l, by dynamic programming.
+
+        Args:
+            alike: how alike each source depth 0 … L_s is to each target depth 0 … L_t. The two ends of each
+                stack belong together whatever it says. Of equal sums the map that stays lower wins.
+
+        Raises:
+            RequestError: a model without a block.
+        """
+        source_depth, target_depth = len(alike) - 1, len(alike[0]) - 1
+        if min(source_depth, target_depth) < 1:
+            raise RequestError(f"Both models need a block, but they have {source_depth} and {target_depth}.")
+        total = [0.0, *[-math.inf] * source_depth]
+        came_from: list[list[int]] = []
+        for depth in range(1, target_depth + 1):
+            # The best source depth at or below each, from which the map may go on to it.
+            below = list(accumulate(range(source_depth + 1), partial(_better, total)))
+            came_from.append(below)
+            total = [total[place] + alike[at][depth] for at, place in enumerate(below)]
+        table = [source_depth]
+        for below in reversed(came_from):
+            table.append(below[table[-1]])
+        return cls(tuple(reversed(table)))
+
     @property
     def source_depth(self) -> int:
         """L_s."""
@@ -143,3 +173,12 @@ class LayerMap:
         if not 1 <= block <= self.source_depth:
             raise IndexError(f"source block {block} is outside 1 … {self.source_depth}")
         return next(depth for depth, mapped in enumerate(self.table) if mapped >= block)
+
+
+def below(depth: int, reads: int) -> range:
+    """The last `reads` depths up to and with a depth; fewer where the stack begins."""
+    return range(max(0, depth + 1 - reads), depth + 1)
+
+
+def _better(total: Sequence[float], lower: int, higher: int) -> int:
+    return higher if total[higher] > total[lower] else lower

@@ -105,6 +105,14 @@ def _fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, metavar="N", help="aligned tokens to fit on")
     parser.add_argument("--head", choices=("linear", "mlp"), default="mlp", help="kind of head (default mlp)")
     parser.add_argument("--kl-weight", type=float, help="of the KL at the last depth; 0 fits states alone")
+    parser.add_argument(
+        "--layers",
+        choices=("depth", "r2", "cka", "knn"),
+        help="source layer of each target layer: by relative depth (default), or the most alike by a measure",
+    )
+    parser.add_argument(
+        "--encode-reads", type=int, metavar="N", help="target depths that an encode head reads (default 1)"
+    )
     parser.add_argument("--depths", type=_numbers, metavar="N,N", help="target depths (default all)")
     parser.add_argument("--batch-size", type=int, help="texts run through the models at once")
     parser.add_argument("--learning-rate", type=float, help="peak of the gradient steps (default by width)")

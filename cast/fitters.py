@@ -5,13 +5,14 @@ fits the nonlinear part, and the deepest decode head in the target's own metric 
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from cast.activations import Moments, PairedBatch
+from cast.alignment import below
 from cast.errors import CorpusError
 from cast.heads import AffineHead, HeadPair, MLPHead
 from cast.measures import r_squared
@@ -30,10 +31,18 @@ class RidgeFitter:
         depths: target depths.
         source_width: d_s.
         target_width: d_t.
+        reads: target depths that an encode head reads, its own the last of them.
     """
 
-    def __init__(self, depths: Iterable[int], source_width: int, target_width: int) -> None:
+    def __init__(self, depths: Iterable[int], source_width: int, target_width: int, reads: int = 1) -> None:
         self.moments = {depth: Moments(source_width, target_width) for depth in depths}
+        self.reads = reads
+        # An encode head that reads one depth is solved from the moments of the decode head there.
+        self.wide = {
+            depth: Moments(width, source_width)
+            for depth in self.moments
+            if (width := target_width * len(below(depth, reads))) > target_width
+        }
 
     @property
     def count(self) -> int:
@@ -44,6 +53,8 @@ class RidgeFitter:
         """Add the pairs of a batch."""
         for depth, moments in self.moments.items():
             moments.update(batch.source[depth], batch.target[depth])
+        for depth, moments in self.wide.items():
+            moments.update(batch.below(depth, self.reads), batch.source[depth])
 
     def result(self, validation: PairedBatch) -> dict[int, HeadPair]:
         """Solve at every depth, with the ridge that does best on pairs that were not added.
@@ -56,23 +67,25 @@ class RidgeFitter:
         pairs = {}
         for depth, moments in self.moments.items():
             source, target = validation.source[depth], validation.target[depth]
+            reading = self.wide.get(depth) or moments.swapped()
             pairs[depth] = HeadPair(
-                encode=ridge_head(moments.swapped(), target, source),
+                encode=ridge_head(reading, validation.below(depth, self.reads), source),
                 decode=ridge_head(moments, source, target),
             )
         return pairs
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps."""
-        return {
-            f"{depth}.{k}": v for depth, moments in self.moments.items() for k, v in moments.state().items()
-        }
+        return {f"{name}.{k}": v for name, moments in self._named() for k, v in moments.state().items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a kept state."""
-        for depth, moments in self.moments.items():
-            own = f"{depth}."
-            moments.load_state({k.removeprefix(own): v for k, v in state.items() if k.startswith(own)})
+        for name, moments in self._named():
+            moments.load_state(_under(f"{name}.", state))
+
+    def _named(self) -> Iterator[tuple[str, Moments]]:
+        yield from ((str(depth), moments) for depth, moments in self.moments.items())
+        yield from ((f"wide.{depth}", moments) for depth, moments in self.wide.items())
 
 
 def procrustes(cross: Tensor) -> Tensor:
@@ -159,6 +172,7 @@ class MLPFitter:
         schedule: rates and weights.
         deepest: `(L_t, "decode")`, the head that is fitted in the target's metric as well.
         logits: last residual state [N, d_t] of the target → next-token logits [N, V].
+        reads: target depths that an encode head reads.
     """
 
     def __init__(
@@ -168,7 +182,9 @@ class MLPFitter:
         *,
         deepest: tuple[int, str],
         logits: Logits,
+        reads: int = 1,
     ) -> None:
+        self.reads = reads
         self.heads = nn.ModuleDict({f"{depth}_{way}": head for (depth, way), head in heads.items()})
         self.heads.requires_grad_(True)
         self.keys = tuple(heads)
@@ -232,7 +248,7 @@ class MLPFitter:
         """Mean squared error in standardised coordinates, and the weighted KL (0 for most heads)."""
         depth, way = key
         x, y = batch.source[depth], batch.target[depth]
-        x, y = (y, x) if way == "encode" else (x, y)
+        x, y = (batch.below(depth, self.reads), x) if way == "encode" else (x, y)
         head = self._head(key)
         standardised = head.standardised(head.standardise(x))
         square = (standardised - head.standardise_out(y)).square().mean()

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from cast.activations import PairedBatch, paired_batches
-from cast.alignment import LayerMap
+from cast.alignment import LayerMap, below
 from cast.corpus import general_text, take_tokens
 from cast.errors import RequestError
 from cast.fitters import GradientSchedule, MLPFitter, RidgeFitter, kl_rows, next_token_kl, widened
 from cast.heads import AffineHead, DepthQuality, HeadPair, HeadQuality, HeadRecipe, HeadSet, ModelTag
+from cast.layer_measures import CKA, NEIGHBOURS, R_SQUARED
+from cast.layerwise import compare_layers
 from cast.measures import cosine, debiased_cka, knn_overlap, measured, r_squared
 from cast.models import LanguageModel, load
 from cast.progress import OnProgress, Progress, ignore
@@ -29,6 +31,9 @@ Heads = dict[tuple[int, str], AffineHead]
 _MEASURED_ROWS = 1000
 # With a giant vocabulary a position's logits take as much work as the rest of the model.
 _KL_ROWS = 512
+# Layers are compared on so many tokens.
+_COMPARED_ROWS = 1000
+_LIKENESS = {"cka": CKA, "r2": R_SQUARED, "knn": NEIGHBOURS}
 # 1.1e-2 at width 160: half and twice as much were worse (docs/experiments.md).
 _RATE_TIMES_WIDTH = 1.75
 
@@ -42,6 +47,10 @@ class FitConfig:
         tokens: aligned pairs to fit on; fewer where the text ends.
         held_out_tokens: aligned pairs kept from the fit; half of them decide (ridge, best step), half are
             reported.
+        layers: which source depth belongs to a target depth: by `depth` (the same share of either stack), or
+            the monotone map of most alike layers, by held-out `r2`, `cka` or shared neighbours (`knn`).
+        encode_reads: target depths that an encode head reads, its own the last of them. A target has moved on
+            from what the source still holds, such as which token it reads; what was there before tells it.
         depths: target depths to fit; None for all. Hosting the whole source stack needs 0 and the last only.
         mlp_width: hidden units of an MLP head.
         deepest_width: hidden units of the deepest decode head, through which the whole-stack mode writes.
@@ -62,6 +71,8 @@ class FitConfig:
     kind: Literal["affine", "mlp"] = "mlp"
     tokens: int = 60_000
     held_out_tokens: int = 4_000
+    layers: Literal["depth", "r2", "cka", "knn"] = "depth"
+    encode_reads: int = 1
     depths: tuple[int, ...] | None = None
     mlp_width: int = 112
     deepest_width: int = 320
@@ -81,7 +92,17 @@ class FitConfig:
         """Refuse what cannot be fitted."""
         if self.kind not in ("affine", "mlp"):
             raise RequestError(f"Heads are 'affine' or 'mlp', not {self.kind!r}.")
-        sizes = ("tokens", "held_out_tokens", "mlp_width", "deepest_width", "passes", "repeats")
+        if self.layers not in ("depth", *_LIKENESS):
+            raise RequestError(f"Layers are mapped by depth, r2, cka or knn, not by {self.layers!r}.")
+        sizes = (
+            "tokens",
+            "held_out_tokens",
+            "mlp_width",
+            "deepest_width",
+            "passes",
+            "repeats",
+            "encode_reads",
+        )
         for name in (*sizes, "batch_size", "step_rows", "chunk_rows", "max_length", "learning_rate"):
             if (value := getattr(self, name)) is not None and value <= 0:
                 raise RequestError(f"{name} must be above 0, but is {value}.")
@@ -102,6 +123,10 @@ class _Job:
         every = range(self.target.depth + 1)
         return tuple(every if self.config.depths is None else sorted(set(self.config.depths)))
 
+    def reading(self, depths: Iterable[int]) -> list[int]:
+        """The target depths that are read to fit heads at the given ones."""
+        return sorted({place for depth in depths for place in below(depth, self.config.encode_reads)})
+
     @property
     def deepest(self) -> tuple[int, str]:
         return self.target.depth, "decode"
@@ -109,7 +134,7 @@ class _Job:
     def batches(self, texts: Sequence[str], depths: Sequence[int]) -> Iterator[PairedBatch]:
         return paired_batches(
             self.source, self.target, texts, self.layer_map,
-            batch_size=self.config.batch_size, depths=depths, max_length=self.config.max_length,
+            batch_size=self.config.batch_size, depths=self.reading(depths), max_length=self.config.max_length,
         )  # fmt: skip
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -122,7 +147,6 @@ def fit_heads(
     texts: Iterable[str],
     config: FitConfig | None = None,
     *,
-    layer_map: LayerMap | None = None,
     checkpoint: Path | None = None,
     on_progress: OnProgress = ignore,
 ) -> HeadSet:
@@ -133,9 +157,9 @@ def fit_heads(
         target: the model that is to receive them.
         texts: general text; only as much as is needed is read.
         config: how; see `FitConfig`.
-        layer_map: m; by relative depth unless given.
         checkpoint: folder for an unfinished fit. One of the same fit is gone on with, and removed at the end.
-        on_progress: gets the stages `text`, `activations`, `heads` and `quality`.
+        on_progress: gets the stages `text`, `layers` (where layers are compared), `activations`, `heads` and
+            `quality`.
 
     Returns:
         The heads with their quality on text that was not fitted on.
@@ -146,12 +170,14 @@ def fit_heads(
         RequestError: a wanted depth is outside the target.
     """
     config = config or FitConfig()
-    layer_map = layer_map or LayerMap.by_relative_depth(source.depth, target.depth)
-    job = _Job(source, target, layer_map, config, on_progress)
+    by_depth = LayerMap.by_relative_depth(source.depth, target.depth)
+    job = _Job(source, target, by_depth, config, on_progress)
     if not job.depths or not set(job.depths) <= set(range(target.depth + 1)):
         raise RequestError(f"{target.name} has the depths 0 to {target.depth}; choose among those.")
     on_progress(Progress("text", 0, 1))
     fitted, held = _split(job, texts)
+    if config.layers != "depth":
+        job = replace(job, layer_map=_most_alike(job, fitted))
     unfinished = Unfinished(checkpoint, _key(job, fitted), config.save_seconds)
     choice, report = _held_out(job, held)
     heads, count = _affine(job, fitted, choice, unfinished)
@@ -162,7 +188,7 @@ def fit_heads(
     return HeadSet(
         source=ModelTag.of(source),
         target=ModelTag.of(target),
-        layer_map=layer_map,
+        layer_map=job.layer_map,
         pairs=tuple(pairs.get(depth) for depth in range(target.depth + 1)),
         quality=quality,
         recipe=HeadRecipe(
@@ -172,6 +198,7 @@ def fit_heads(
             held_out_tokens=len(report),
             seed=config.seed,
             dtype=str(target.dtype).removeprefix("torch."),
+            layers=config.layers,
         ),
     )
 
@@ -203,6 +230,15 @@ def _split(job: _Job, texts: Iterable[str]) -> tuple[list[str], list[str]]:
     return ordered[len(held) :], held
 
 
+def _most_alike(job: _Job, texts: Sequence[str]) -> LayerMap:
+    """The monotone map of most alike layers, compared on text to fit on: what is held out stays unread."""
+    grids = compare_layers(
+        job.source, job.target, texts,
+        points=_COMPARED_ROWS, seed=job.config.seed, on_progress=job.on_progress,
+    ).grids  # fmt: skip
+    return LayerMap.by_likeness(grids[_LIKENESS[job.config.layers]].values.tolist())
+
+
 def _held_out(job: _Job, texts: Sequence[str]) -> tuple[PairedBatch, PairedBatch]:
     """The pairs that decide and the pairs that are reported, from different texts, each in random order."""
     middle = max(1, len(texts) // 2)
@@ -220,7 +256,7 @@ def _affine(
     """Affine heads from one pass of both models over the texts, and the number of pairs in it."""
     if state := unfinished.stage("steps"):
         return _restored(job, state), int(state["count"])
-    ridge, done = RidgeFitter(job.depths, job.source.width, job.target.width), 0
+    ridge, done = RidgeFitter(job.depths, job.source.width, job.target.width, job.config.encode_reads), 0
     if state := unfinished.stage("moments"):
         ridge.load_state(state)
         done = int(state["texts"])
@@ -246,8 +282,11 @@ def _kept(heads: Heads, count: int) -> dict[str, Tensor]:
 
 
 def _restored(job: _Job, state: Mapping[str, Tensor]) -> Heads:
-    sizes = {"encode": (job.target.width, job.source.width), "decode": (job.source.width, job.target.width)}
-    heads = {(depth, way): AffineHead(*sizes[way]) for depth in job.depths for way in sizes}
+    source, target = job.source.width, job.target.width
+    heads: Heads = {}
+    for depth in job.depths:
+        heads[depth, "encode"] = AffineHead(target * len(job.reading([depth])), source)
+        heads[depth, "decode"] = AffineHead(source, target)
     for (depth, way), head in heads.items():
         head.requires_grad_(False)
         head.load_state_dict({name: state[f"affine.{depth}.{way}.{name}"] for name in head.state_dict()})
@@ -268,7 +307,7 @@ def _refined(
         kl_weight=config.kl_weight,
         kl_rows=kl_rows(job.target.vocabulary),
     )
-    fitter = MLPFitter(trained, schedule, deepest=job.deepest, logits=job.logits)
+    fitter = MLPFitter(trained, schedule, deepest=job.deepest, logits=job.logits, reads=config.encode_reads)
     first = 0
     if state := unfinished.stage("steps"):
         fitter.load_state(state)
@@ -329,7 +368,7 @@ def _chunks(
 
 def _quality(job: _Job, depth: int, pair: HeadPair, report: PairedBatch) -> DepthQuality:
     source, target = report.source[depth], report.target[depth]
-    encode = _one_quality(job, pair.encode, target, source)
+    encode = _one_quality(job, pair.encode, report.below(depth, job.config.encode_reads), source)
     decode = _one_quality(job, pair.decode, source, target)
     if depth == job.target.depth:
         decode = replace(decode, kl=_held_out_kl(job, pair.decode, source[:_KL_ROWS], target[:_KL_ROWS]))

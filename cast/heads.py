@@ -1,6 +1,7 @@
 """Heads: maps between the residual streams of two models, and the folder that keeps them.
 
-At target depth l the *encode* head maps h^T_l to h^S_{m(l)} and the *decode* head maps h^S_{m(l)} to h^T_l.
+At target depth l the *encode* head maps h^T_l, and maybe the target's states before it, to h^S_{m(l)}; the
+*decode* head maps h^S_{m(l)} to h^T_l.
 """
 
 import json
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cast.alignment import LayerMap
+from cast.alignment import LayerMap, below
 from cast.errors import HeadsError
 from cast.headmaps import AffineHead, HeadPair, MLPHead
 from cast.measures import Measured
@@ -102,6 +103,7 @@ class HeadRecipe:
         held_out_tokens: aligned pairs that the quality was measured on.
         seed: of initialisation and order.
         dtype: the models' dtype while their activations were taken.
+        layers: how the layer map was chosen; see `cast.fitting.FitConfig`.
     """
 
     kind: str
@@ -110,6 +112,7 @@ class HeadRecipe:
     held_out_tokens: int
     seed: int
     dtype: str
+    layers: str = "depth"
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,10 @@ class HeadSet:
                 f"These heads were fitted at depths {fitted} only; fit them at depth {depth} as well."
             )
         return pair
+
+    def read_by_encode(self, depth: int) -> range:
+        """The target depths whose states, one behind the other, the encode head at a depth reads."""
+        return below(depth, self.at(depth).encode.in_features // self.target.width)
 
     def to(self, device: torch.device | str) -> "HeadSet":
         """Move the heads' weights; returns the same set."""
@@ -259,7 +266,12 @@ def _paired(
     for depth in sorted({int(name.partition(".")[0]) for name in heads}):
         pair = HeadPair(heads[f"{depth}.encode"], heads[f"{depth}.decode"])
         widths = [(head.in_features, head.out_features) for head in pair]
-        if widths != [(target.width, source.width), (source.width, target.width)]:
+        # An encode head may read the depths before its own as well.
+        reads = widths[0][0] // target.width
+        if not 1 <= reads <= depth + 1 or widths != [
+            (reads * target.width, source.width),
+            (source.width, target.width),
+        ]:
             raise ValueError(f"the heads at depth {depth} do not fit the models' widths")
         pairs[depth] = pair
     if not heads or len(heads) != 2 * sum(pair is not None for pair in pairs):
@@ -347,6 +359,7 @@ to the second.
 - source: {heads.source.name} (width {heads.source.width}, {heads.source.depth} blocks)
 - target: {heads.target.name} (width {heads.target.width}, {heads.target.depth} blocks)
 - kind: {heads.recipe.kind}; text: {heads.recipe.corpus}
+- layers mapped by {heads.recipe.layers}: {", ".join(map(str, heads.layer_map.table))}
 - fitted on {heads.recipe.tokens:,} aligned tokens, seed {heads.recipe.seed}
 
 Measured on {heads.recipe.held_out_tokens:,} aligned tokens of text that was not fitted on. In brackets: the

@@ -134,6 +134,10 @@ class HostedRunner:
             return {self.lm.depth}
         return {depth for segment in self.segments for depth in (segment.start, segment.stop)}
 
+    def _read_depths(self) -> set[int]:
+        starts = (segment.start for segment in self.segments or ())
+        return {depth for start in starts for depth in self.heads.read_by_encode(start)}
+
     @torch.no_grad()
     def logits(
         self, batch: TokenBatch, rows: Tensor | None = None, positions: Tensor | None = None
@@ -215,14 +219,13 @@ class HostedRunner:
         calls = [self._blocks.arguments(places.position, places.valid, kept) for kept in caches]
         states: dict[int, Tensor] = {}
         with ExitStack() as stack:
+            blocks = self.lm.architecture.blocks
+            for depth in self._read_depths():
+                keep = partial(_keep_input, states, depth)
+                stack.callback(blocks[depth].register_forward_pre_hook(keep, with_kwargs=True).remove)
             for segment in self.segments or ():
-                first, last = (
-                    self.lm.architecture.blocks[index] for index in (segment.start, segment.stop - 1)
-                )
-                keep = partial(_keep_input, states, segment.start)
                 act = partial(self._act, segment, states, places, bos, calls)
-                stack.callback(first.register_forward_pre_hook(keep, with_kwargs=True).remove)
-                stack.callback(last.register_forward_hook(act).remove)
+                stack.callback(blocks[segment.stop - 1].register_forward_hook(act).remove)
             stack.enter_context(_grown(caches, places.valid))
             yield
 
@@ -241,8 +244,9 @@ class HostedRunner:
         hidden = first_output(output)
         row = torch.arange(len(hidden), device=hidden.device)[:, None]
         column = places.column.to(hidden.device)
+        read = [states[depth][row, column] for depth in self.heads.read_by_encode(segment.start)]
         encode = self.heads.at(segment.start).encode
-        encoded = encode(states.pop(segment.start)[row, column]).to(self.source.device, self.source.dtype)
+        encoded = encode(torch.cat(read, dim=-1)).to(self.source.device, self.source.dtype)
         first = (places.position == 0).to(encoded.device)[..., None]
         z, z_adapted = (torch.where(first, own[segment.source_start], encoded) for own in bos)
         without = self._blocks.run(z, calls[1], segment.blocks)

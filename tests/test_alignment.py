@@ -1,6 +1,6 @@
 """Positions pair exactly where both tokenizers have read the same text; the layer map is monotone."""
 
-from itertools import pairwise
+from itertools import combinations_with_replacement, pairwise
 
 import pytest
 import torch
@@ -118,6 +118,38 @@ def test_the_map_by_relative_depth_hosts_each_source_block_once(source_depth, ta
         assert block in layer_map.hosted_by(layer_map.host_of(block))
     steps = {after - before for before, after in pairwise(layer_map.table)}
     assert max(steps) - min(steps) <= 1
+
+
+@st.composite
+def likenesses(draw):
+    """Of up to 5 source depths to up to 6 target depths, in whole numbers, so that sums can be equal."""
+    target_depth = draw(st.integers(1, 5))
+    row = st.lists(st.integers(-9, 9), min_size=target_depth + 1, max_size=target_depth + 1)
+    return draw(st.lists(row, min_size=2, max_size=5))
+
+
+@given(likenesses())
+def test_the_map_by_likeness_is_the_best_of_all_monotone_maps(alike):
+    source_depth, target_depth = len(alike) - 1, len(alike[0]) - 1
+
+    def total(table):
+        return sum(alike[at][depth] for depth, at in enumerate(table))
+
+    chosen = LayerMap.by_likeness(alike).table
+    every = [
+        (0, *middle, source_depth)
+        for middle in combinations_with_replacement(range(source_depth + 1), target_depth - 1)
+    ]
+    assert chosen in every  # Monotone, from end to end.
+    assert total(chosen) == max(map(total, every))
+    # Where several are best, the choice does not hang on the order of the search: it is the lowest.
+    assert chosen == min(table for table in every if total(table) == total(chosen))
+
+
+def test_a_map_by_likeness_needs_two_stacks():
+    for alike in ([[1.0, 1.0]], [[1.0], [1.0]]):
+        with pytest.raises(RequestError, match="need"):
+            LayerMap.by_likeness(alike)
 
 
 def test_equal_depths_map_one_to_one():

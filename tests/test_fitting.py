@@ -13,7 +13,7 @@ from cast.corpus import general_text
 from cast.errors import Cancelled, CorpusError, HeadsError, RequestError
 from cast.fitters import GradientSchedule, MLPFitter, RidgeFitter, next_token_kl, ridge_head, widened
 from cast.fitting import FitConfig, fit_heads
-from cast.heads import MLPHead
+from cast.heads import HeadSet, MLPHead
 from cast.measures import r_squared
 from cast.unfinished import CHECKPOINT
 
@@ -206,6 +206,68 @@ def test_a_whole_fit_and_its_record(pair):
     assert [entry.decode.kl is None for entry in heads.quality] == [True, True, True, False]
 
 
+@pytest.mark.parametrize("layers", ["r2", "cka", "knn"])
+def test_layers_are_mapped_to_those_that_are_most_alike(tiny_model, layers):
+    """The target is the source behind a block that does nothing; relative depth would map it otherwise."""
+    source = tiny_model("llama", depth=2)
+    target = tiny_model("llama", depth=3, seed=77)  # Of this test alone, which writes into it.
+    blocks = target.architecture.blocks
+    target.model.load_state_dict(source.model.state_dict(), strict=False)
+    for block, like in zip(blocks[1:], source.architecture.blocks, strict=True):
+        block.load_state_dict(like.state_dict())
+    with torch.no_grad():
+        for writes in (blocks[0].self_attn.o_proj, blocks[0].mlp.down_proj):
+            writes.weight.zero_()
+    stages = []
+    config = replace(SMALL, kind="affine", kl_weight=0.0, layers=layers)
+    heads = fit_heads(source, target, general_text(), config, on_progress=lambda p: stages.append(p.stage))
+    assert heads.layer_map.table == (0, 0, 1, 2)
+    assert heads.recipe.layers == layers
+    assert "layers" in stages
+    # The heads are those of the map: with it every state is found again exactly.
+    assert min(entry.decode.r_squared.value for entry in heads.quality) > 0.999
+
+
+@pytest.mark.parametrize("reads", [1, 2])
+def test_an_encode_head_finds_what_only_an_earlier_depth_holds(reads):
+    draw = torch.Generator().manual_seed(2)
+    earlier, own, held_earlier, held_own = (torch.randn(400, 6, generator=draw) for _ in range(4))
+    ways = torch.randn(2, 6, 6, generator=draw)
+
+    def batch(before, at):
+        source, places = before @ ways[0] + at @ ways[1], torch.arange(len(at))
+        pairs = AlignedPairs(places, places, places)
+        return PairedBatch({0: before, 1: source}, {0: before, 1: at}, pairs)
+
+    fitter, held = RidgeFitter((0, 1), 6, 6, reads), batch(held_earlier, held_own)
+    fitter.update(batch(earlier, own))
+    resumed = RidgeFitter((0, 1), 6, 6, reads)
+    resumed.load_state(fitter.state())
+    encode = resumed.result(held)[1].encode
+    found = r_squared(encode(held.below(1, reads)), held.source[1])
+    assert found > 0.999 if reads == 2 else found < 0.7
+
+
+@pytest.mark.parametrize("kind", ["affine", "mlp"])
+def test_encode_heads_that_read_several_depths_are_kept_and_gone_on_with(pair, texts, kind, tmp_path):
+    config = replace(SMALL, kind=kind, encode_reads=3)
+    heads = fit_heads(*pair, texts, config)
+    heads.save(tmp_path / "heads")
+    read = [HeadSet.load(tmp_path / "heads").read_by_encode(depth) for depth in range(4)]
+    assert read == [range(1), range(2), range(3), range(1, 4)]
+    alone = fit_heads(*pair, texts, replace(config, kind="affine", depths=(2,)))
+    assert alone.depths == (2,)
+    assert alone.read_by_encode(2) == range(3)
+
+    def kill(progress):
+        if progress.stage == "activations" and progress.done >= progress.total // 2:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        fit_heads(*pair, texts, config, checkpoint=tmp_path, on_progress=kill)
+    assert same_weights(fit_heads(*pair, texts, config, checkpoint=tmp_path), heads)
+
+
 def test_the_same_model_is_carried_by_the_identity(tiny_model):
     lm = tiny_model("llama", depth=2)
     heads = fit_heads(lm, lm, general_text(), replace(SMALL, kind="affine", kl_weight=0.0))
@@ -285,7 +347,15 @@ def test_only_as_much_text_is_read_as_is_needed(pair):
 
 
 @pytest.mark.parametrize(
-    "change", [{"kind": "conv"}, {"tokens": 0}, {"mlp_width": -1}, {"step_rows": 0}, {"learning_rate": 0.0}]
+    "change",
+    [
+        {"kind": "conv"},
+        {"layers": "width"},
+        {"tokens": 0},
+        {"mlp_width": -1},
+        {"step_rows": 0},
+        {"learning_rate": 0.0},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(change):
     with pytest.raises(RequestError):

@@ -171,6 +171,12 @@ DAMAGE = {
     "unknown entry": (lambda folder: edit(folder, lambda d: d["target"].update(x=1)), "is damaged"),
     "falling map": (lambda folder: edit(folder, lambda d: d.update(layer_map=[0, 2, 1, 3, 3])), "is damaged"),
     "short map": (lambda folder: edit(folder, lambda d: d.update(layer_map=[0, 3])), "is damaged"),
+    "reads before the stack": (
+        lambda folder: edit(
+            folder, lambda d: d["heads"]["0.encode"].update({"in": 2 * d["target"]["width"]})
+        ),
+        "is damaged",
+    ),
     "negative size": (
         lambda folder: edit(folder, lambda d: d["heads"]["0.encode"].update({"in": -1})),
         "is damaged",

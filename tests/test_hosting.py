@@ -1,6 +1,7 @@
 """Hosting: source blocks reproduce the source, and a LoRA hosted by its own model is the adapted model."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -167,6 +168,41 @@ def test_a_lora_hosted_by_its_own_model_is_the_adapted_model(
     adapted, base = PlainRunner(lm, lora).logits(batch), PlainRunner(lm).logits(batch)
     torch.testing.assert_close(runner.logits(batch)[inside], adapted[inside], atol=5e-4, rtol=1e-3)
     assert (adapted - base)[inside].abs().max() > 0.05
+
+
+def reading_before(heads: HeadSet, weights: tuple[float, float]) -> HeadSet:
+    """Encode heads that read the depth before their own as well, each with a weight."""
+
+    def wide(head: AffineHead) -> AffineHead:
+        made = AffineHead(2 * head.in_features, head.out_features).requires_grad_(False)
+        made.weight.copy_(torch.cat([weight * head.weight for weight in weights], dim=1))
+        return made
+
+    pairs = [
+        HeadPair(wide(pair.encode), pair.decode) if depth else pair for depth, pair in enumerate(heads.pairs)
+    ]
+    return replace(heads, pairs=tuple(pairs))
+
+
+def test_hosted_blocks_read_the_depths_that_their_encode_head_was_made_for(tiny_model, tiny_lora) -> None:
+    lm = tiny_model("llama", "byte_bpe", 32, 3, 3)
+    plain = heads_between(lm, lm)
+    batch = lm.encode(PLAIN_TEXTS)
+
+    def logits(heads: HeadSet) -> torch.Tensor:
+        return HostedRunner(lm, tiny_lora(lm), lm, heads, 1).logits(batch)
+
+    # The states come one behind the other, the own depth last.
+    torch.testing.assert_close(logits(reading_before(plain, (0.0, 1.0))), logits(plain))
+    assert (logits(reading_before(plain, (1.0, 0.0))) - logits(plain)).abs().max() > 1e-3
+
+
+def test_a_session_of_heads_that_read_several_depths_equals_a_fresh_one(pair) -> None:
+    source, lora, target, heads = pair
+    runner = HostedRunner(source, lora, target, reading_before(heads, (0.3, 0.7)), 1)
+    ids = target.encode([TEXTS[0]]).input_ids[0].tolist()
+    for stop, logits in enumerate(grown(runner, ids, 3)[0], start=3):
+        torch.testing.assert_close(logits, fresh_logits(runner, ids[:stop]), atol=5e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("segment", SEGMENTS)

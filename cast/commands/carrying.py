@@ -19,7 +19,8 @@ from cast.storage import check_output_folder
 
 # Settings of a fit that stay at their default unless they are given.
 _FIT_SETTINGS = (
-    "tokens", "kl_weight", "depths", "batch_size", "learning_rate", "passes", "repeats", "mlp_width"
+    "tokens", "kl_weight", "layers", "encode_reads", "depths", "batch_size", "learning_rate", "passes",
+    "repeats", "mlp_width",
 )  # fmt: skip
 
 
