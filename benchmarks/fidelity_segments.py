@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
-from benchmarks.markdown import arrow, header, row, short
+from benchmarks.markdown import arrow, header, mean_change, row, short
 from benchmarks.speed_record import SpeedRun
 from cast.pocket import registry
 from cast.pocket.tasks import TASKS
@@ -48,11 +48,8 @@ def _lifts(runs: Sequence[Result], methods: Sequence[str]) -> list[str]:
         if method in methods:
             found = [[run for run in runs if (run.method, run.task) == (method, task)] for task in tasks]
             lifts = [_mean(run.lift for run in some) for some in found]
-            cost = _mean(run.off_task for some in found for run in some)
-            lines.append(row([
-                size, *map(_number, [*lifts, _mean(lifts)]),
-                "–" if cost is None else f"{100 * cost:+.1f} %",
-            ]))  # fmt: skip
+            cost = mean_change(run.off_task for some in found for run in some)
+            lines.append(row([size, *map(_number, [*lifts, _mean(lifts)]), cost]))
     return [*lines, ""]
 
 

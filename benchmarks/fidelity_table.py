@@ -9,7 +9,7 @@ from statistics import fmean, variance
 
 from benchmarks.fidelity_prediction import prediction_section
 from benchmarks.fidelity_segments import segments_section
-from benchmarks.markdown import arrow, header, row, short
+from benchmarks.markdown import arrow, header, mean_change, percent, row, short
 from benchmarks.speed_record import SpeedRun, read_runs
 from cast.baselines import BASELINES
 from cast.pocket.tasks import TASKS
@@ -136,7 +136,7 @@ def _overview(runs: Sequence[Result], pairs: Sequence[tuple[str, str]], methods:
             _mean_lift([run for run in own if run.metric == metric and pair in (None, _pair(run))])
             for pair, metric in groups
         ]
-        lines.append(row([method, *cells, _mean_percent(run.off_task for run in own), _mean_seconds(own)]))
+        lines.append(row([method, *cells, mean_change(run.off_task for run in own), _mean_seconds(own)]))
     for title, costs in (
         ("the source with its own adapter", {(run.source, run.task): run.source_off_task for run in runs}),
         (
@@ -144,7 +144,7 @@ def _overview(runs: Sequence[Result], pairs: Sequence[tuple[str, str]], methods:
             {(run.target, run.task): run.retrained_off_task for run in runs},
         ),
     ):
-        lines.append(row([f"*{title}*", *("" for _ in groups), _mean_percent(costs.values()), ""]))
+        lines.append(row([f"*{title}*", *("" for _ in groups), mean_change(costs.values()), ""]))
     return "\n".join([*lines, ""])
 
 
@@ -241,22 +241,12 @@ def _mean_lift(runs: Sequence[Result]) -> str:
     return f"{fmean(lifts):.2f} ({len(tasks)})" if lifts else "–"
 
 
-def _mean_percent(shares: Iterable[float | None]) -> str:
-    values = [share for share in shares if share is not None]
-    return f"{100 * fmean(values):+.1f} %" if values else "–"
-
-
 def _mean_seconds(runs: Sequence[Result]) -> str:
     return f"{fmean(run.seconds for run in runs):.0f}" if runs else "–"
 
 
 def _pair(run: Result) -> tuple[str, str]:
     return run.source, run.target
-
-
-def percent(share: float | None) -> str:
-    """A share in percent; a dash for what is not known."""
-    return "–" if share is None else f"{100 * share:.1f}"
 
 
 def _place(order: Sequence[str]) -> Callable[[str], tuple[int, str]]:

@@ -19,8 +19,8 @@ import torch
 
 from benchmarks.fidelity import ROOT, code_revision, example_prompts, loaded
 from benchmarks.fidelity import scored as end_of_scale
-from benchmarks.fidelity_table import Cell, percent, provenance
-from benchmarks.markdown import header, row
+from benchmarks.fidelity_table import Cell, provenance
+from benchmarks.markdown import header, percent, row
 from cast import adapters, comparison, evaluate, pipeline
 from cast.adapter_files import TOGETHER
 from cast.adapters import Lora

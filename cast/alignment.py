@@ -140,12 +140,12 @@ class LayerMap:
         came_from: list[list[int]] = []
         for depth in range(1, target_depth + 1):
             # The best source depth at or below each, from which the map may go on to it.
-            below = list(accumulate(range(source_depth + 1), partial(_better, total)))
-            came_from.append(below)
-            total = [total[place] + alike[at][depth] for at, place in enumerate(below)]
+            origins = list(accumulate(range(source_depth + 1), partial(_better, total)))
+            came_from.append(origins)
+            total = [total[place] + alike[at][depth] for at, place in enumerate(origins)]
         table = [source_depth]
-        for below in reversed(came_from):
-            table.append(below[table[-1]])
+        for origins in reversed(came_from):
+            table.append(origins[table[-1]])
         return cls(tuple(reversed(table)))
 
     @property
