@@ -1,7 +1,8 @@
 """What a target with a translated adapter shall say: the adapted source's words, in the target's tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ _MOVED_MOST = 0.75
 _TOLD_APART = 256
 # Logit of what cannot happen.
 _NEVER = -1e30
+# Logits that are folded together: 4 MiB.
+_IN_CACHE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,49 @@ class Wanted:
 
     def missing(self, logits: Tensor) -> Tensor:
         """KL(wanted ‖ said) [K] in nats, of logits [K, V_t]: never above that of the whole distributions."""
-        said = _folded(logits.float(), self.ids.long())
+        said = _folded(logits, self.ids.long())
         return torch.nn.functional.kl_div(said, self.log_probs, log_target=True, reduction="none").sum(-1)
 
 
 def _folded(logits: Tensor, ids: Tensor) -> Tensor:
     """Log-probabilities [K, k + 1] of some tokens and of all others together, from logits [K, V_t]."""
-    others = logits.scatter(-1, ids, _NEVER).logsumexp(-1, keepdim=True)
-    return torch.cat([logits.gather(-1, ids), others], -1).log_softmax(-1)
+    named, others = _Fold.apply(logits, ids)
+    return torch.cat([named, others], -1).log_softmax(-1)
+
+
+class _Fold(torch.autograd.Function):
+    """Logits [K, k] of some tokens, and that [K, 1] of all others together, both float32.
+
+    Written out because what is as wide as a vocabulary takes most of a step: a few rows at a time stay in the
+    processor's cache, and backwards the others' logits are read once, where PyTorch's own steps (scatter,
+    logsumexp, gather) pass over all of them a dozen times.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        others = torch.cat(
+            [
+                logits[at].float().scatter(-1, ids[at], _NEVER).logsumexp(-1, keepdim=True)
+                for at in _portions(logits)
+            ]
+        )
+        ctx.save_for_backward(logits, ids, others)
+        return logits.gather(-1, ids).float(), others
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (logits, ids, others), (by_named, by_others) = ctx.saved_tensors, grads
+        result = torch.empty_like(logits)
+        for at in _portions(logits):
+            shares = (logits[at].float() - others[at]).exp_()
+            result[at] = shares.mul_(by_others[at]).scatter_(-1, ids[at], by_named[at])
+        return result, None
+
+
+def _portions(logits: Tensor) -> Iterator[slice]:
+    """Rows of logits [K, V_t] that are folded together."""
+    size = max(1, _IN_CACHE // logits.shape[-1])
+    return (slice(start, start + size) for start in range(0, len(logits), size))
 
 
 @dataclass(frozen=True)
