@@ -150,7 +150,9 @@ def _joined(kernels: Sequence[Kernel]) -> Kernel:
 
 
 @contextmanager
-def applied(lm: LanguageModel, lora: Lora, strength: float = 1.0) -> Iterator[None]:
+def applied(
+    lm: LanguageModel, lora: Lora, strength: float = 1.0, *, first_half: bool = False
+) -> Iterator[None]:
     """Add `strength · s · B · A · x` to the output of every adapted site while the block runs.
 
     Gradients flow to activations, and to A and B where they ask for it. Blocks nest, and their changes add
@@ -160,13 +162,15 @@ def applied(lm: LanguageModel, lora: Lora, strength: float = 1.0) -> Iterator[No
         lm: the adapter's model.
         lora: kernels at sites of `lm`, in any number type; products are taken in theirs, as PEFT does.
         strength: factor on the change.
+        first_half: whether only the first half of a batch's rows is changed, so that one pass reads a text
+            with the adapter and without.
     """
     with ExitStack() as hooks:
         if strength != 0:
             # Looked up once: it takes a walk through the modules, and a session enters here at every token.
             device = lm.device
             for kernel in lora.kernels:
-                change = _Change(kernel, strength, device)
+                change = _Change(kernel, strength, device, first_half)
                 hooks.callback(lm.architecture.module(kernel.site).register_forward_hook(change).remove)
         yield
 
@@ -174,12 +178,19 @@ def applied(lm: LanguageModel, lora: Lora, strength: float = 1.0) -> Iterator[No
 class _Change:
     """Forward hook of one kernel."""
 
-    def __init__(self, kernel: Kernel, strength: float, device: torch.device) -> None:
+    def __init__(self, kernel: Kernel, strength: float, device: torch.device, first_half: bool) -> None:
         self.a, self.b = kernel.a.to(device), kernel.b.to(device)
         self.factor = strength * kernel.scaling
+        self.first_half = first_half
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        x = inputs[0].to(self.a.dtype)
+        if self.first_half:
+            changing, rest = output.chunk(2)
+            return torch.cat([self._changed(inputs[0].chunk(2)[0], changing), rest])
+        return self._changed(inputs[0], output)
+
+    def _changed(self, x: Tensor, output: Tensor) -> Tensor:
+        x = x.to(self.a.dtype)
         change = nn.functional.linear(nn.functional.linear(x, self.a), self.b) * self.factor
         return (output + change).to(output.dtype)
 

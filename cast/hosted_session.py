@@ -32,9 +32,11 @@ class HostedBatch:
     def __init__(self, runner: "HostedRunner", rows: int) -> None:
         self._runner = runner
         self._shared: list[list[int]] = [[] for _ in range(rows)]
-        self._caches = (RaggedCache(rows), RaggedCache(rows))
+        self._cache = RaggedCache(2 * rows)
         self.target = TokenStream(runner.lm, rows)
-        self.reader = SourceReader(runner.source, runner.lora, runner.gauge, runner.lm, rows)
+        # Hosted blocks read the target's states; the source's own reading only tells which ends are settled.
+        whole = runner.segments is None
+        self.reader = SourceReader(runner.source, runner.lora, runner.gauge, runner.lm, rows, both=whole)
 
     @torch.no_grad()
     def next_logits(self, rows: Sequence[Sequence[int]]) -> Tensor:
@@ -56,8 +58,9 @@ class HostedBatch:
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep only these rows of the batch."""
+        self._cache.select([*rows, *(row + len(self._shared) for row in rows)])
         self._shared = [self._shared[row] for row in rows]
-        for held in (self.target, self.reader, *self._caches):
+        for held in (self.target, self.reader):
             held.select(rows)
 
     def _last_states(self) -> Tensor:
@@ -71,10 +74,11 @@ class HostedBatch:
         acting = [row for row, positions in enumerate(shared) if positions[-1] > 0]
         if not acting:
             return hidden
-        states = []
-        for stream in (self.reader.adapted, self.reader.plain):
-            stream.advance([now.ids if at[-1] > 0 else None for now, at in zip(own, shared, strict=True)])
-            states.append(torch.stack([stream.states[row][shared[row][-1]] for row in acting]))
+        self.reader.advance([now if at[-1] > 0 else None for now, at in zip(own, shared, strict=True)])
+        states = [
+            torch.stack([read[row][shared[row][-1]] for row in acting])
+            for read in (self.reader.adapted, self.reader.plain)
+        ]
         hidden[acting] += self._runner.carried(self._runner.lm.depth, *states)
         return hidden
 
@@ -84,14 +88,13 @@ class HostedBatch:
         step = self.target.plan(rows)
         entries = []
         for row, (start, now) in enumerate(zip(step.starts, shared, strict=True)):
-            for kept in self._caches:
-                kept.keep(row, sum(position >= 0 for position in now[:start]))
+            for way in (row, row + len(rows)):
+                self._cache.keep(way, sum(position >= 0 for position in now[:start]))
             entries.append(
                 [(column, position) for column, position in enumerate(now[start:]) if position >= 0]
             )
-        for kept in self._caches:
-            kept.pack()
-        with self._runner.hosting(entries, self._caches) if any(entries) else nullcontext():
+        self._cache.pack()
+        with self._runner.hosting(entries, self._cache) if any(entries) else nullcontext():
             self.target.run(step)
         self._shared = shared
         return self._last_states()

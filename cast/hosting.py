@@ -204,19 +204,19 @@ class HostedRunner:
     def hosting(
         self,
         entries: Sequence[Sequence[tuple[int, int]]],
-        caches: Sequence[RaggedCache | None] = (None, None),
+        cache: RaggedCache | None = None,
     ) -> Iterator[None]:
         """Let the hosted blocks act on one pass of the target.
 
         Args:
             entries: for each row the shared ends of the pass as (column of the pass, the source's own token
                 position); position 0 is the BOS, which is read and not written, and comes first.
-            caches: of the hosted blocks with and without the LoRA; grown when the pass is over, emptied if
-                it was cut short.
+            cache: of the hosted blocks, each row with the LoRA and then each without; grown when the pass is
+                over, emptied if it was cut short.
         """
-        places = Places.of(entries)
+        places, both = Places.of(entries), Places.of([*entries, *entries])
         bos = self._bos_states  # Before any hook is set, for the source may be the target itself.
-        calls = [self._blocks.arguments(places.position, places.valid, kept) for kept in caches]
+        calls = self._blocks.arguments(both.position, both.valid, cache)
         states: dict[int, Tensor] = {}
         with ExitStack() as stack:
             blocks = self.lm.architecture.blocks
@@ -226,7 +226,7 @@ class HostedRunner:
             for segment in self.segments or ():
                 act = partial(self._act, segment, states, places, bos, calls)
                 stack.callback(blocks[segment.stop - 1].register_forward_hook(act).remove)
-            stack.enter_context(_grown(caches, places.valid))
+            stack.enter_context(_grown(cache, both.valid))
             yield
 
     def _act(
@@ -235,7 +235,7 @@ class HostedRunner:
         states: dict[int, Tensor],
         places: Places,
         bos: tuple[list[Tensor], list[Tensor]],
-        calls: Sequence[list[Call]],
+        calls: Sequence[Call],
         module: nn.Module,
         args: Any,
         output: Any,
@@ -248,18 +248,18 @@ class HostedRunner:
         encode = self.heads.at(segment.start).encode
         encoded = encode(torch.cat(read, dim=-1)).to(self.source.device, self.source.dtype)
         first = (places.position == 0).to(encoded.device)[..., None]
-        z, z_adapted = (torch.where(first, own[segment.source_start], encoded) for own in bos)
-        without = self._blocks.run(z, calls[1], segment.blocks)
-        with applied(self.source, self.lora):
-            adapted = self._blocks.run(z_adapted, calls[0], segment.blocks)
+        # The weights are read once for both: the rows with the LoRA, then the same without.
+        z = torch.cat([torch.where(first, own[segment.source_start], encoded) for own in bos])
+        with applied(self.source, self.lora, first_half=True):
+            adapted, without = self._blocks.run(z, calls, segment.blocks).chunk(2)
         written = (places.valid & (places.position > 0)).to(hidden.device)[..., None]
         change = self.carried(segment.stop, adapted, without) * written
         return replace_output(output, hidden.index_put((row, column), change, accumulate=True))
 
     @cached_property
     def _bos_states(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The source's h_l [d_s] at its BOS, l = 0 … L_s, without and with the LoRA; it sees nothing else."""
-        return self._read_bos(0.0), self._read_bos(1.0)
+        """The source's h_l [d_s] at its BOS, l = 0 … L_s, with and without the LoRA; it sees nothing else."""
+        return self._read_bos(1.0), self._read_bos(0.0)
 
     def _read_bos(self, strength: float) -> list[Tensor]:
         depths = range(self.source.depth + 1)
@@ -274,17 +274,17 @@ class HostedRunner:
 
 
 @contextmanager
-def _grown(caches: Sequence[RaggedCache | None], valid: Tensor) -> Iterator[None]:
-    """Enter the columns of a pass in the caches that it filled."""
-    kept = [cache for cache in caches if cache is not None]
+def _grown(cache: RaggedCache | None, valid: Tensor) -> Iterator[None]:
+    """Enter the columns of a pass in the cache that it filled."""
+    if cache is None:
+        yield
+        return
     try:
         yield
     except BaseException:
-        for cache in kept:
-            cache.clear()
+        cache.clear()
         raise
-    for cache in kept:
-        cache.grow(valid)
+    cache.grow(valid)
 
 
 def _keep_input(states: dict[int, Tensor], depth: int, module: nn.Module, args: Any, kwargs: Any) -> None:

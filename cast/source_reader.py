@@ -18,7 +18,7 @@ _CUTS = 8
 
 
 class SourceReader:
-    """B growing texts in the source, with and without its LoRA, on caches that follow them.
+    """B growing texts in the source with its LoRA, and without, on caches that follow them.
 
     What is read first is a prompt, and its own tokens stand, as they do where the source reads it alone; an
     adapter may be far from sure of a prompt's words, and nobody goes on inside its last one. Behind it, which
@@ -31,20 +31,48 @@ class SourceReader:
         gauge: of the source.
         target: the model that writes.
         rows: B.
+        both: whether the texts are read without the LoRA as well.
 
     Attributes:
         transcripts: what the target's ids say.
-        adapted, plain: the streams with and without the LoRA.
     """
 
     def __init__(
-        self, source: LanguageModel, lora: Lora, gauge: TokenGauge, target: LanguageModel, rows: int
+        self,
+        source: LanguageModel,
+        lora: Lora,
+        gauge: TokenGauge,
+        target: LanguageModel,
+        rows: int,
+        *,
+        both: bool,
     ) -> None:
         self._source, self._gauge = source, gauge
         self.transcripts = [Transcript(target) for _ in range(rows)]
         self._prompts: list[str | None] = [None] * rows
-        self.adapted = TokenStream(source, rows, partial(applied, source, lora))
-        self.plain = TokenStream(source, rows)
+        # The weights are read once for both ways: the rows with the LoRA, then the same without.
+        self._ways = 2 if both else 1
+        self._stream = TokenStream(source, self._ways * rows, partial(applied, source, lora, first_half=both))
+
+    @property
+    def adapted(self) -> list[list[Tensor]]:
+        """For each row and token that was read, the last residual h_L [d_s] with the LoRA."""
+        return self._stream.states[: len(self.transcripts)]
+
+    @property
+    def plain(self) -> list[list[Tensor]]:
+        """The same without it, where both are read."""
+        return self._stream.states[len(self.transcripts) :]
+
+    @property
+    def passed(self) -> int:
+        """Tokens that have run through the source so far, those of both ways."""
+        return self._stream.passed
+
+    def advance(self, rows: Sequence[Tokens | None]) -> None:
+        """Read each row's tokens; a row given as None is left as it is."""
+        ids = [None if tokens is None else tokens.ids for tokens in rows]
+        self._stream.advance(ids * self._ways)
 
     def read(self, rows: Sequence[Sequence[int]]) -> list[Tokens]:
         """The source's tokens of each text, those left out that its next characters will probably change.
@@ -64,7 +92,7 @@ class SourceReader:
             for text, prompt, tokens in zip(texts, self._prompts, own, strict=True)
         ]
         if any(crossings):
-            self.adapted.advance([tokens.ids for tokens in own])
+            self.advance(own)
         standing = [
             settled(tokens, found, cache(partial(self._log_probs, row))) if found else tokens
             for row, (tokens, found) in enumerate(zip(own, crossings, strict=True))
@@ -73,13 +101,13 @@ class SourceReader:
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep only these rows of the batch."""
+        count = len(self.transcripts)
+        self._stream.select([way * count + row for way in range(self._ways) for row in rows])
         self.transcripts = [self.transcripts[row] for row in rows]
         self._prompts = [self._prompts[row] for row in rows]
-        self.adapted.select(rows)
-        self.plain.select(rows)
 
     def _log_probs(self, row: int, index: int) -> Tensor:
-        logits = self._source.architecture.logits(self.adapted.states[row][index])
+        logits = self._source.architecture.logits(self.adapted[row][index])
         return torch.log_softmax(logits.float(), -1)
 
     def _likeliest(
@@ -100,7 +128,7 @@ class SourceReader:
         best = [(-math.inf, stand) for stand in standing]
         for turn in range(max(map(len, choices), default=0)):
             due = [found[turn] if turn < len(found) else None for found in choices]
-            self.adapted.advance([None if tokens is None else tokens.ids for tokens in due])
+            self.advance(due)
             for row, candidate in enumerate(due):
                 if candidate is not None:
                     scored = self._scored(row, candidate, parting[row], transcripts[row].text)

@@ -307,7 +307,7 @@ class WordedBatch:
         self._trust: list[list[float]] = [[] for _ in range(rows)]
         self._read: list[tuple[int, ...]] = [() for _ in range(rows)]
         self.target = TokenStream(runner.lm, rows)
-        self.reader = SourceReader(runner.source, runner.lora, runner.gauge, runner.lm, rows)
+        self.reader = SourceReader(runner.source, runner.lora, runner.gauge, runner.lm, rows, both=True)
 
     @torch.no_grad()
     def next_logits(self, rows: Sequence[Sequence[int]]) -> Tensor:
@@ -320,8 +320,7 @@ class WordedBatch:
             if not runner.strength:
                 return logits
             own = self.reader.read(rows)
-            for stream in (self.reader.adapted, self.reader.plain):
-                stream.advance([tokens.ids for tokens in own])
+            self.reader.advance(own)
             for row, tokens in enumerate(own):
                 self._follow(row, tokens)
             acting = [row for row in range(len(rows)) if self._whole_character(row)]
@@ -331,8 +330,8 @@ class WordedBatch:
 
     def _taken_over(self, acting: Sequence[int], own: Sequence[Tokens], logits: Tensor) -> Tensor:
         plain, adapted = (
-            torch.stack([stream.states[row][-1] for row in acting])
-            for stream in (self.reader.plain, self.reader.adapted)
+            torch.stack([states[row][-1] for row in acting])
+            for states in (self.reader.plain, self.reader.adapted)
         )
         before, after = self._runner.distributions(plain, adapted)
         pending = [self.reader.transcripts[row].text[max(own[row].ends[-1], 0) :] for row in acting]
@@ -353,7 +352,7 @@ class WordedBatch:
         trust = self._trust[row][:kept]
         start = max(kept - 1, 0)
         plain, adapted = (
-            torch.stack(stream.states[row][start:]) for stream in (self.reader.plain, self.reader.adapted)
+            torch.stack(states[row][start:]) for states in (self.reader.plain, self.reader.adapted)
         )
         new = gains(self._runner.said(plain, adapted, tokens.ids[start:]))[kept - start :]
         trust += lasting(new, trust[-1] if trust else 0.0)

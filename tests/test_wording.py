@@ -120,9 +120,9 @@ def test_where_ends_are_judged_right_a_session_equals_teacher_forcing(
     ahead = set(places.entry[places.spanning()].tolist())
     settled = [place for place in range(len(ids)) if place not in ahead]
     torch.testing.assert_close(torch.stack(steps)[settled], expected[settled], atol=2e-4, rtol=1e-3)
-    # Each token passed once through the target, and once without the LoRA through the source.
+    # Each token passed once through the target, and once with and once without the LoRA through the source.
     assert session.target.passed == len(ids)
-    assert session.reader.plain.passed == len(full)
+    assert session.reader.passed == 2 * len(full)
 
 
 def places_in(source: LanguageModel, batch: TokenBatch) -> Places:
