@@ -40,10 +40,7 @@ class Tokens:
 
 def tokens_of(lm: LanguageModel, texts: Sequence[str]) -> list[Tokens]:
     """Each text as the model's own tokens."""
-    batch = lm.encode(texts)
-    lengths = batch.attention_mask.sum(1).tolist()
-    rows = zip(batch.input_ids.tolist(), batch.ends.tolist(), lengths, strict=True)
-    return [Tokens(tuple(ids[:length]), tuple(ends[:length])) for ids, ends, length in rows]
+    return [Tokens(tuple(ids), tuple(ends)) for ids, ends in zip(*lm.tokens(texts), strict=True)]
 
 
 class TokenGauge:

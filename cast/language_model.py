@@ -196,6 +196,18 @@ class LanguageModel:
             max_length: most tokens of a row, BOS counted; the rest is cut off, and with it the first tokens
                 of a character that would be cut in two. The model's own limit always holds.
         """
+        ids, ends = self.tokens(texts, max_length)
+        return TokenBatch(
+            texts=tuple(texts),
+            input_ids=self._padded(ids, self._pad_id).to(self.device),
+            attention_mask=self._padded([[1] * len(row) for row in ids], 0).to(self.device),
+            ends=self._padded(ends, -1),
+        )
+
+    def tokens(
+        self, texts: Sequence[str], max_length: int | None = None
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """The ids of B texts and the characters at which they end, as `encode` has them, without padding."""
         limit = min((bound for bound in (max_length, self.context_length) if bound), default=None)
         cut = None if limit is None else max(limit - 1, 0)
         encoded = self._encoder.encode_batch(list(texts), add_special_tokens=False)
@@ -206,12 +218,7 @@ class LanguageModel:
             known = zip(row.ids[:length], row_ends, strict=False)
             ids.append([self.bos_id, *row.ids[:length]])
             ends.append([-1, *(-1 if token in self._special_ids else end for token, end in known)])
-        return TokenBatch(
-            texts=tuple(texts),
-            input_ids=self._padded(ids, self._pad_id).to(self.device),
-            attention_mask=self._padded([[1] * len(row) for row in ids], 0).to(self.device),
-            ends=self._padded(ends, -1),
-        )
+        return ids, ends
 
     @property
     def _pad_id(self) -> int:
