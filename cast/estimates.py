@@ -45,9 +45,11 @@ def fit_seconds(source: Shape, target: Shape, config: FitConfig) -> float:
     steps = trained * config.repeats
     again = trained if config.kind == "mlp" or config.kl_weight else 0
     passes = config.tokens + config.held_out_tokens + again
-    both, wide = source.width + target.width, source.width * target.width
-    moments = 2.0 * _DOUBLE * config.tokens * depths * (source.width**2 + target.width**2 + wide)
-    one = 2 * wide + 2 * config.mlp_width * both if config.kind == "mlp" else 0
+    # An encode head may read several depths of the target side by side.
+    read = config.encode_reads * target.width
+    moments = 2.0 * _DOUBLE * config.tokens * depths * (source.width**2 + read**2 + source.width * read)
+    inner = config.mlp_width * (2 * source.width + target.width + read)
+    one = source.width * (target.width + read) + inner if config.kind == "mlp" else 0
     heads = 2.0 * _WITH_GRADIENTS * steps * depths * one
     words = (
         2.0 * (1 + _WITH_GRADIENTS) * steps * target.vocabulary * target.width if config.kl_weight else 0.0

@@ -21,8 +21,8 @@ from cast.runners import PlainRunner
 from cast.scoring import completion_log_probs
 
 # Shown to the base model at once; more leave small contexts no room to write.
-_SHOTS = 3
-_SEPARATOR = "\n\n"
+SHOTS = 3
+SEPARATOR = "\n\n"
 ANSWER_TOKENS = 64
 _BATCH = 32
 # A new prompt is at most so many times as long as the longest example, and at least so many times as long as
@@ -157,13 +157,13 @@ def expanded(
             break
         new = turn < _NEW_TURNS and len(examples) > 1
         if new:
-            shown = [_SEPARATOR.join(_drawn(examples, weights, order)) for _ in range(missing)]
+            shown = [SEPARATOR.join(_drawn(examples, weights, order)) for _ in range(missing)]
             begun = [form.opening(order, words) for _ in range(missing)]
-            read = [some + _SEPARATOR + first for some, first in zip(shown, begun, strict=True)]
+            read = [some + SEPARATOR + first for some, first in zip(shown, begun, strict=True)]
         else:
             read = begun = [form.beginning(order.choice(list(prompts)), order) for _ in range(missing)]
         written = generate_many(
-            PlainRunner(writer), read, max_new_tokens=room, stop=_SEPARATOR if new else None,
+            PlainRunner(writer), read, max_new_tokens=room, stop=SEPARATOR if new else None,
             temperature=_NEW_TEMPERATURE if new else 1.0, seed=seed + turn, batch_size=_BATCH,
             on_progress=on_progress,
         )  # fmt: skip
@@ -177,7 +177,7 @@ def _drawn(examples: Sequence[str], weights: Sequence[float], order: random.Rand
     # The largest of U^(1/w) are a draw without replacement (Efraimidis and Spirakis, 2006).
     keys = [order.random() ** (1 / weight) for weight in weights]
     ranked = sorted(range(len(examples)), key=keys.__getitem__, reverse=True)
-    return [examples[index] for index in ranked[:_SHOTS]]
+    return [examples[index] for index in ranked[:SHOTS]]
 
 
 @dataclass(frozen=True)

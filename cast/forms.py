@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from cast.activations import residuals
-from cast.exciting import words_of
+from cast.exciting import SEPARATOR, SHOTS, words_of
 from cast.generation import generate_many
 from cast.models import LanguageModel
 from cast.progress import OnProgress, ignore
@@ -41,7 +41,7 @@ _LINE_TOKENS, _LINE_CHARACTERS, _TEMPERATURE = 40, 200, 0.7
 _OPENING_TOKENS = 8
 # The last line of a form, behind which it is answered.
 _CUE = re.compile(r"\n+[^\n]+\n?\Z")
-_SHOTS, _SEPARATOR, _BODY_TOKENS = 3, "\n\n", 64
+_BODY_TOKENS = 64
 
 
 @torch.no_grad()
@@ -68,7 +68,7 @@ def line_tokens(count: int) -> int:
 
 def similar_tokens(count: int) -> int:
     """About how many tokens a writer reads and writes for so many similar forms."""
-    return count * (_SHOTS + 1) * _BODY_TOKENS // 2
+    return count * (SHOTS + 1) * _BODY_TOKENS // 2
 
 
 def similar(
@@ -90,10 +90,10 @@ def similar(
         Distinct forms that are in no group.
     """
     order, known = random.Random(seed), {form for group, _ in groups for form in group}
-    shown = [order.sample(group, min(_SHOTS, len(group))) for group, count in groups for _ in range(count)]
+    shown = [order.sample(group, min(SHOTS, len(group))) for group, count in groups for _ in range(count)]
     written = generate_many(
         PlainRunner(writer), [_shown(writer, some) for some in shown], max_new_tokens=_BODY_TOKENS,
-        stop=_SEPARATOR, temperature=_TEMPERATURE, seed=seed, batch_size=_BATCH, on_progress=on_progress,
+        stop=SEPARATOR, temperature=_TEMPERATURE, seed=seed, batch_size=_BATCH, on_progress=on_progress,
     )  # fmt: skip
     made = [
         text.strip() + _parted(some[-1])[1] for text, some in zip(written, shown, strict=True) if text.strip()
@@ -106,7 +106,7 @@ def _shown(writer: LanguageModel, forms: Sequence[str]) -> str:
     bodies = [_parted(form)[0] for form in forms]
     room = (writer.context_length or math.inf) - _BODY_TOKENS
     while True:
-        text = _SEPARATOR.join([*bodies, ""])
+        text = SEPARATOR.join([*bodies, ""])
         if len(bodies) == 1 or len(writer.encode([text]).input_ids[0]) <= room:
             return text
         bodies = bodies[1:]

@@ -23,6 +23,7 @@ def test_more_to_do_takes_longer():
     assert 5 < fit_seconds(SMALL, SMALL, best) / fit_seconds(SMALL, SMALL, quick) < 11
     assert fit_seconds(LARGE, LARGE, quick) > fit_seconds(SMALL, LARGE, quick)
     assert fit_seconds(LARGE, LARGE, quick) > fit_seconds(LARGE, LARGE, FitConfig("affine", tokens=40_000))
+    assert fit_seconds(LARGE, LARGE, FitConfig(encode_reads=3)) > fit_seconds(LARGE, LARGE, FitConfig())
     modes = [
         translate_seconds(SMALL, SMALL, TranslationConfig(mode), prompts=False)
         for mode in ("hosted", "instant", "compiled")

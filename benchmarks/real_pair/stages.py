@@ -106,7 +106,7 @@ class Bench:
         if not folder.exists():
             shown = self.split(task).train[: self.plan.prompts] if prompted else ()
             lora = self.lora(task, direction.source)
-            heads = self.heads(direction) if config.needs_heads else None
+            heads = self.heads(direction)
             with self._making(folder, settings=asdict(config)):
                 translated = translate(
                     self.model(direction.source),
