@@ -12,6 +12,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
+from cast.activations import residuals
 from cast.adapters import Lora
 from cast.corpus import Passage
 from cast.generation import generate_many
@@ -35,6 +39,9 @@ _NEW_TURNS, _TURNS = 3, 4
 _ROUNDS = (0.4, 1.0)
 # Their words make new ones differ enough; hotter, a small model loses the form.
 _NEW_TEMPERATURE, _WITH_WORD = 0.7, 0.75
+# Of words that new ones may begin with, those are taken that suit the examples best, and how many draws of
+# examples tell which.
+_SUITING, _FEWEST_WORDS, _DRAWS = 0.2, 100, 16
 _WORD = re.compile(r"\b[^\W\d_]{4,}\b")
 _WORD_OF_VOCABULARY = re.compile(r" [^\W\d_]{4,}")
 
@@ -131,8 +138,8 @@ def expanded(
     """The given prompts, and more of their kind that a base model writes.
 
     Most it writes behind a few of the examples, as new ones that begin as the examples do, and most of these
-    with a word of their own: left to itself, a small model says the examples' words again. The rest, and what
-    it did not find so, it writes by going on from the beginning of an example.
+    with a word of their own that suits the examples: left to itself, a small model says their words again.
+    The rest, and what it did not find so, it writes by going on from the beginning of an example.
 
     Args:
         writer: the model, without an adapter.
@@ -150,6 +157,7 @@ def expanded(
     weights = evenly(known) if known else [1.0] * len(examples)
     found = dict.fromkeys(examples)
     order, form = random.Random(seed), _Form.of(prompts)
+    words = suiting(writer, [_shown(examples, weights, order) for _ in range(_DRAWS)], form.start, words)
     room = int(writer.encode(list(prompts)).attention_mask.sum(1).max() * _LONGER) + 8
     for turn in range(_NEW_TURNS + _TURNS):
         missing = count - len(found)
@@ -157,9 +165,8 @@ def expanded(
             break
         new = turn < _NEW_TURNS and len(examples) > 1
         if new:
-            shown = [SEPARATOR.join(_drawn(examples, weights, order)) for _ in range(missing)]
             begun = [form.opening(order, words) for _ in range(missing)]
-            read = [some + SEPARATOR + first for some, first in zip(shown, begun, strict=True)]
+            read = [_shown(examples, weights, order) + first for first in begun]
         else:
             read = begun = [form.beginning(order.choice(list(prompts)), order) for _ in range(missing)]
         written = generate_many(
@@ -172,12 +179,52 @@ def expanded(
     return list(found)[:count]
 
 
-def _drawn(examples: Sequence[str], weights: Sequence[float], order: random.Random) -> list[str]:
-    """A few distinct examples, each as likely as it weighs."""
+@torch.no_grad()
+def suiting(writer: LanguageModel, shown: Sequence[str], start: str, words: Sequence[str]) -> list[str]:
+    """The words that a model expects behind examples much more than without them, the best first.
+
+    Examples that begin with animals' and tools' names call for more such names, where most words of a
+    vocabulary are verbs, adjectives and beginnings of words. Judged by a word's first token: the mean of its
+    probability over the examples, against that without any.
+
+    Args:
+        writer: the model.
+        shown: examples, as they stand before a new one.
+        start: how each example begins.
+        words: a fifth of them is kept, but a hundred at least.
+    """
+    if len(words) <= _FEWEST_WORDS:
+        return list(words)
+    begun = writer.tokens([start.rstrip()])[0][0]
+    read = writer.tokens([start + word for word in words])[0]
+    firsts = {
+        word: ids[len(begun)]
+        for word, ids in zip(words, read, strict=True)
+        if ids[: len(begun)] == begun and len(ids) > len(begun)
+    }
+    behind, bare = (
+        next_log_probs(writer, [some + start.rstrip() for some in texts]).logsumexp(0)
+        for texts in (shown, [""])
+    )
+    gain = (behind - bare).tolist()
+    ranked = sorted(firsts, key=lambda word: gain[firsts[word]], reverse=True)
+    return ranked[: max(_FEWEST_WORDS, round(_SUITING * len(words)))]
+
+
+def next_log_probs(lm: LanguageModel, texts: Sequence[str]) -> Tensor:
+    """Log-probabilities [B, V] of what follows each text."""
+    tokens = lm.encode(texts)
+    last = residuals(lm, tokens, [lm.depth])[lm.depth]
+    ends = tokens.attention_mask.sum(1).cpu() - 1
+    return lm.architecture.logits(last[torch.arange(len(texts)), ends]).float().log_softmax(-1).cpu()
+
+
+def _shown(examples: Sequence[str], weights: Sequence[float], order: random.Random) -> str:
+    """A few distinct examples, each as likely as it weighs, as they stand before a new one."""
     # The largest of U^(1/w) are a draw without replacement (Efraimidis and Spirakis, 2006).
     keys = [order.random() ** (1 / weight) for weight in weights]
     ranked = sorted(range(len(examples)), key=keys.__getitem__, reverse=True)
-    return [examples[index] for index in ranked[:SHOTS]]
+    return "".join(examples[index] + SEPARATOR for index in ranked[:SHOTS])
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cast.activations import residuals
-from cast.exciting import SEPARATOR, SHOTS, words_of
+from cast.exciting import SEPARATOR, SHOTS, next_log_probs, words_of
 from cast.generation import generate_many
 from cast.models import LanguageModel
 from cast.progress import OnProgress, ignore
@@ -52,10 +51,7 @@ def headings(lm: LanguageModel, count: int = _HEADINGS) -> list[str]:
     found: list[tuple[float, str]] = []
     for start in range(0, len(words), _BATCH):
         some = words[start : start + _BATCH]
-        tokens = lm.encode([f"\n{word}" for word in some])
-        last = residuals(lm, tokens, [lm.depth])[lm.depth]
-        ends = tokens.attention_mask.sum(1).cpu() - 1
-        said = lm.architecture.logits(last[torch.arange(len(some)), ends]).float().softmax(-1)
+        said = next_log_probs(lm, [f"\n{word}" for word in some]).exp()
         found += zip(said[:, colons].sum(-1).tolist(), some, strict=True)
     return [word for _, word in sorted(found, reverse=True)[:count]]
 

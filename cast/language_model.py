@@ -20,7 +20,7 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _FINGERPRINT_VALUES = 32
 # Logits held at once, in numbers.
-_LOGITS_AT_ONCE = 2**25
+_LOGITS_AT_ONCE = 2**24
 _FINGERPRINT_CONFIG = (
     "model_type", "hidden_act", "num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers",
 )  # fmt: skip
@@ -94,7 +94,7 @@ class LanguageModel:
 
     @property
     def positions_at_once(self) -> int:
-        """At how many positions logits are held together: 128 for a head of 262,144 rows, 128 MiB."""
+        """At how many positions logits are held together: 64 for a head of 262,144 rows, 64 MiB in float32."""
         return max(1, _LOGITS_AT_ONCE // self.vocabulary)
 
     def portions(self, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -50,13 +50,13 @@ class Plan:
     compiled: TranslationConfig = field(
         default_factory=lambda: TranslationConfig(
             mode="compiled",
-            steps=120,
-            passes=3,
+            steps=240,
+            passes=2,
             batch_size=16,
             learning_rate=1e-3,
             max_length=96,
             prompt_share=0.875,
-            prompts_wanted=1000,
+            prompts_wanted=2000,
             moments=400,
             forms=2000,
         )
