@@ -190,10 +190,11 @@ def suiting(writer: LanguageModel, shown: Sequence[str], start: str, words: Sequ
     Args:
         writer: the model.
         shown: examples, as they stand before a new one.
-        start: how each example begins.
+        start: how each example begins. Behind nothing a word is the first of any text, and a model's first
+            words tell little; then all are kept.
         words: a fifth of them is kept, but a hundred at least.
     """
-    if len(words) <= _FEWEST_WORDS:
+    if len(words) <= _FEWEST_WORDS or not start.strip():
         return list(words)
     begun = writer.tokens([start.rstrip()])[0][0]
     read = writer.tokens([start + word for word in words])[0]

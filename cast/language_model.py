@@ -94,7 +94,7 @@ class LanguageModel:
 
     @property
     def positions_at_once(self) -> int:
-        """At how many positions logits are held together: 64 for a head of 262,144 rows, 64 MiB in float32."""
+        """At how many positions logits are held together: 64 for a head of 262,144 rows, 64 MiB."""
         return max(1, _LOGITS_AT_ONCE // self.vocabulary)
 
     def portions(self, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:

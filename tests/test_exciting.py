@@ -6,7 +6,7 @@ from conftest import build_lora, build_model
 
 from cast import exciting
 from cast.corpus import Passage
-from cast.exciting import answered, best_writer, evenly, excited, expanded, words_of
+from cast.exciting import answered, best_writer, evenly, excited, expanded, suiting, words_of
 from cast.generation import generate_many
 from cast.models import LanguageModel
 from cast.runners import PlainRunner
@@ -37,6 +37,28 @@ def test_what_takes_up_the_form_is_kept_and_cut_at_its_ending(source, monkeypatc
     assert found[:5] == [*PROMPTS, "A duck came by.\n[mood] ->", "A dog ran.\n[mood] ->"]
     assert calls[0]["lora"] is None
     assert all(any(shown in text for shown in PROMPTS) for text in calls[0]["prompts"])
+
+
+def test_words_are_kept_that_the_examples_call_for_more_than_nothing_does(source, monkeypatch) -> None:
+    words = [text[1:] for text in source.token_texts if text.startswith(" ") and text[1:].isalpha()]
+    monkeypatch.setattr(exciting, "_FEWEST_WORDS", 10)
+    token = {word: source.tokens([f"Word: {word}"])[0][0][-1] for word in words}
+    wanted, common = words[20:28], words[:8]
+
+    def said(lm, texts):
+        # What is common is likely everywhere, a little less so behind the examples.
+        logits, shown = torch.zeros(len(texts), lm.vocabulary), "Owl" in texts[0]
+        logits[:, [token[word] for word in common]] = 4.9 if shown else 5.0
+        logits[:, [token[word] for word in wanted]] = 4.0 if shown else 0.0
+        return logits.log_softmax(-1)
+
+    monkeypatch.setattr(exciting, "next_log_probs", said)
+    kept = suiting(source, ["Word: Owl\n\n"], "Word: ", words)
+    assert len(kept) == max(10, round(0.2 * len(words)))
+    assert set(kept[: len(wanted)]) == set(wanted)
+    assert set(common).isdisjoint(kept)
+    assert suiting(source, ["Owl\n\n"], "", words) == words
+    assert suiting(source, ["Word: Owl\n\n"], "Word: ", words[:10]) == words[:10]
 
 
 def test_what_does_not_take_it_up_goes_on_from_an_example_and_gets_its_ending(source, monkeypatch) -> None:
