@@ -324,6 +324,9 @@ def tiny_plan(tiny_model, tmp_path, monkeypatch) -> Plan:
         models[name] = str(tmp_path / name)
         lm.model.save_pretrained(models[name])
         lm.tokenizer.save_pretrained(models[name])
+    config = TranslationConfig(
+        steps=25, batch_size=4, learning_rate=1e-2, site_tokens=200, strength=None, max_length=64
+    )
     return Plan(
         models,
         work=tmp_path / "work",
@@ -338,9 +341,8 @@ def tiny_plan(tiny_model, tmp_path, monkeypatch) -> Plan:
             rank=2, alpha=4, targets=("q_proj", "o_proj"), steps=12, batch_size=4, learning_rate=1e-2
         ),
         heads=FitConfig(kind="affine", tokens=800, held_out_tokens=200, kl_weight=0),
-        compiled=TranslationConfig(
-            steps=25, batch_size=4, learning_rate=1e-2, site_tokens=200, strength=None, max_length=64
-        ),
+        compiled=config,
+        prompted=config,
     )
 
 

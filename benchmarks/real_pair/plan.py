@@ -1,7 +1,7 @@
 """What a run measures, and how much it spends on it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,19 @@ from cast.translate import TranslationConfig
 Method = Literal["hosted", "proxy-tuning", "compiled", "compiled-prompts", "hosted-states"]
 METHODS: tuple[Method, ...] = ("hosted", "proxy-tuning", "compiled", "compiled-prompts")
 """What is measured unless something else is asked for; `hosted-states`, through heads, carries less."""
+
+
+_COMPILED = TranslationConfig(
+    mode="compiled",
+    steps=120,
+    passes=3,
+    batch_size=16,
+    learning_rate=1e-3,
+    max_length=96,
+    prompt_share=0.875,
+    moments=400,
+    forms=2000,
+)
 
 
 @dataclass(frozen=True)
@@ -47,19 +60,11 @@ class Plan:
     )
     """Affine: on this pair MLP heads cost several times as much and carry no more. The depths are thirds of
     the target's, whatever this names."""
-    compiled: TranslationConfig = field(
-        default_factory=lambda: TranslationConfig(
-            mode="compiled",
-            steps=240,
-            passes=2,
-            batch_size=16,
-            learning_rate=1e-3,
-            max_length=96,
-            prompt_share=0.875,
-            prompts_wanted=2000,
-            moments=400,
-            forms=2000,
-        )
+    compiled: TranslationConfig = _COMPILED
+    """On general text alone, where every answer that is fitted on costs several texts that are asked."""
+    prompted: TranslationConfig = field(
+        default_factory=lambda: replace(_COMPILED, steps=240, passes=2, prompts_wanted=2000)
     )
+    """With example prompts."""
     prompts: int = 5
     """Example prompts without answers, of the training stream, for `compiled-prompts`."""

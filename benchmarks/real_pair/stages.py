@@ -101,7 +101,8 @@ class Bench:
 
     def compiled(self, task: Task, direction: Direction, *, prompted: bool) -> Lora:
         """The source's adapter as a plain LoRA of the target, from general text and, if asked, prompts."""
-        folder, config = self._compiled_folder(task, direction, prompted), self.plan.compiled
+        folder = self._compiled_folder(task, direction, prompted)
+        config = self.plan.prompted if prompted else self.plan.compiled
         target = self.model(direction.target)
         if not folder.exists():
             shown = self.split(task).train[: self.plan.prompts] if prompted else ()
