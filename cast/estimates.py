@@ -45,9 +45,12 @@ def fit_seconds(source: Shape, target: Shape, config: FitConfig) -> float:
     steps = trained * config.repeats
     again = trained if config.kind == "mlp" or config.kl_weight else 0
     passes = config.tokens + config.held_out_tokens + again
-    # An encode head may read several depths of the target side by side.
+    # An encode head may read several depths of the target side by side, whose moments come to the others.
     read = config.encode_reads * target.width
-    moments = 2.0 * _DOUBLE * config.tokens * depths * (source.width**2 + read**2 + source.width * read)
+    products = source.width**2 + target.width**2 + source.width * target.width
+    if config.encode_reads > 1:
+        products += read**2 + source.width * read
+    moments = 2.0 * _DOUBLE * config.tokens * depths * products
     inner = config.mlp_width * (2 * source.width + target.width + read)
     one = source.width * (target.width + read) + inner if config.kind == "mlp" else 0
     heads = 2.0 * _WITH_GRADIENTS * steps * depths * one

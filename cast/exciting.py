@@ -7,18 +7,14 @@ anywhere.
 """
 
 import random
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from cast.activations import residuals
 from cast.adapters import Lora
 from cast.corpus import Passage
 from cast.generation import generate_many
+from cast.headwords import suiting
 from cast.models import LanguageModel
 from cast.progress import OnProgress, ignore
 from cast.runners import PlainRunner
@@ -39,20 +35,8 @@ _NEW_TURNS, _TURNS = 3, 4
 _ROUNDS = (0.4, 1.0)
 # Their words make new ones differ enough; hotter, a small model loses the form.
 _NEW_TEMPERATURE, _WITH_WORD = 0.7, 0.75
-# Of words that new ones may begin with, those are taken that suit the examples best, and how many draws of
-# examples tell which.
-_SUITING, _FEWEST_WORDS, _DRAWS = 0.2, 100, 16
-_WORD = re.compile(r"\b[^\W\d_]{4,}\b")
-_WORD_OF_VOCABULARY = re.compile(r" [^\W\d_]{4,}")
-
-
-def words_of(texts: Sequence[str], lm: LanguageModel) -> list[str]:
-    """The distinct longer words of texts, in the order in which they come, and those of a vocabulary.
-
-    Texts are about a few things; a vocabulary holds the words of everything that was ever written.
-    """
-    own = (text[1:] for text in lm.token_texts if _WORD_OF_VOCABULARY.fullmatch(text) and text.islower())
-    return list(dict.fromkeys([*(word.lower() for text in texts for word in _WORD.findall(text)), *own]))
+# How many draws of examples tell which words suit them.
+_DRAWS = 16
 
 
 def best_writer(models: Sequence[LanguageModel], prompts: Sequence[str]) -> LanguageModel:
@@ -157,7 +141,7 @@ def expanded(
     weights = evenly(known) if known else [1.0] * len(examples)
     found = dict.fromkeys(examples)
     order, form = random.Random(seed), _Form.of(prompts)
-    words = suiting(writer, [_shown(examples, weights, order) for _ in range(_DRAWS)], form.start, words)
+    openings: Sequence[str] | None = None
     room = int(writer.encode(list(prompts)).attention_mask.sum(1).max() * _LONGER) + 8
     for turn in range(_NEW_TURNS + _TURNS):
         missing = count - len(found)
@@ -165,8 +149,13 @@ def expanded(
             break
         new = turn < _NEW_TURNS and len(examples) > 1
         if new:
-            begun = [form.opening(order, words) for _ in range(missing)]
-            read = [_shown(examples, weights, order) + first for first in begun]
+            if openings is None:
+                draw = random.Random(seed)
+                shown = [_shown(examples, weights, draw) for _ in range(_DRAWS)]
+                openings = suiting(writer, shown, form.start, list(map(form.cased, words)))
+            shown = [_shown(examples, weights, order) for _ in range(missing)]
+            begun = [form.opening(order, openings) for _ in range(missing)]
+            read = [some + first for some, first in zip(shown, begun, strict=True)]
         else:
             read = begun = [form.beginning(order.choice(list(prompts)), order) for _ in range(missing)]
         written = generate_many(
@@ -177,47 +166,6 @@ def expanded(
         texts = [first + rest for first, rest in zip(begun, written, strict=True)]
         found |= dict.fromkeys(filter(None, map(form.shaped if new else form.ended, texts)))
     return list(found)[:count]
-
-
-@torch.no_grad()
-def suiting(writer: LanguageModel, shown: Sequence[str], start: str, words: Sequence[str]) -> list[str]:
-    """The words that a model expects behind examples much more than without them, the best first.
-
-    Examples that begin with animals' and tools' names call for more such names, where most words of a
-    vocabulary are verbs, adjectives and beginnings of words. Judged by a word's first token: the mean of its
-    probability over the examples, against that without any.
-
-    Args:
-        writer: the model.
-        shown: examples, as they stand before a new one.
-        start: how each example begins. Behind nothing a word is the first of any text, and a model's first
-            words tell little; then all are kept.
-        words: a fifth of them is kept, but a hundred at least.
-    """
-    if len(words) <= _FEWEST_WORDS or not start.strip():
-        return list(words)
-    begun = writer.tokens([start.rstrip()])[0][0]
-    read = writer.tokens([start + word for word in words])[0]
-    firsts = {
-        word: ids[len(begun)]
-        for word, ids in zip(words, read, strict=True)
-        if ids[: len(begun)] == begun and len(ids) > len(begun)
-    }
-    behind, bare = (
-        next_log_probs(writer, [some + start.rstrip() for some in texts]).logsumexp(0)
-        for texts in (shown, [""])
-    )
-    gain = (behind - bare).tolist()
-    ranked = sorted(firsts, key=lambda word: gain[firsts[word]], reverse=True)
-    return ranked[: max(_FEWEST_WORDS, round(_SUITING * len(words)))]
-
-
-def next_log_probs(lm: LanguageModel, texts: Sequence[str]) -> Tensor:
-    """Log-probabilities [B, V] of what follows each text."""
-    tokens = lm.encode(texts)
-    last = residuals(lm, tokens, [lm.depth])[lm.depth]
-    ends = tokens.attention_mask.sum(1).cpu() - 1
-    return lm.architecture.logits(last[torch.arange(len(texts)), ends]).float().log_softmax(-1).cpu()
 
 
 def _shown(examples: Sequence[str], weights: Sequence[float], order: random.Random) -> str:
@@ -257,8 +205,11 @@ class _Form:
         if not words or order.random() > _WITH_WORD:
             # A model goes on with a space and a word better than with a word behind a space.
             return self.start.rstrip()
-        word = order.choice(words)
-        return self.start + (word.capitalize() if self.capital else word)
+        return self.start + order.choice(words)
+
+    def cased(self, word: str) -> str:
+        """A word as the examples' own begins."""
+        return word.capitalize() if self.capital else word
 
     def beginning(self, prompt: str, order: random.Random) -> str:
         """The beginning of an example, up to a random space of what is its own."""

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import torch
 
-from cast.exciting import SEPARATOR, SHOTS, next_log_probs, words_of
+from cast.exciting import SEPARATOR, SHOTS
 from cast.generation import generate_many
+from cast.headwords import next_log_probs, words_of
 from cast.models import LanguageModel
 from cast.progress import OnProgress, ignore
 from cast.runners import PlainRunner

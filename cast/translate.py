@@ -20,10 +20,11 @@ from cast.compiling import HELD_OUT_BATCHES, compile_lora, starting_kernels
 from cast.corpus import Passage
 from cast.coverage import covered
 from cast.errors import AdapterError, HeadsError, RequestError
-from cast.exciting import excited, words_of
+from cast.exciting import excited
 from cast.gain import matched_gain
 from cast.goals import Goal, StatesGoal, WordsGoal
 from cast.heads import HeadSet
+from cast.headwords import words_of
 from cast.hosting import HostedRunner
 from cast.kernel_mode import KernelRunner
 from cast.models import LanguageModel

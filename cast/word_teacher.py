@@ -172,7 +172,9 @@ class WordTeacher:
         if count <= budget:
             return torch.arange(count), torch.ones(count)
         most = round(_MOVED_MOST * budget)
-        order = moved.argsort(descending=True, stable=True)
+        # Of equals, such as all that speak answers, a random choice: not those of the first texts.
+        mixed = torch.randperm(count, generator=self._random)
+        order = mixed[moved[mixed].argsort(descending=True, stable=True)]
         others = order[most:][torch.randperm(count - most, generator=self._random)[: budget - most]]
         chosen = torch.cat([order[:most], others])
         weights = torch.ones(len(chosen))

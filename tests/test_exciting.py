@@ -4,10 +4,11 @@ import pytest
 import torch
 from conftest import build_lora, build_model
 
-from cast import exciting
+from cast import exciting, headwords
 from cast.corpus import Passage
-from cast.exciting import answered, best_writer, evenly, excited, expanded, suiting, words_of
+from cast.exciting import answered, best_writer, evenly, excited, expanded
 from cast.generation import generate_many
+from cast.headwords import suiting, words_of
 from cast.models import LanguageModel
 from cast.runners import PlainRunner
 
@@ -41,9 +42,12 @@ def test_what_takes_up_the_form_is_kept_and_cut_at_its_ending(source, monkeypatc
 
 def test_words_are_kept_that_the_examples_call_for_more_than_nothing_does(source, monkeypatch) -> None:
     words = [text[1:] for text in source.token_texts if text.startswith(" ") and text[1:].isalpha()]
-    monkeypatch.setattr(exciting, "_FEWEST_WORDS", 10)
-    token = {word: source.tokens([f"Word: {word}"])[0][0][-1] for word in words}
-    wanted, common = words[20:28], words[:8]
+    start = len(source.tokens(["Word:"])[0][0])
+    token = {word: source.tokens([f"Word: {word}"])[0][0][start] for word in words}
+    words = list({token[word]: word for word in words}.values())
+    monkeypatch.setattr(headwords, "_FEWEST", 4)
+    assert len(words) > 15
+    wanted, common = words[8:10], words[:4]
 
     def said(lm, texts):
         # What is common is likely everywhere, a little less so behind the examples.
@@ -52,13 +56,31 @@ def test_words_are_kept_that_the_examples_call_for_more_than_nothing_does(source
         logits[:, [token[word] for word in wanted]] = 4.0 if shown else 0.0
         return logits.log_softmax(-1)
 
-    monkeypatch.setattr(exciting, "next_log_probs", said)
-    kept = suiting(source, ["Word: Owl\n\n"], "Word: ", words)
-    assert len(kept) == max(10, round(0.2 * len(words)))
-    assert set(kept[: len(wanted)]) == set(wanted)
+    monkeypatch.setattr(headwords, "next_log_probs", said)
+    shown = ["Word: Owl\n\n"] * 6
+    kept = suiting(source, shown, "Word: ", words)
+    assert len(kept) == max(4, round(0.2 * len(words)))
+    assert set(wanted) <= set(kept[:2])
     assert set(common).isdisjoint(kept)
+    # Where words cannot be told apart so, all are kept: no common start, few words, no room for the examples.
     assert suiting(source, ["Owl\n\n"], "", words) == words
-    assert suiting(source, ["Word: Owl\n\n"], "Word: ", words[:10]) == words[:10]
+    assert suiting(source, shown, "Word: ", words[:4]) == words[:4]
+    assert suiting(source, ["Owl " * source.context_length], "Word: ", words) == words
+
+
+def test_words_behind_a_start_that_ends_in_a_line_break_are_judged_behind_it(source, monkeypatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(headwords, "_FEWEST", 1)
+    monkeypatch.setattr(
+        headwords, "next_log_probs", lambda lm, texts: read.extend(texts) or torch.zeros(1, lm.vocabulary)
+    )
+    assert suiting(source, ["Text:\nowl\n\n"], "Text:\n", ["owl", "fox", "river", "village", "lamp"])
+    assert read == ["Text:\nowl\n\nText:\n", "Text:\n"]
+
+
+def test_no_model_is_asked_for_words_where_there_are_prompts_enough(source, monkeypatch) -> None:
+    monkeypatch.setattr(exciting, "suiting", None)
+    assert expanded(source, PROMPTS, len(PROMPTS), words=["lamp"]) == PROMPTS
 
 
 def test_what_does_not_take_it_up_goes_on_from_an_example_and_gets_its_ending(source, monkeypatch) -> None:

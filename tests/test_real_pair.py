@@ -342,7 +342,7 @@ def tiny_plan(tiny_model, tmp_path, monkeypatch) -> Plan:
         ),
         heads=FitConfig(kind="affine", tokens=800, held_out_tokens=200, kl_weight=0),
         compiled=config,
-        prompted=config,
+        prompted=replace(config, steps=26),
     )
 
 
@@ -366,6 +366,12 @@ def test_the_stages_run_end_to_end_and_a_second_run_makes_nothing_anew(tiny_plan
     assert all(len(row.general_bits) == 3 and min(row.general_bits) > 0 for row in found.values())
     assert found[f"{carried}compiled"].tokens > 0
     assert found[f"{carried}compiled"].settings["strength"] > 0
+    # Each kind of text has its own budget; both start from what the heads carry over.
+    for method, steps in (("compiled", 25), ("compiled-prompts", 26)):
+        settings = found[carried + method].settings
+        assert settings["steps"] == steps
+        assert settings["heads"]["tokens"] >= 800
+        assert settings["quality"]["fvu"] is not None
     assert {row.tokens for row in found.values() if row.method == "base"} == {0}
 
     written = {path: path.stat().st_mtime_ns for path in tiny_plan.work.rglob("*") if path.is_file()}

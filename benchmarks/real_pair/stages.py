@@ -263,7 +263,12 @@ def _made(folder: Path | None) -> Making:
     if not folder.name.startswith("compiled"):
         return made
     recipe = load_translated(folder)
-    settings = {**made.settings, "strength": recipe.strength, "quality": asdict(recipe.quality)}
+    settings = {
+        **made.settings,
+        "strength": recipe.strength,
+        "quality": asdict(recipe.quality),
+        "heads": recipe.heads_recipe,
+    }
     return replace(made, tokens=recipe.tokens, settings=settings)
 
 

@@ -1,0 +1,69 @@
+"""Words that new prompts may begin with, so that they are about many things, and fitting ones."""
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cast.activations import residuals
+from cast.models import LanguageModel
+
+_WORD = re.compile(r"\b[^\W\d_]{4,}\b")
+_WORD_OF_VOCABULARY = re.compile(r" [^\W\d_]{4,}")
+# Share of the words that are taken, and how many are taken at least; more must differ in their first tokens.
+_SUITING, _FEWEST = 0.2, 100
+_BATCH = 4
+
+
+def words_of(texts: Sequence[str], lm: LanguageModel) -> list[str]:
+    """The distinct longer words of texts, in the order in which they come, and those of a vocabulary.
+
+    Texts are about a few things; a vocabulary holds the words of everything that was ever written.
+    """
+    own = (text[1:] for text in lm.token_texts if _WORD_OF_VOCABULARY.fullmatch(text) and text.islower())
+    return list(dict.fromkeys([*(word.lower() for text in texts for word in _WORD.findall(text)), *own]))
+
+
+@torch.no_grad()
+def suiting(writer: LanguageModel, shown: Sequence[str], start: str, words: Sequence[str]) -> list[str]:
+    """The words that a model expects behind examples much more than without them, the best first.
+
+    Examples that begin with animals' and tools' names call for more such names, where most words of a
+    vocabulary are verbs, adjectives and beginnings of words. Judged by a word's first token: the mean of its
+    probability over the examples, against that without any.
+
+    Args:
+        writer: the model.
+        shown: examples, as they stand before a new one.
+        start: how each example begins. Without a common beginning a word is the first of any text, and a
+            model's first words tell little.
+        words: as they shall stand behind `start`. A fifth of them is kept, but a hundred at least; all where
+            they cannot be told apart so: where `start` is blank, where it runs into the words' first tokens,
+            or where examples fill the model's context.
+    """
+    begun = writer.tokens([start.rstrip(" ")])[0][0]
+    firsts = {
+        word: ids[len(begun)]
+        for word, ids in zip(words, writer.tokens([start + word for word in words])[0], strict=True)
+        if ids[: len(begun)] == begun and len(ids) > len(begun)
+    }
+    longest = max(map(len, writer.tokens([some + start for some in shown])[0]))
+    cut = writer.context_length is not None and longest >= writer.context_length
+    if cut or not start.strip() or len(set(firsts.values())) <= _FEWEST:
+        return list(words)
+    read = [some + start.rstrip(" ") for some in shown]
+    portions = [read[at : at + _BATCH] for at in range(0, len(read), _BATCH)]
+    behind = torch.cat([next_log_probs(writer, some) for some in portions]).logsumexp(0)
+    gain = (behind - next_log_probs(writer, [start.rstrip(" ")])[0]).tolist()
+    ranked = sorted(firsts, key=lambda word: gain[firsts[word]], reverse=True)
+    return ranked[: max(_FEWEST, round(_SUITING * len(words)))]
+
+
+@torch.no_grad()
+def next_log_probs(lm: LanguageModel, texts: Sequence[str]) -> Tensor:
+    """Log-probabilities [B, V] of what follows each text."""
+    tokens = lm.encode(texts)
+    last = residuals(lm, tokens, [lm.depth])[lm.depth]
+    ends = tokens.attention_mask.sum(1).cpu() - 1
+    return lm.architecture.logits(last[torch.arange(len(texts)), ends]).float().log_softmax(-1).cpu()
