@@ -429,7 +429,7 @@ def test_the_pull_on_logits_is_that_of_the_folded_distributions(monkeypatch, dty
     wanted, said = ((6 * torch.randn(5, 700, generator=random)).to(dtype) for _ in range(2))
     kept = Wanted.of(wanted.float().log_softmax(-1))
     ids = kept.ids.long()
-    plain = said.float().requires_grad_()
+    plain = said.float().clone().requires_grad_()
     others = plain.scatter(-1, ids, -1e30).logsumexp(-1, keepdim=True)
     spoken = torch.cat([plain.gather(-1, ids), others], -1).log_softmax(-1)
     weights = torch.tensor([1.0, 0.0, 3.0, 0.5, 2.0])
