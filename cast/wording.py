@@ -23,6 +23,8 @@ from cast.stepping import SingleSession, TokenStream, locked
 from cast.transcript import common_prefix
 from cast.vocabulary import VocabularyMap
 
+# Logits that are worked on together: 4 MiB.
+_IN_CACHE = 1 << 20
 # How much of the trust in the adapted source lasts from one of its tokens to the next. Behind words that it
 # has put into the target's mouth, the target's own judgement is that of a stranger.
 _LASTING = 0.95
@@ -94,12 +96,16 @@ class WordedRunner:
             with applied(self.source, self.lora):
                 adapted = residuals(self.source, tokens, [depth])[depth]
             said, moved = torch.zeros(*tokens.input_ids.shape, 2), torch.zeros(tokens.input_ids.shape)
-            for row, length in enumerate(tokens.attention_mask.sum(1).tolist()):
-                ids = tokens.input_ids[row, :length]
-                for at, before, after in self._behind(plain[row, :length], adapted[row, :length]):
-                    moved[row, at] = (after.exp() - before.exp()).clamp_min(0).sum(-1).cpu()
-                    following = at[at + 1 < length] + 1
-                    said[row, following] = _likelihoods(before, after, ids[following])
+            mask = tokens.attention_mask.cpu().bool()
+            rows, positions = mask.nonzero(as_tuple=True)
+            # The places of all texts together: a large head is read as a whole each time.
+            for at, before, after in self._behind(plain[rows, positions], adapted[rows, positions]):
+                row, position = rows[at], positions[at]
+                moved[row, position] = (after.exp() - before.exp()).clamp_min(0).sum(-1).cpu()
+                going_on = position + 1 < mask.sum(1)[row]
+                row, following = row[going_on], position[going_on] + 1
+                ids = tokens.input_ids[row, following]
+                said[row, following] = _likelihoods(before[going_on], after[going_on], ids)
         return Reading(tokens, plain, adapted, said, moved)
 
     @torch.no_grad()
@@ -152,9 +158,11 @@ class WordedRunner:
 
     def distributions(self, plain: Tensor, adapted: Tensor) -> tuple[Tensor, Tensor]:
         """The source's next-token log-probabilities [N, V_s] without the LoRA and at the strength with it."""
-        before, after = (
-            self.source.architecture.logits(states).float().log_softmax(-1) for states in (plain, adapted)
-        )
+        return self._log_probs(*(self.source.architecture.logits(states) for states in (plain, adapted)))
+
+    def _log_probs(self, plain: Tensor, adapted: Tensor) -> tuple[Tensor, Tensor]:
+        """`distributions` from logits [N, V_s]."""
+        before, after = (logits.float().log_softmax(-1) for logits in (plain, adapted))
         if self.strength != 1:
             after = (before + self.strength * (after - before)).log_softmax(-1)
         return before, after
@@ -173,15 +181,20 @@ class WordedRunner:
         return result
 
     def _behind(self, plain: Tensor, adapted: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Some of n positions at a time, and the `distributions` behind them."""
+        """Few of n positions at a time, and the `distributions` behind them.
+
+        Logits are worked out for many, what is made of them for as many as stay in the processor's cache.
+        """
+        size = max(1, _IN_CACHE // self.source.vocabulary)
         for at in torch.arange(len(plain)).split(self.source.positions_at_once):
-            if len(at):
-                yield at, *self.distributions(plain[at], adapted[at])
+            logits = [self.source.architecture.logits(states[at]) for states in (plain, adapted)]
+            for some in torch.arange(len(at)).split(size) if len(at) else ():
+                yield at[some], *self._log_probs(*(held[some] for held in logits))
 
 
 def _likelihoods(before: Tensor, after: Tensor, ids: Tensor) -> Tensor:
-    """Log-probabilities [n, 2] of n tokens in the first n of the distributions without and with a LoRA."""
-    chosen = [given[: len(ids)].gather(1, ids[:, None]) for given in (before, after)]
+    """Log-probabilities [n, 2] of n tokens in as many distributions without and with a LoRA."""
+    chosen = [given.gather(1, ids[:, None]) for given in (before, after)]
     return torch.cat(chosen, 1).cpu()
 
 

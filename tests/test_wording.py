@@ -120,9 +120,10 @@ def test_where_ends_are_judged_right_a_session_equals_teacher_forcing(
     ahead = set(places.entry[places.spanning()].tolist())
     settled = [place for place in range(len(ids)) if place not in ahead]
     torch.testing.assert_close(torch.stack(steps)[settled], expected[settled], atol=2e-4, rtol=1e-3)
-    # Each token passed once through the target, and once with and once without the LoRA through the source.
+    # Each token passed once through the target; through the source once each way, and what ends of the
+    # target left in doubt some times more, never the text from its beginning.
     assert session.target.passed == len(ids)
-    assert session.reader.passed == 2 * len(full)
+    assert 2 * len(full) <= session.reader.passed <= 5 * len(full)
 
 
 def places_in(source: LanguageModel, batch: TokenBatch) -> Places:
