@@ -370,7 +370,7 @@ def test_the_stages_run_end_to_end_and_a_second_run_makes_nothing_anew(tiny_plan
     for method, steps in (("compiled", 25), ("compiled-prompts", 26)):
         settings = found[carried + method].settings
         assert settings["steps"] == steps
-        assert settings["heads"]["tokens"] >= 800
+        assert settings["heads"]["tokens"] > 700
         assert settings["quality"]["fvu"] is not None
     assert {row.tokens for row in found.values() if row.method == "base"} == {0}
 
