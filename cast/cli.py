@@ -153,7 +153,9 @@ def _translate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", choices=MODES, default="compiled", help="default: compiled")
     _translation(parser)
     parser.add_argument(
-        "--prompts", metavar="F.txt", help="unlabelled prompts, one a line, mixed into the general text"
+        "--prompts",
+        metavar="F.txt",
+        help=r"unlabelled prompts, one a line (\n breaks it), or those of a task file (.jsonl)",
     )
     parser.add_argument(
         "--as-they-stand", action="store_true", help="read the prompts as they are, and make none of them"

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cast.cli import COMMANDS, EXIT_INTERRUPTED, EXIT_REQUEST, build_parser, main
-from cast.errors import Cancelled
+from cast.commands.given import read_prompts
+from cast.errors import Cancelled, RequestError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -87,3 +88,22 @@ def test_json_is_one_object_and_nothing_else(capsys: pytest.CaptureFixture[str])
     assert main(["pocket", "list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert {model["name"] for model in listed["models"]} >= {"pocket:llama", "pocket:mistral"}
+
+
+def test_prompts_are_read_a_line_each_or_from_a_task_file(tmp_path: Path) -> None:
+    plain, task = tmp_path / "prompts.txt", tmp_path / "task.jsonl"
+    plain.write_text("Word: owl\\nKind:\n\nWord: oak\\nKind:\n")
+    task.write_text(
+        '{"prompt": "Word: owl\\nKind:", "completion": " animal"}\n\n{"prompt": "Word: oak\\nKind:"}\n'
+    )
+    assert read_prompts(str(plain)) == read_prompts(str(task)) == ("Word: owl\nKind:", "Word: oak\nKind:")
+    for line in ("Word: owl", "[1]", "7", '{"text": "Word"}'):
+        task.write_text('{"prompt": "Word"}\n' + line)
+        with pytest.raises(RequestError, match=r'Line 2 of .* is no object with a "prompt"'):
+            read_prompts(str(task))
+    task.write_text('{"prompt": 7}')
+    with pytest.raises(RequestError, match=r"Line 1 of .* no text"):
+        read_prompts(str(task))
+    task.write_text("\n")
+    with pytest.raises(RequestError, match="holds no prompt"):
+        read_prompts(str(task))

@@ -1,6 +1,7 @@
 """What the arguments of several commands mean: models, folders, prompts."""
 
 import argparse
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -50,7 +51,10 @@ def named_folder(name: str | None) -> Path | None:
 
 
 def read_prompts(name: str | None) -> tuple[str, ...]:
-    r"""The prompts of a file, one a line; `\n` in a line stands for a line break."""
+    r"""The prompts of a file, one a line; `\n` in a line stands for a line break.
+
+    A `.jsonl` file holds an object a line with a field `prompt`, as a task file does; answers are not read.
+    """
     if name is None:
         return ()
     path = Path(name)
@@ -60,7 +64,21 @@ def read_prompts(name: str | None) -> tuple[str, ...]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"The prompts in {path} cannot be read; give a UTF-8 text file.") from error
-    prompts = tuple(line.replace("\\n", "\n") for line in lines if line.strip())
+    written = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if path.suffix == ".jsonl":
+        prompts = tuple(_prompt_of(line, f"Line {number} of {path}") for number, line in written)
+    else:
+        prompts = tuple(line.replace("\\n", "\n") for _, line in written)
     if not prompts:
         raise RequestError(f"{path} holds no prompt; write one a line.")
     return prompts
+
+
+def _prompt_of(line: str, where: str) -> str:
+    try:
+        prompt = json.loads(line)["prompt"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise RequestError(f'{where} is no object with a "prompt"; write {{"prompt": "…"}}.') from error
+    if not isinstance(prompt, str) or not prompt:
+        raise RequestError(f"{where} has a prompt that is no text; write it in quotes.")
+    return prompt
