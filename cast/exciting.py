@@ -141,18 +141,20 @@ def expanded(
     weights = evenly(known) if known else [1.0] * len(examples)
     found = dict.fromkeys(examples)
     order, form = random.Random(seed), _Form.of(prompts)
-    openings: Sequence[str] | None = None
+    several = len(examples) > 1
+    openings: list[str] = []
+    if several and count > len(found):
+        # A stream of its own, so that what is drawn below does not depend on it.
+        apart = random.Random(seed)
+        shown = [_shown(examples, weights, apart) for _ in range(_DRAWS)]
+        openings = suiting(writer, shown, form.start, list(map(form.cased, words)))
     room = int(writer.encode(list(prompts)).attention_mask.sum(1).max() * _LONGER) + 8
     for turn in range(_NEW_TURNS + _TURNS):
         missing = count - len(found)
         if missing <= 0:
             break
-        new = turn < _NEW_TURNS and len(examples) > 1
+        new = several and turn < _NEW_TURNS
         if new:
-            if openings is None:
-                draw = random.Random(seed)
-                shown = [_shown(examples, weights, draw) for _ in range(_DRAWS)]
-                openings = suiting(writer, shown, form.start, list(map(form.cased, words)))
             shown = [_shown(examples, weights, order) for _ in range(missing)]
             begun = [form.opening(order, openings) for _ in range(missing)]
             read = [some + first for some, first in zip(shown, begun, strict=True)]

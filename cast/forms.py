@@ -12,14 +12,13 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from cast.exciting import SEPARATOR, SHOTS
 from cast.generation import generate_many
-from cast.headwords import next_log_probs, words_of
+from cast.headwords import words_of
 from cast.models import LanguageModel
 from cast.progress import OnProgress, ignore
 from cast.runners import PlainRunner
+from cast.scoring import next_log_probs
 
 _BATCH = 64
 _HEADING = re.compile(r" ?[A-Z][a-z]{2,}")
@@ -44,7 +43,6 @@ _CUE = re.compile(r"\n+[^\n]+\n?\Z")
 _BODY_TOKENS = 64
 
 
-@torch.no_grad()
 def headings(lm: LanguageModel, count: int = _HEADINGS) -> list[str]:
     """The words behind which a model would put a colon at the beginning of a line, the likeliest first."""
     words = list(dict.fromkeys(text.strip() for text in lm.token_texts if _HEADING.fullmatch(text)))
@@ -52,7 +50,7 @@ def headings(lm: LanguageModel, count: int = _HEADINGS) -> list[str]:
     found: list[tuple[float, str]] = []
     for start in range(0, len(words), _BATCH):
         some = words[start : start + _BATCH]
-        said = next_log_probs(lm, [f"\n{word}" for word in some]).exp()
+        said = next_log_probs(PlainRunner(lm), [f"\n{word}" for word in some]).exp()
         found += zip(said[:, colons].sum(-1).tolist(), some, strict=True)
     return [word for _, word in sorted(found, reverse=True)[:count]]
 

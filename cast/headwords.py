@@ -4,10 +4,10 @@ import re
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from cast.activations import residuals
 from cast.models import LanguageModel
+from cast.runners import PlainRunner
+from cast.scoring import next_log_probs
 
 _WORD = re.compile(r"\b[^\W\d_]{4,}\b")
 _WORD_OF_VOCABULARY = re.compile(r" [^\W\d_]{4,}")
@@ -25,7 +25,6 @@ def words_of(texts: Sequence[str], lm: LanguageModel) -> list[str]:
     return list(dict.fromkeys([*(word.lower() for text in texts for word in _WORD.findall(text)), *own]))
 
 
-@torch.no_grad()
 def suiting(writer: LanguageModel, shown: Sequence[str], start: str, words: Sequence[str]) -> list[str]:
     """The words that a model expects behind examples much more than without them, the best first.
 
@@ -42,6 +41,8 @@ def suiting(writer: LanguageModel, shown: Sequence[str], start: str, words: Sequ
             they cannot be told apart so: where `start` is blank, where it runs into the words' first tokens,
             or where examples fill the model's context.
     """
+    if not start.strip():
+        return list(words)
     begun = writer.tokens([start.rstrip(" ")])[0][0]
     firsts = {
         word: ids[len(begun)]
@@ -50,20 +51,11 @@ def suiting(writer: LanguageModel, shown: Sequence[str], start: str, words: Sequ
     }
     longest = max(map(len, writer.tokens([some + start for some in shown])[0]))
     cut = writer.context_length is not None and longest >= writer.context_length
-    if cut or not start.strip() or len(set(firsts.values())) <= _FEWEST:
+    if cut or len(set(firsts.values())) <= _FEWEST:
         return list(words)
-    read = [some + start.rstrip(" ") for some in shown]
+    read, runner = [some + start.rstrip(" ") for some in shown], PlainRunner(writer)
     portions = [read[at : at + _BATCH] for at in range(0, len(read), _BATCH)]
-    behind = torch.cat([next_log_probs(writer, some) for some in portions]).logsumexp(0)
-    gain = (behind - next_log_probs(writer, [start.rstrip(" ")])[0]).tolist()
+    behind = torch.cat([next_log_probs(runner, some) for some in portions]).logsumexp(0)
+    gain = (behind - next_log_probs(runner, [start.rstrip(" ")])[0]).tolist()
     ranked = sorted(firsts, key=lambda word: gain[firsts[word]], reverse=True)
     return ranked[: max(_FEWEST, round(_SUITING * len(words)))]
-
-
-@torch.no_grad()
-def next_log_probs(lm: LanguageModel, texts: Sequence[str]) -> Tensor:
-    """Log-probabilities [B, V] of what follows each text."""
-    tokens = lm.encode(texts)
-    last = residuals(lm, tokens, [lm.depth])[lm.depth]
-    ends = tokens.attention_mask.sum(1).cpu() - 1
-    return lm.architecture.logits(last[torch.arange(len(texts)), ends]).float().log_softmax(-1).cpu()

@@ -21,6 +21,8 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _FINGERPRINT_VALUES = 32
 # Logits held at once, in numbers.
 _LOGITS_AT_ONCE = 2**24
+# Logits that are worked on together, in numbers: 4 MiB stay in a processor's cache.
+_IN_CACHE = 2**20
 _FINGERPRINT_CONFIG = (
     "model_type", "hidden_act", "num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers",
 )  # fmt: skip
@@ -234,6 +236,12 @@ class LanguageModel:
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         """Text of ids [n], special tokens left out."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def rows_in_cache(rows: int, width: int) -> Iterator[slice]:
+    """Portions of rows of so many logits each that stay in the processor's cache, a row at least."""
+    size = max(1, _IN_CACHE // width)
+    return (slice(start, start + size) for start in range(0, rows, size))
 
 
 def _between_characters(ends: Sequence[int], cut: int | None) -> int:

@@ -58,6 +58,14 @@ def completion_log_probs(
     return totals
 
 
+@torch.no_grad()
+def next_log_probs(runner: Runner, texts: Sequence[str]) -> Tensor:
+    """Log-probabilities [B, V] of the token behind each of B whole texts, float32 on the CPU."""
+    batch = runner.lm.encode(texts)
+    ends = batch.attention_mask.sum(1).cpu() - 1
+    return runner.logits(batch, torch.arange(len(texts)), ends).log_softmax(-1).cpu()
+
+
 def bits_per_byte(
     runner: Runner, texts: Sequence[str], *, batch_size: int = 8, on_progress: OnProgress = ignore
 ) -> float:

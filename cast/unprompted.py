@@ -25,6 +25,8 @@ from cast.models import LanguageModel, TokenBatch
 from cast.moments import last, moments
 from cast.progress import OnProgress, Progress, ignore
 from cast.recipes import TranslationConfig
+from cast.runners import PlainRunner
+from cast.scoring import next_log_probs
 
 _BATCH = 32
 # An answer with fewer tokens has ended by itself; read again, it may have a few less than were written.
@@ -176,12 +178,8 @@ def sureness(
     for start in range(0, len(order), _BATCH):
         on_progress(Progress("forms", start, len(order)))
         some = order[start : start + _BATCH]
-        tokens = source.encode([texts[index] for index in some])
-        rows, places = torch.arange(len(some)), tokens.attention_mask.sum(1).cpu() - 1
-        after, before = (
-            source.architecture.logits(last(source, tokens, side)[rows, places]).float().log_softmax(-1)
-            for side in (lora, None)
-        )
+        heard = [texts[index] for index in some]
+        after, before = (next_log_probs(PlainRunner(source, side), heard) for side in (lora, None))
         after[:, ends] = torch.finfo(after.dtype).min
         surest, token = after.max(-1)
         own = surest - before.gather(-1, token[:, None])[:, 0] > _OWN

@@ -1,6 +1,6 @@
 """What a target with a translated adapter shall say: the adapted source's words, in the target's tokens."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cast.adapters import Lora
 from cast.corpus import Passage
+from cast.language_model import rows_in_cache
 from cast.models import LanguageModel, TokenBatch
 from cast.recipes import TranslationConfig
 from cast.wording import Places, Reading, WordedRunner
@@ -20,8 +21,6 @@ _MOVED_MOST = 0.75
 _TOLD_APART = 256
 # Logit of what cannot happen.
 _NEVER = -1e30
-# Logits that are folded together: 4 MiB.
-_IN_CACHE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class _Fold(torch.autograd.Function):
         others = torch.cat(
             [
                 logits[at].float().scatter(-1, ids[at], _NEVER).logsumexp(-1, keepdim=True)
-                for at in _portions(logits)
+                for at in rows_in_cache(*logits.shape)
             ]
         )
         ctx.save_for_backward(logits, ids, others)
@@ -77,16 +76,10 @@ class _Fold(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (logits, ids, others), (by_named, by_others) = ctx.saved_tensors, grads
         result = torch.empty_like(logits)
-        for at in _portions(logits):
+        for at in rows_in_cache(*logits.shape):
             shares = (logits[at].float() - others[at]).exp_()
             result[at] = shares.mul_(by_others[at]).scatter_(-1, ids[at], by_named[at])
         return result, None
-
-
-def _portions(logits: Tensor) -> Iterator[slice]:
-    """Rows of logits [K, V_t] that are folded together."""
-    size = max(1, _IN_CACHE // logits.shape[-1])
-    return (slice(start, start + size) for start in range(0, len(logits), size))
 
 
 @dataclass(frozen=True)

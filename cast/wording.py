@@ -17,14 +17,13 @@ from cast.activations import residuals
 from cast.adapters import Lora, applied
 from cast.alignment import positions_by_end
 from cast.boundaries import TokenGauge, Tokens
+from cast.language_model import rows_in_cache
 from cast.models import LanguageModel, TokenBatch
 from cast.source_reader import SourceReader
 from cast.stepping import SingleSession, TokenStream, locked
 from cast.transcript import common_prefix
 from cast.vocabulary import VocabularyMap
 
-# Logits that are worked on together: 4 MiB.
-_IN_CACHE = 1 << 20
 # How much of the trust in the adapted source lasts from one of its tokens to the next. Behind words that it
 # has put into the target's mouth, the target's own judgement is that of a stranger.
 _LASTING = 0.95
@@ -97,12 +96,12 @@ class WordedRunner:
                 adapted = residuals(self.source, tokens, [depth])[depth]
             said, moved = torch.zeros(*tokens.input_ids.shape, 2), torch.zeros(tokens.input_ids.shape)
             mask = tokens.attention_mask.cpu().bool()
-            rows, positions = mask.nonzero(as_tuple=True)
+            lengths, (rows, positions) = mask.sum(1), mask.nonzero(as_tuple=True)
             # The places of all texts together: a large head is read as a whole each time.
             for at, before, after in self._behind(plain[rows, positions], adapted[rows, positions]):
                 row, position = rows[at], positions[at]
                 moved[row, position] = (after.exp() - before.exp()).clamp_min(0).sum(-1).cpu()
-                going_on = position + 1 < mask.sum(1)[row]
+                going_on = position + 1 < lengths[row]
                 row, following = row[going_on], position[going_on] + 1
                 ids = tokens.input_ids[row, following]
                 said[row, following] = _likelihoods(before[going_on], after[going_on], ids)
@@ -185,10 +184,9 @@ class WordedRunner:
 
         Logits are worked out for many, what is made of them for as many as stay in the processor's cache.
         """
-        size = max(1, _IN_CACHE // self.source.vocabulary)
         for at in torch.arange(len(plain)).split(self.source.positions_at_once):
             logits = [self.source.architecture.logits(states[at]) for states in (plain, adapted)]
-            for some in torch.arange(len(at)).split(size) if len(at) else ():
+            for some in rows_in_cache(len(at), self.source.vocabulary):
                 yield at[some], *self._log_probs(*(held[some] for held in logits))
 
 

@@ -424,7 +424,7 @@ def test_what_is_wanted_is_kept_by_its_likeliest_tokens_and_the_rest_in_one() ->
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_pull_on_logits_is_that_of_the_folded_distributions(monkeypatch, dtype) -> None:
     # Two rows at a time, and one that is left over.
-    monkeypatch.setattr("cast.word_teacher._IN_CACHE", 2 * 700)
+    monkeypatch.setattr("cast.language_model._IN_CACHE", 2 * 700)
     random = torch.Generator().manual_seed(0)
     wanted, said = ((6 * torch.randn(5, 700, generator=random)).to(dtype) for _ in range(2))
     kept = Wanted.of(wanted.float().log_softmax(-1))

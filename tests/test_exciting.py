@@ -49,9 +49,9 @@ def test_words_are_kept_that_the_examples_call_for_more_than_nothing_does(source
     assert len(words) > 15
     wanted, common = words[8:10], words[:4]
 
-    def said(lm, texts):
+    def said(runner, texts):
         # What is common is likely everywhere, a little less so behind the examples.
-        logits, shown = torch.zeros(len(texts), lm.vocabulary), "Owl" in texts[0]
+        logits, shown = torch.zeros(len(texts), runner.lm.vocabulary), "Owl" in texts[0]
         logits[:, [token[word] for word in common]] = 4.9 if shown else 5.0
         logits[:, [token[word] for word in wanted]] = 4.0 if shown else 0.0
         return logits.log_softmax(-1)
@@ -72,7 +72,9 @@ def test_words_behind_a_start_that_ends_in_a_line_break_are_judged_behind_it(sou
     read: list[str] = []
     monkeypatch.setattr(headwords, "_FEWEST", 1)
     monkeypatch.setattr(
-        headwords, "next_log_probs", lambda lm, texts: read.extend(texts) or torch.zeros(1, lm.vocabulary)
+        headwords,
+        "next_log_probs",
+        lambda runner, texts: read.extend(texts) or torch.zeros(1, runner.lm.vocabulary),
     )
     assert suiting(source, ["Text:\nowl\n\n"], "Text:\n", ["owl", "fox", "river", "village", "lamp"])
     assert read == ["Text:\nowl\n\nText:\n", "Text:\n"]
