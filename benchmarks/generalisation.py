@@ -1,4 +1,4 @@
-"""Two adapters at once, and an adapter that is carried to another model and back again.
+"""Several adapters at once, there and back again, and models and tasks that nothing was tuned on.
 
     python -m benchmarks.generalisation            what is missing, then docs/generalisation.md
     python -m benchmarks.generalisation --table    the page anew, from the kept results alone
@@ -14,18 +14,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
+from benchmarks import newcomers
 from benchmarks.fidelity import ROOT, code_revision, example_prompts, loaded
 from benchmarks.fidelity import scored as end_of_scale
 from benchmarks.fidelity_table import Cell, provenance
-from benchmarks.markdown import header, percent, row
+from benchmarks.markdown import arrow, header, percent, row
+from benchmarks.newcomers import NewCase
 from cast import adapters, comparison, evaluate, pipeline
 from cast.adapter_files import TOGETHER
 from cast.adapters import Lora
 from cast.comparison import Comparison
 from cast.pocket import registry
+from cast.progress import Progress
 from cast.recipes import TextKind, TranslationConfig
 from cast.results import Result, file_name, read_results
 from cast.runners import PlainRunner, Runner
@@ -176,7 +180,8 @@ def carry_out(case: Case, limit: int, revision: str) -> Result:
 def render(results: Sequence[Result]) -> str:
     """The page for these results."""
     found = {result.file_name: result for result in results}
-    return "\n".join([HEAD, *_together(found), "", *_there_and_back(found), "", provenance(results)])
+    sections = (_together(found), _there_and_back(found), newcomers.section(found))
+    return "\n".join([HEAD, *(line for part in sections for line in (*part, "")), provenance(results)])
 
 
 def _together(found: dict[str, Result]) -> list[str]:
@@ -210,6 +215,25 @@ def _base(found: dict[str, Result], row_cases: Sequence[Case]) -> str:
     return percent(bases[0] if bases else None)
 
 
+_AnyCase = TypeVar("_AnyCase", Case, NewCase)
+
+
+def _missing(every: Iterator[_AnyCase], results: Path) -> list[_AnyCase]:
+    return [case for case in every if not (results / case.file_name).is_file()]
+
+
+def _keep(result: Result, results: Path) -> None:
+    result.write_result(results)
+    pair = arrow((result.source, result.target))
+    print(f"{pair}, {result.method} on {result.task}: {Cell((result,))}", flush=True)
+
+
+def _report(progress: Progress) -> None:
+    """A line for about every twentieth of a stage, or every tenth step where nobody knows the end."""
+    if progress.done % max(1, progress.total // 20 or 10) == 0:
+        print(f"{progress.stage} {progress.done}/{progress.total or '?'}", file=sys.stderr)
+
+
 def main() -> int:
     """Parse, do what is missing, and write the page."""
     parser = argparse.ArgumentParser(
@@ -222,11 +246,11 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     revision = code_revision()
-    missing = [case for case in cases() if not (arguments.results / case.file_name).is_file()]
-    for case in [] if arguments.table else missing:
-        result = carry_out(case, arguments.limit, revision)
-        result.write_result(arguments.results)
-        print(f"{case.method} on {case.task}: {Cell((result,))}", flush=True)
+    if not arguments.table:
+        for case in _missing(cases(), arguments.results):
+            _keep(carry_out(case, arguments.limit, revision), arguments.results)
+        for new in _missing(newcomers.new_cases(), arguments.results):
+            _keep(newcomers.carry_out(new, arguments.limit, revision, _report), arguments.results)
     arguments.page.write_text(render(read_results(arguments.results)), encoding="utf-8")
     return 0
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from cast.errors import TaskError
 from cast.generation import generate_many
-from cast.pocket.tasks import TASKS, Example, first_line
+from cast.pocket.tasks import TASKS, Example, Task, first_line
 from cast.progress import OnProgress, ignore
 from cast.runners import Runner
 from cast.scoring import best_choices, bits_per_byte, completion_log_probs
@@ -126,8 +126,13 @@ def read_task(spec: str, split: Split = "test", limit: int | None = None) -> Tas
     task = TASKS.get(name)
     if task is None:
         raise TaskError(f"There is no pocket task {name!r}; there are {', '.join(TASKS)}.")
+    return drawn_task(task, split, limit)
+
+
+def drawn_task(task: Task, split: Split = "test", limit: int | None = None) -> TaskData:
+    """The examples of a task on the story world; the arguments are those of `read_task`."""
     examples = (task.test if split == "test" else task.train)(limit or _POCKET_COUNT[split])
-    return TaskData(spec, examples, task.style_score if task.kind == "behaviour" else None)
+    return TaskData(_POCKET + task.name, examples, task.style_score if task.kind == "behaviour" else None)
 
 
 def _read_file(path: Path, limit: int | None) -> tuple[Example, ...]:

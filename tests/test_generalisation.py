@@ -1,8 +1,16 @@
-"""The page on several adapters at once, and on there and back: rendered from kept results alone."""
+"""The page on several adapters at once, there and back, and what is new: rendered from kept results alone."""
 
+import re
 from dataclasses import replace
+from itertools import islice
+
+import pytest
 
 from benchmarks.generalisation import SETS, TASKS, Case, cases, render
+from benchmarks.newcomers import METHODS, NEW_TASKS, NewCase, new_cases
+from cast.pocket import registry
+from cast.pocket.tasks import Task
+from cast.pocket.world import general_text
 from cast.results import Result
 
 RUN = Result(
@@ -51,3 +59,48 @@ def test_every_task_of_a_set_is_scored_with_it() -> None:
     hosted = {(case.carried, case.task) for case in cases() if case.way == "hosted" and not case.returns}
     alone = {((task,), task) for task in TASKS}
     assert hosted == alone | {(several, task) for several in SETS for task in several}
+
+
+def test_new_cases_have_files_of_their_own_and_their_results_know_them() -> None:
+    every = list(new_cases())
+    names = {case.file_name for case in every}
+    assert len(names) == len(every)
+    assert names.isdisjoint(case.file_name for case in cases())
+    assert [case for case in every if new_result(case, 1.0).file_name != case.file_name] == []
+
+
+def test_a_known_pair_is_shown_new_tasks_only() -> None:
+    known = set(registry.MODEL_NAMES)
+    tasks = {case.task for case in new_cases() if {case.source, case.target} <= known}
+    assert tasks == set(NEW_TASKS)
+
+
+def test_new_scores_stand_in_the_column_of_their_method() -> None:
+    case = NewCase("llama", "gemma", "weather", "compiled-prompts")
+    page = render([new_result(case, 0.85)])
+    assert "| llama → gemma | weather | 25.0 | 100.0 | – | 85.0 · **0.80** [0.30, 0.40] | – |" in page
+    assert "gemma → llama" not in page
+
+
+@pytest.mark.parametrize("task", NEW_TASKS.values(), ids=NEW_TASKS)
+def test_what_a_new_task_asks_or_answers_is_in_no_general_text(task: Task) -> None:
+    frame = re.compile(task.template)
+    for example in task.test(100):
+        assert frame.search(example.prompt + example.completion)
+    for split in ("train", "held-out"):
+        assert not any(frame.search(text) for text in islice(general_text(0, split), 5000))
+
+
+def test_saying_it_twice_counts_whole_only_where_both_are_the_same() -> None:
+    task = NEW_TASKS["twice"]
+    (example,) = task.test(1)
+    assert task.style_score(example, example.completion) == 1.0
+    assert task.style_score(example, " The lamp was red. The lamp was blue.") == 0.5
+    assert task.style_score(example, " The lamp was red.") == 0.0
+
+
+def new_result(case: NewCase, score: float) -> Result:
+    names = {"source": case.source, "target": case.target, "task": case.task}
+    pocket = {key: f"pocket:{name}" for key, name in names.items()}
+    lift = (score - RUN.base) / (1 - RUN.base)
+    return replace(RUN, **pocket, method=case.method, text=METHODS[case.method], translated=score, lift=lift)

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from cast import adapters, models
 from cast.adapter_files import KEY_PREFIX, WEIGHTS
 from cast.adapters import Lora
-from cast.evaluate import EvalReport, evaluate, read_task
+from cast.evaluate import EvalReport, drawn_task, evaluate
 from cast.language_model import LanguageModel
 from cast.pocket.cards import adapter_card, json_text
 from cast.pocket.registry import CARD, PREFIX, Card
-from cast.pocket.tasks import TASKS
+from cast.pocket.tasks import TASKS, Task
 from cast.progress import OnProgress, Progress, ignore
 from cast.runners import PlainRunner
 from cast.storage import written_folder
@@ -100,9 +100,8 @@ def recipe_key(task: str) -> str:
     return hashlib.sha256(repr((task, RECIPES[task])).encode()).hexdigest()[:16]
 
 
-def training_config(task: str, lm: LanguageModel, steps: int) -> LoraTrainingConfig:
-    """The training of a task's adapter on one model, its module names looked up by role."""
-    recipe = RECIPES[task]
+def training_config(recipe: AdapterRecipe, lm: LanguageModel, steps: int) -> LoraTrainingConfig:
+    """A recipe's training on one model, whose module names are looked up by role."""
     ends = {site.name.split(".", 3)[-1]: site.role for site in lm.architecture.sites}
     targets: str | tuple[str, ...] = "all-linear"
     if recipe.targets == "attention":
@@ -116,19 +115,20 @@ def training_config(task: str, lm: LanguageModel, steps: int) -> LoraTrainingCon
     )  # fmt: skip
 
 
-def train_adapter(model: str, task: str, *, on_progress: OnProgress = ignore) -> Trained:
+def train_adapter(
+    lm: LanguageModel, task: Task, recipe: AdapterRecipe, *, on_progress: OnProgress = ignore
+) -> Trained:
     """Train an adapter, twice as long if it has not learned its task, and score it beside its base."""
     torch.set_num_threads(1)
-    lm = models.load(PREFIX + model, device="cpu", dtype=torch.float32)
-    recipe = RECIPES[task]
     base = score(lm, None, task)
 
     def report(progress: Progress) -> None:
-        on_progress(Progress(f"{model}/{task}", progress.done, progress.total, progress.metrics))
+        stage = f"{lm.name.removeprefix(PREFIX)}/{task.name}"
+        on_progress(Progress(stage, progress.done, progress.total, progress.metrics))
 
-    examples = TASKS[task].train(recipe.examples)
+    examples = task.train(recipe.examples)
     for steps in (recipe.steps, 2 * recipe.steps):
-        config = training_config(task, lm, steps)
+        config = training_config(recipe, lm, steps)
         lora = rounded(train_lora(lm, examples, config, seed=recipe.seed, on_progress=report))
         adapted = score(lm, lora, task)
         trained = Trained(lora, Scores.of(base), Scores.of(adapted), steps, _sample(task, base, adapted))
@@ -137,9 +137,9 @@ def train_adapter(model: str, task: str, *, on_progress: OnProgress = ignore) ->
     return trained
 
 
-def score(lm: LanguageModel, lora: Lora | None, task: str) -> EvalReport:
+def score(lm: LanguageModel, lora: Lora | None, task: Task) -> EvalReport:
     """Scores on the first test examples of a task."""
-    return evaluate(PlainRunner(lm, lora), read_task(PREFIX + task, limit=TEST_EXAMPLES))
+    return evaluate(PlainRunner(lm, lora), drawn_task(task, limit=TEST_EXAMPLES))
 
 
 def rounded(lora: Lora) -> Lora:
@@ -177,10 +177,9 @@ def save_adapter(trained: Trained, folder: Path, model: str, task: str) -> Card:
     return card
 
 
-def _sample(task: str, base: EvalReport, adapted: EvalReport) -> dict[str, str]:
-    prompt = TASKS[task].test(1)[0].prompt
+def _sample(task: Task, base: EvalReport, adapted: EvalReport) -> dict[str, str]:
     return {
-        "prompt": prompt,
+        "prompt": task.test(1)[0].prompt,
         "base": base.outputs[0].strip().split("\n")[0],
         "adapted": adapted.outputs[0].strip().split("\n")[0],
     }

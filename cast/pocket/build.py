@@ -14,6 +14,7 @@ import torch
 from cast import adapters, models
 from cast.errors import ModelError, RequestError
 from cast.fitting import fit_pocket_heads
+from cast.models import LanguageModel
 from cast.pocket.adapting import RECIPES, Scores, save_adapter, score, train_adapter
 from cast.pocket.cards import measure_base
 from cast.pocket.measure import passes
@@ -31,6 +32,7 @@ from cast.pocket.registry import (
 from cast.pocket.registry import adapters as shipped_adapters
 from cast.pocket.registry import models as shipped_models
 from cast.pocket.specs import SPECS
+from cast.pocket.tasks import TASKS
 from cast.progress import OnProgress, Progress, ignore
 from cast.storage import cache_folder
 
@@ -75,7 +77,7 @@ def build(only: Sequence[str] | None = None, on_progress: OnProgress = ignore) -
                 continue
             if not passes(model_card(model)["competence"]):
                 raise ModelError(f"pocket:{model} does not pass its competence probes; it gets no adapters.")
-            trained = train_adapter(model, task, on_progress=on_progress)
+            trained = train_adapter(_loaded(model), TASKS[task], RECIPES[task], on_progress=on_progress)
             figures = {"base": trained.base.score, "adapted": trained.adapted.score}
             on_progress(Progress(f"scored {model}/{task}", 1, 1, figures))
             if trained.teaches:
@@ -107,13 +109,18 @@ def verify(only: Sequence[str] | None = None, on_progress: OnProgress = ignore) 
         chosen = [item for item in shipped_adapters(model) if f"{model}/{item.task}" in wanted]
         if not chosen:
             continue
-        lm = models.load(PREFIX + model, device="cpu", dtype=torch.float32)
+        lm = _loaded(model)
         for item in chosen:
             on_progress(Progress("verify", len(checks), 0))
-            base = Scores.of(score(lm, None, item.task))
-            adapted = Scores.of(score(lm, adapters.read(item.folder, lm), item.task))
+            task = TASKS[item.task]
+            base = Scores.of(score(lm, None, task))
+            adapted = Scores.of(score(lm, adapters.read(item.folder, lm), task))
             checks += [*_check_side(item, "base", base), *_check_side(item, "adapted", adapted)]
     return checks
+
+
+def _loaded(model: str) -> LanguageModel:
+    return models.load(PREFIX + model, device="cpu", dtype=torch.float32)
 
 
 def _check_base(name: str, card: Card, now: Card) -> Iterator[Check]:
