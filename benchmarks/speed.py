@@ -32,7 +32,7 @@ from cast.wording import WordedRunner
 # Without the fits of minutes: what comes out of them runs as `instant` does, and their seconds stand in the
 # results of `benchmarks.fidelity`.
 METHODS = "hosted,hosted-states,hosted-3,hosted-2,hosted-1,proxy-tuning,instant,kernel"
-_BATCH = 16
+_TEXTS = 16
 _WRITTEN = 40
 # What hosting may cost above both models' own work.
 _ALLOWED = 0.15
@@ -139,15 +139,18 @@ def measure(arguments: argparse.Namespace, clock: _Clock) -> list[Cost]:
     """The costs of the target, of the source, and of every method."""
     source, target = models.load(arguments.source), models.load(arguments.target)
     lora = adapters.read(arguments.adapter, source)
-    found = pipeline.heads_for(source, target, text=arguments.corpus)
+    methods = comparison.methods_named(arguments.methods.split(","), steps=arguments.steps)
+    # A fit of heads takes minutes on real models; the ways that need none are timed without.
+    needed = any(method.needs_heads for method in methods)
+    found = pipeline.heads_for(source, target, text=arguments.corpus) if needed else None
     text = arguments.corpus or pipeline.default_corpus(source, target)
-    texts = list(islice(corpus.general_text(text, seed=0, held_out=True), _BATCH))
+    texts = list(islice(corpus.general_text(text, seed=0, held_out=True), arguments.texts))
     ways = [
         Way("target", PlainRunner(target)),
         Way("source", PlainRunner(source)),
         Way("source + adapter", PlainRunner(source, lora)),
     ]
-    for method in comparison.methods_named(arguments.methods.split(","), steps=arguments.steps):
+    for method in methods:
         runner, facts = comparison.made_by(method, source, target, lora, heads=found, text=arguments.corpus)
         ways.append(Way(facts["method"], runner, facts["seconds"]))
     return costs(ways, texts, arguments.repeats, clock)
@@ -171,7 +174,11 @@ def main() -> int:
     parser.add_argument("--source", default="pocket:llama")
     parser.add_argument("--target", default="pocket:mistral")
     parser.add_argument("--adapter", default="pocket:llama/mood")
+    parser.add_argument("--named", help="how the adapter is called in the record; its own last name if not")
     parser.add_argument("--corpus", help="general text; the pair's own by default")
+    parser.add_argument(
+        "--texts", type=int, default=_TEXTS, help="scored at once; a large vocabulary wants few"
+    )
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--steps", type=int, help="steps of compiled mode")
     parser.add_argument("--repeats", type=int, default=7)
@@ -184,8 +191,8 @@ def main() -> int:
     made = measure(arguments, time.process_time if by_processor else time.perf_counter)
     # The last part of a name: a folder's own path is of this machine only.
     source, target, adapter = (
-        name.replace(":", "/").rsplit("/", 1)[-1]
-        for name in (arguments.source, arguments.target, arguments.adapter)
+        name.replace(":", "/").rsplit("/", 1)[-1].removesuffix(".gguf")
+        for name in (arguments.source, arguments.target, arguments.named or arguments.adapter)
     )
     run = SpeedRun(
         source=source,

@@ -16,7 +16,7 @@ class Cost:
     translate_seconds: float
     """Heads not counted; site maps counted where they were not cached."""
     scored_seconds: float
-    """A token of 16 texts at once, teacher-forced, logits at every position."""
+    """A token of several texts at once, teacher-forced, logits at every position."""
     first_seconds: float
     """From the prompt to the first new token."""
     written_seconds: float

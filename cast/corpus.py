@@ -6,7 +6,6 @@ passage are always on the same side.
 """
 
 import hashlib
-import json
 import random
 import re
 from collections.abc import Iterable, Iterator
@@ -17,6 +16,7 @@ from typing import Any
 
 from cast.alignment import align
 from cast.errors import CorpusError
+from cast.json_lines import read_json_lines
 from cast.models import LanguageModel
 from cast.pocket import world
 
@@ -190,19 +190,7 @@ def _txt_paragraphs(path: Path) -> Iterator[str]:
 
 
 def _jsonl_texts(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                text = json.loads(line)["text"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise CorpusError(
-                    f"Line {number} of {path} is not a JSON object with a 'text' entry."
-                ) from error
-            if not isinstance(text, str):
-                raise CorpusError(f"The 'text' in line {number} of {path} is not a string.")
-            yield text
+    return (line.text("text") for line in read_json_lines(path, CorpusError))
 
 
 def _hub_texts(dataset_id: str, seed: int) -> Iterator[str]:

@@ -3,10 +3,10 @@
 Knows a model only as a `Runner`: the base, a LoRA and every mode of translation are scored by the same code.
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from cast.errors import TaskError
 from cast.generation import generate_many
+from cast.json_lines import JsonLine, read_json_lines
 from cast.pocket.tasks import TASKS, Example, Task, first_line
 from cast.progress import OnProgress, ignore
 from cast.runners import Runner
@@ -28,7 +29,6 @@ MINIMUM_LIFT = 0.10
 
 _POCKET = "pocket:"
 _POCKET_COUNT = {"train": 2000, "test": 500}
-_LONGEST_LINE = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -136,43 +136,20 @@ def drawn_task(task: Task, split: Split = "test", limit: int | None = None) -> T
 
 
 def _read_file(path: Path, limit: int | None) -> tuple[Example, ...]:
-    examples: list[Example] = []
-    try:
-        with path.open(encoding="utf-8") as file:
-            number = 0
-            while (limit is None or len(examples) < limit) and (line := file.readline(_LONGEST_LINE + 1)):
-                number += 1
-                if line.strip():
-                    examples.append(_parse(line, f"{path}, line {number}"))
-    except UnicodeDecodeError as error:
-        raise TaskError(f"{path} is not UTF-8 text; save the task file as UTF-8.") from error
-    except OSError as error:
-        raise TaskError(f"The task file {path} cannot be read ({error.strerror}); check the path.") from error
+    examples = tuple(map(_example, islice(read_json_lines(path, TaskError), limit)))
     if not examples:
         raise TaskError(f"{path} holds no example; give one JSON object a line.")
     if len({example.choices is None for example in examples}) > 1:
         raise TaskError(f"{path} gives choices to some examples only; give them to all or to none.")
-    return tuple(examples)
+    return examples
 
 
-def _parse(line: str, where: str) -> Example:
-    """One line of a task file; `where` begins every message."""
-    if len(line) > _LONGEST_LINE:
-        raise TaskError(f"{where}: longer than {_LONGEST_LINE:,} characters; split the example.")
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise TaskError(f"{where}: not JSON; each line must be one object.") from error
-    if not isinstance(record, dict):
-        raise TaskError(f"{where}: not an object with `prompt` and `completion`.")
-    for key in ("prompt", "completion"):
-        if not isinstance(record.get(key), str):
-            raise TaskError(f"{where}: `{key}` is missing or not a string.")
-    prompt, completion, choices = record["prompt"], record["completion"], record.get("choices")
+def _example(line: JsonLine) -> Example:
+    prompt, completion, choices = line.text("prompt"), line.text("completion"), line.record.get("choices")
     if not completion:
-        raise TaskError(f"{where}: the completion is empty.")
+        raise TaskError(f"{line.where}: the completion is empty.")
     if choices is not None:
-        _check_choices(choices, completion, where)
+        _check_choices(choices, completion, line.where)
     return Example(prompt, completion, None if choices is None else tuple(choices))
 
 

@@ -97,12 +97,8 @@ def test_prompts_are_read_a_line_each_or_from_a_task_file(tmp_path: Path) -> Non
         '{"prompt": "Word: owl\\nKind:", "completion": " animal"}\n\n{"prompt": "Word: oak\\nKind:"}\n'
     )
     assert read_prompts(str(plain)) == read_prompts(str(task)) == ("Word: owl\nKind:", "Word: oak\nKind:")
-    for line in ("Word: owl", "[1]", "7", '{"text": "Word"}'):
-        task.write_text('{"prompt": "Word"}\n' + line)
-        with pytest.raises(RequestError, match=r'Line 2 of .* is no object with a "prompt"'):
-            read_prompts(str(task))
-    task.write_text('{"prompt": 7}')
-    with pytest.raises(RequestError, match=r"Line 1 of .* no text"):
+    task.write_text('{"prompt": "Word"}\n{"text": "Word"}')
+    with pytest.raises(RequestError, match=r"task\.jsonl, line 2: `prompt` is missing or not a string\."):
         read_prompts(str(task))
     task.write_text("\n")
     with pytest.raises(RequestError, match="holds no prompt"):

@@ -121,9 +121,15 @@ def written(folder, name: str, content: bytes) -> str:
         (lambda folder: written(folder, "a.txt", b"\n \n\n"), "holds no text"),
         (lambda folder: written(folder, "a.txt", b"\xff\xfe\x00bad"), "not UTF-8"),
         (lambda folder: written(folder, "a.pdf", b"text"), "neither a .txt nor a .jsonl"),
-        (lambda folder: written(folder, "a.jsonl", b'{"text": "a"}\n{"x": 1}'), "Line 2 of"),
-        (lambda folder: written(folder, "a.jsonl", b"nothing"), "Line 1 of"),
-        (lambda folder: written(folder, "a.jsonl", b'{"text": 3}'), "not a string"),
+        (
+            lambda folder: written(folder, "a.jsonl", b'{"text": "a"}\n{"x": 1}'),
+            "line 2: `text` is missing",
+        ),
+        (lambda folder: written(folder, "a.jsonl", b"nothing"), "a.jsonl, line 1: not JSON"),
+        (
+            lambda folder: written(folder, "a.jsonl", b'{"text": 3}'),
+            "line 1: `text` is missing",
+        ),
         (lambda folder: str(folder), "holds no .txt or .jsonl"),
         (lambda folder: str(folder / "missing.txt"), "There is no corpus"),
         (lambda folder: str(folder / "missing"), "There is no corpus"),

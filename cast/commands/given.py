@@ -1,7 +1,6 @@
 """What the arguments of several commands mean: models, folders, prompts."""
 
 import argparse
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 
 from cast import models
 from cast.errors import RequestError
+from cast.json_lines import read_json_lines
 from cast.models import LanguageModel
 from cast.progress import OnProgress
 
@@ -61,24 +61,18 @@ def read_prompts(name: str | None) -> tuple[str, ...]:
     try:
         if path.stat().st_size > _LARGEST_PROMPTS:
             raise RequestError(f"{path} is larger than a megabyte; give a few hundred prompts at most.")
-        lines = path.read_text(encoding="utf-8").splitlines()
+        prompts = _prompts_of_task(path) if path.suffix == ".jsonl" else _prompt_lines(path)
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"The prompts in {path} cannot be read; give a UTF-8 text file.") from error
-    written = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if path.suffix == ".jsonl":
-        prompts = tuple(_prompt_of(line, f"Line {number} of {path}") for number, line in written)
-    else:
-        prompts = tuple(line.replace("\\n", "\n") for _, line in written)
     if not prompts:
         raise RequestError(f"{path} holds no prompt; write one a line.")
     return prompts
 
 
-def _prompt_of(line: str, where: str) -> str:
-    try:
-        prompt = json.loads(line)["prompt"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise RequestError(f'{where} is no object with a "prompt"; write {{"prompt": "…"}}.') from error
-    if not isinstance(prompt, str) or not prompt:
-        raise RequestError(f"{where} has a prompt that is no text; write it in quotes.")
-    return prompt
+def _prompt_lines(path: Path) -> tuple[str, ...]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return tuple(line.replace("\\n", "\n") for line in lines if line.strip())
+
+
+def _prompts_of_task(path: Path) -> tuple[str, ...]:
+    return tuple(filter(None, (line.text("prompt") for line in read_json_lines(path, RequestError))))
