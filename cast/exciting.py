@@ -58,8 +58,8 @@ def excited(
 ) -> list[Passage]:
     """The given prompts and more of their kind, each with the adapted source's answer behind it.
 
-    In two rounds: in the second, prompts of the first are shown as examples too, evenly over their answers,
-    so that answers which the given ones do not call for are found as well.
+    Form by form (`by_form`), each in two rounds: in the second, prompts of the first are shown as examples
+    too, evenly over their answers, so that answers which the given ones do not call for are found as well.
 
     Args:
         source: the model.
@@ -73,14 +73,28 @@ def excited(
     """
     prompts = list(dict.fromkeys(prompts))
     writer = best_writer([source, *([target] if target else [])], prompts)
-    found = answered(source, lora, prompts, on_progress=on_progress)
-    for turn, share in enumerate(_ROUNDS):
-        texts = expanded(
-            writer, prompts, round(share * count), known=found, words=words, seed=seed + turn,
-            on_progress=on_progress,
-        )  # fmt: skip
-        found += answered(source, lora, texts[len(found) :], on_progress=on_progress)
+    found: list[Passage] = []
+    for form in by_form(prompts):
+        # Of several forms, such as those of two skills in one adapter, each is made more by itself.
+        share = round(count * len(form) / len(prompts))
+        known = answered(source, lora, form, on_progress=on_progress)
+        for turn, part in enumerate(_ROUNDS):
+            texts = expanded(
+                writer, form, round(part * share), known=known, words=words, seed=seed + turn,
+                on_progress=on_progress,
+            )  # fmt: skip
+            known += answered(source, lora, texts[len(known) :], on_progress=on_progress)
+        found += known
     return found
+
+
+def by_form(prompts: Sequence[str]) -> list[list[str]]:
+    """Prompts by their last lines, such as `Answer:`, if none has a last line of its own; else all as one."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for prompt in prompts:
+        groups[prompt.rpartition("\n")[2]].append(prompt)
+    alone = any(len(group) == 1 for group in groups.values())
+    return [list(prompts)] if alone else list(groups.values())
 
 
 def evenly(passages: Sequence[Passage]) -> list[float]:

@@ -6,7 +6,7 @@ from conftest import build_lora, build_model
 
 from cast import exciting, headwords
 from cast.corpus import Passage
-from cast.exciting import answered, best_writer, evenly, excited, expanded
+from cast.exciting import answered, best_writer, by_form, evenly, excited, expanded
 from cast.generation import generate_many
 from cast.headwords import suiting, words_of
 from cast.models import LanguageModel
@@ -195,3 +195,26 @@ def test_a_prompt_that_is_given_twice_counts_once(source) -> None:
     prompts = [passage.text[: passage.answer] for passage in passages]
     assert prompts[:3] == PROMPTS
     assert len(set(prompts)) == len(prompts) > 3
+
+
+def test_prompts_of_several_forms_are_told_apart_by_their_last_lines() -> None:
+    asked = [f"The owl {did}.\nQuestion: Who?\nAnswer:" for did in ("smiled", "slept")]
+    assert by_form([PROMPTS[0], asked[0], PROMPTS[1], asked[1]]) == [PROMPTS[:2], asked]
+    # A last line of its own is what a prompt is about, not its form.
+    assert by_form([*asked, "Write of owls."]) == [[*asked, "Write of owls."]]
+    assert by_form(PROMPTS[:1]) == [PROMPTS[:1]]
+
+
+def test_each_form_is_made_more_by_itself(source, monkeypatch) -> None:
+    asked = [f"The {name} sat.\nQuestion: Who?\nAnswer:" for name in ("duck", "goose")]
+    calls = says(monkeypatch, " cat.\n[mood] ->", " dog.\nQuestion: Who?\nAnswer:")
+    passages = excited(source, build_lora(source), [*PROMPTS[:2], *asked], 8)
+    shown = [prompt for call in calls if call["lora"] is None for prompt in call["prompts"]]
+    shows = {("[mood]" in prompt, "Answer:" in prompt) for prompt in shown}
+    assert {(True, False), (False, True)} <= shows
+    assert (True, True) not in shows
+    made = [passage.text[: passage.answer] for passage in passages]
+    assert {*PROMPTS[:2], *asked} < set(made)
+    assert len(set(made)) == len(made)
+    endings = [sum(prompt.endswith(ending) for prompt in made) for ending in ("[mood] ->", "Answer:")]
+    assert min(endings) >= 3
