@@ -361,18 +361,21 @@ def test_the_stages_run_end_to_end_and_a_second_run_makes_nothing_anew(tiny_plan
         f"{carried}hosted-states__strength2",
         f"{carried}compiled",
         f"{carried}compiled-prompts",
+        f"{carried}compiled-many-prompts",
     }
     assert all(len(row.choice) == len(row.exact) == 8 for row in found.values())
     assert all(len(row.general_bits) == 3 and min(row.general_bits) > 0 for row in found.values())
     assert found[f"{carried}compiled"].tokens > 0
     assert found[f"{carried}compiled"].settings["strength"] > 0
     # Each kind of text has its own budget; both start from what the heads carry over.
-    for method, steps in (("compiled", 25), ("compiled-prompts", 26)):
+    for method, steps in (("compiled", 25), ("compiled-prompts", 26), ("compiled-many-prompts", 26)):
         settings = found[carried + method].settings
         assert settings["steps"] == steps
         assert settings["heads"]["tokens"] > 700
         assert settings["quality"]["fvu"] is not None
     assert {row.tokens for row in found.values() if row.method == "base"} == {0}
+    # All of the 32 training examples' prompts, and none made beside them.
+    assert found[f"{carried}compiled-many-prompts"].settings["prompts_wanted"] == 32
 
     written = {path: path.stat().st_mtime_ns for path in tiny_plan.work.rglob("*") if path.is_file()}
     (tiny_plan.results / f"{carried}compiled.json").unlink()

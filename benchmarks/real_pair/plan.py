@@ -11,9 +11,12 @@ from cast.fitting import FitConfig
 from cast.training import LoraTrainingConfig
 from cast.translate import TranslationConfig
 
-Method = Literal["hosted", "proxy-tuning", "compiled", "compiled-prompts", "hosted-states"]
+Method = Literal[
+    "hosted", "proxy-tuning", "compiled", "compiled-prompts", "compiled-many-prompts", "hosted-states"
+]
 METHODS: tuple[Method, ...] = ("hosted", "proxy-tuning", "compiled", "compiled-prompts")
-"""What is measured unless something else is asked for; `hosted-states`, through heads, carries less."""
+"""What is measured unless something else is asked for: few have thousands of prompts, and `hosted-states`,
+through heads, carries less."""
 
 
 _COMPILED = TranslationConfig(
@@ -68,3 +71,9 @@ class Plan:
     """With example prompts."""
     prompts: int = 5
     """Example prompts without answers, of the training stream, for `compiled-prompts`."""
+    many_prompts: int = 2000
+    """The same for `compiled-many-prompts`, which makes no more of them; all where there are fewer."""
+
+    def shown(self, method: Method) -> int:
+        """How many prompts of a task a method sees."""
+        return {"compiled-prompts": self.prompts, "compiled-many-prompts": self.many_prompts}.get(method, 0)

@@ -99,13 +99,15 @@ class Bench:
             heads.save(folder)
         return HeadSet.load(folder)
 
-    def compiled(self, task: Task, direction: Direction, *, prompted: bool) -> Lora:
-        """The source's adapter as a plain LoRA of the target, from general text and, if asked, prompts."""
-        folder = self._compiled_folder(task, direction, prompted)
-        config = self.plan.prompted if prompted else self.plan.compiled
+    def compiled(self, task: Task, direction: Direction, method: Method) -> Lora:
+        """The source's adapter as a plain LoRA of the target, from general text and the method's prompts."""
+        folder = self._compiled_folder(task, direction, method)
+        prompts = [example.prompt for example in self.split(task).train[: self.plan.shown(method)]]
+        config = self.plan.prompted if prompts else self.plan.compiled
+        if method == "compiled-many-prompts":
+            config = config.reading_as_they_stand(prompts)
         target = self.model(direction.target)
         if not folder.exists():
-            shown = self.split(task).train[: self.plan.prompts] if prompted else ()
             lora = self.lora(task, direction.source)
             heads = self.heads(direction)
             with self._making(folder, settings=asdict(config)):
@@ -116,7 +118,7 @@ class Bench:
                     heads,
                     self.texts(),
                     config,
-                    prompts=[example.prompt for example in shown],
+                    prompts=prompts,
                     cache=self.plan.work / "sites",
                     on_progress=self._on_progress,
                 )
@@ -141,9 +143,11 @@ class Bench:
 
     def _carry(self, task: Task, direction: Direction, method: Method) -> None:
         """Measure one way to carry the source's LoRA over."""
-        heads = self._heads_folder(direction)
-        compiled = self._compiled_folder(task, direction, method == "compiled-prompts")
-        made_at = {"hosted-states": heads, "compiled": compiled, "compiled-prompts": compiled}.get(method)
+        made_at = None
+        if method == "hosted-states":
+            made_at = self._heads_folder(direction)
+        elif method.startswith("compiled"):
+            made_at = self._compiled_folder(task, direction, method)
         for strength in self.plan.strengths if method == "hosted-states" else (1.0,):
             self._measure(
                 task,
@@ -157,9 +161,8 @@ class Bench:
 
     def _carried(self, task: Task, direction: Direction, method: Method, strength: float) -> Runner:
         source, target = self.model(direction.source), self.model(direction.target)
-        if method in ("compiled", "compiled-prompts"):
-            prompted = method == "compiled-prompts"
-            return PlainRunner(target, self.compiled(task, direction, prompted=prompted))
+        if method.startswith("compiled"):
+            return PlainRunner(target, self.compiled(task, direction, method))
         lora = self.lora(task, direction.source)
         if method == "proxy-tuning":
             return BASELINES[method].make(Given(source, target, lora))
@@ -228,8 +231,8 @@ class Bench:
     def _heads_folder(self, direction: Direction) -> Path:
         return self.plan.work / "heads" / direction.name
 
-    def _compiled_folder(self, task: Task, direction: Direction, prompted: bool) -> Path:
-        return self.plan.work / task / direction.name / ("compiled-prompts" if prompted else "compiled")
+    def _compiled_folder(self, task: Task, direction: Direction, method: Method) -> Path:
+        return self.plan.work / task / direction.name / method
 
     def _trained_tokens(self, task: Task, lm: LanguageModel, config: LoraTrainingConfig) -> int:
         texts = [example.prompt + example.completion for example in self.split(task).train]

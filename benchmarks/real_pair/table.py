@@ -20,6 +20,7 @@ CARRIED = {
     "proxy-tuning": "proxy tuning",
     "compiled": "`compiled`, general text",
     "compiled-prompts": "`compiled`, five example prompts",
+    "compiled-many-prompts": "`compiled`, thousands of prompts without answers",
     "hosted-states": "`hosted`, through the heads",
 }
 """Ways to carry the other model's LoRA in the order of the table, with their row's name."""
