@@ -5,8 +5,8 @@ Whoever wants more has the library and the command line.
 
 import gradio as gr
 
-from app.backend import SamplingChoice
 from app.engine import Engine, GenerateRequest
+from app.facts import SamplingChoice
 from app.workspace import MAX_TEMPERATURE, MAX_TOKENS, Selection, clamp_strength
 from cast.errors import CastError
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from app.backend import (
+from app.backend import Backend
+from app.expecting import Expectations, Expected
+from app.facts import (
     AdapterFacts,
-    Backend,
     FitRequest,
     HeadsFacts,
     ModelFacts,
@@ -23,7 +24,6 @@ from app.backend import (
     SamplingChoice,
     TranslateRequest,
 )
-from app.expecting import Expectations, Expected
 from app.jobs import Job, Jobs
 from app.maps import Maps
 from app.own_heads import OwnHeads

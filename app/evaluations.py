@@ -10,8 +10,9 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from app.backend import Backend, Option
+from app.backend import Backend
 from app.engine import Engine
+from app.facts import Option
 from app.jobs import Job, Jobs
 from app.runs import MAX_EXAMPLES, EvaluateRequest, Run, RunStore, TaskFacts
 from app.workspace import is_id

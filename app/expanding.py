@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, cast
 
-from app.backend import AnsweredPrompt, Expansion, TranslateRequest
+from app.facts import AnsweredPrompt, Expansion, TranslateRequest
 from cast.progress import OnProgress, Progress
 
 if TYPE_CHECKING:

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from app.backend import Backend, Expansion, TranslateRequest
+from app.backend import Backend
 from app.engine import Engine
+from app.facts import Expansion, TranslateRequest
 from app.jobs import Job, Jobs
 from app.workspace import Selection, is_id
 from cast.errors import RequestError

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from app.backend import Backend, FitRequest, ModelFacts, TranslateRequest
+from app.backend import Backend
+from app.facts import FitRequest, ModelFacts, TranslateRequest
 from app.paces import Paces
 from cast.progress import OnProgress, Progress
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from app.backend import DepthFacts, HeadsFacts
+from app.facts import DepthFacts, HeadsFacts
 
 _WEAK, _STRONG = 0.5, 0.8
 

@@ -4,14 +4,15 @@ torch, transformers and the rest are imported inside the methods: the page answe
 loaded.
 """
 
-import re
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from app.backend import (
+from app.backend import Turns
+from app.expanding import expanded, translation_config
+from app.facts import (
     NO_HEADS,
     AdapterFacts,
     DepthFacts,
@@ -30,20 +31,16 @@ from app.backend import (
     SiteFacts,
     TokenMark,
     TranslateRequest,
-    Turns,
 )
-from app.expanding import expanded, translation_config
 from app.runs import EvaluateRequest, TaskFacts, Told
 from app.searching import hit_label
 from app.workspace import PLAIN_MODES, Selection
 from cast.progress import OnProgress, Progress
 
 if TYPE_CHECKING:
-    from cast.adapter_files import AdapterFolder
     from cast.adapters import Lora
     from cast.estimates import Shape
     from cast.fitting import FitConfig
-    from cast.heads import HeadSet
     from cast.marking import Alternatives
     from cast.models import LanguageModel
     from cast.pipeline import FoundHeads
@@ -54,7 +51,6 @@ if TYPE_CHECKING:
 _EXAMPLES = 6
 _HINTS = 5
 _SAVE_SECONDS = 10.0
-_BLOCK = re.compile(r"\.(\d+)\.")
 
 
 class CastBackend:
@@ -146,6 +142,7 @@ class CastBackend:
     def inspect(self, adapter: str, source: str) -> AdapterFacts:
         """Facts of an adapter, or of several at once, with the size of its change in each block."""
         self.warm()
+        from cast.adapter_blocks import changes_by_block
         from cast.adapter_files import inspect, names_in, open_folder
         from cast.checkpoints import is_remote
 
@@ -156,7 +153,8 @@ class CastBackend:
             # Every block is adapted: nothing has to be fetched to know where.
             sites = tuple(SiteFacts(block, modules) for block in range(1, found[0].layers + 1))
         else:
-            sites = _sites([open_folder(name) for name in names])
+            changes = changes_by_block([open_folder(name) for name in names])
+            sites = tuple(SiteFacts(change.block, change.modules, change.share) for change in changes)
         licences = ", ".join(dict.fromkeys(summary.licence for summary in found if summary.licence))
         rank = sum(max(summary.ranks) for summary in found)
         return AdapterFacts(adapter, rank, modules, licences, sites, found[0].base_model)
@@ -355,10 +353,10 @@ class CastBackend:
         """Heads in a folder or on the Hub, copied: what is on the disk of others may change."""
         self.warm()
         from cast.models import load
-        from cast.pipeline import FoundHeads
+        from cast.pipeline import FoundHeads, open_heads
 
         on_progress(Progress("load", 0, 1))
-        found = _heads_named(request.name)
+        found = open_heads(request.name)
         found.check(
             *(load(name, on_progress=on_progress) for name in (request.pair.source, request.pair.target))
         )
@@ -480,36 +478,6 @@ def _fit_config(request: FitRequest) -> "FitConfig":
     return FitConfig(kind=kind, tokens=request.tokens, save_seconds=_SAVE_SECONDS, **given)
 
 
-def _heads_named(name: str) -> "HeadSet":
-    """The heads in a folder on this machine, else in a repository on the Hub.
-
-    Raises:
-        HeadsError: there is no such folder, or what it holds cannot be used.
-        HubError: the Hub has none of that name, or cannot be reached.
-    """
-    from cast.checkpoints import looks_like_path
-    from cast.errors import HeadsError
-    from cast.heads import HeadSet
-    from cast.hub import download
-
-    try:
-        folder = Path(name).expanduser()
-        is_here = folder.exists()
-    except (OSError, RuntimeError):
-        # A home that is nobody's, or no path at all.
-        is_here = False
-    if is_here:
-        return HeadSet.load(folder)
-    if looks_like_path(name):
-        raise HeadsError(f"There is no folder {name}; check the path, or name a Hub id.")
-    fetched = download(name, kind="heads")
-    try:
-        return HeadSet.load(fetched)
-    except HeadsError as error:
-        # Where the server keeps what it fetches says nothing to who named a repository.
-        raise HeadsError(str(error).replace(str(fetched), name)) from error
-
-
 def _tasks(adapter: str) -> "list[Task]":
     """The tasks of a shipped adapter, or of several at once."""
     from cast.adapter_files import names_in
@@ -518,34 +486,3 @@ def _tasks(adapter: str) -> "list[Task]":
 
     shipped = [name.rsplit("/", 1)[-1] for name in names_in(adapter) if registry.is_pocket(name)]
     return [TASKS[skill] for skill in shipped if skill in TASKS]
-
-
-def _sites(folders: "Sequence[AdapterFolder]") -> tuple[SiteFacts, ...]:
-    """Roles and size of the summed change by block, of adapters that act at once.
-
-    ‖B·A‖² is the sum of (BᵀB)∘(A·Aᵀ), so no full matrix is made.
-    """
-    import torch
-    from safetensors.torch import load_file
-
-    factors: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
-    for folder in folders:
-        tensors = load_file(folder.weights)
-        for module in sorted({module for module, _ in folder.keys}):
-            a, b = (tensors[folder.keys[module, side]].double() for side in ("A", "B"))
-            factors.setdefault(module, []).append((a, folder.config.scaling(module, a.shape[0]) * b))
-    squares: dict[int, float] = {}
-    roles: dict[int, list[str]] = {}
-    for module, several in factors.items():
-        found = _BLOCK.search(module)
-        if found is None:
-            continue
-        block = int(found.group(1)) + 1
-        a, b = torch.cat([a for a, _ in several]), torch.cat([b for _, b in several], 1)
-        squares[block] = squares.get(block, 0.0) + float(((b.T @ b) * (a @ a.T)).sum())
-        roles.setdefault(block, []).append(module.rsplit(".", 1)[-1])
-    largest = max(squares.values(), default=0.0) or 1.0
-    return tuple(
-        SiteFacts(block, tuple(sorted(roles[block])), max(0.0, square / largest) ** 0.5)
-        for block, square in sorted(squares.items())
-    )

@@ -5,7 +5,8 @@ from contextlib import nullcontext
 
 import numpy as np
 
-from app.backend import Drawn, GridFacts, JointMap, LayerFacts, MapPoint, MapRequest, Measure, Turns
+from app.backend import Turns
+from app.facts import Drawn, GridFacts, JointMap, LayerFacts, MapPoint, MapRequest, Measure
 from cast.adapters import Lora
 from cast.alignment import LayerMap
 from cast.corpus import general_text

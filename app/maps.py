@@ -8,7 +8,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
-from app.backend import Backend, Drawn, LayerFacts, MapRequest
+from app.backend import Backend
+from app.facts import Drawn, LayerFacts, MapRequest
 from app.jobs import Job, Jobs, JobState
 from app.stock import Stock
 from app.streams import Loaded, held

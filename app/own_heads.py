@@ -4,9 +4,10 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.backend import Backend, FitRequest, LoadRequest
+from app.backend import Backend
 from app.cache import Cache
 from app.expecting import Expectations
+from app.facts import FitRequest, LoadRequest
 from app.jobs import Job, Jobs, is_going
 from app.shelf import Entry, HeadsShelf, Request
 from app.stock import Stock

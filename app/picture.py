@@ -11,7 +11,7 @@ dashed, adapted blocks carry a triangle: no meaning rests on colour alone.
 from collections.abc import Sequence
 from html import escape
 
-from app.backend import AdapterFacts, ModelFacts
+from app.facts import AdapterFacts, ModelFacts
 
 _WIDTH = 560.0
 _LEFT, _RIGHT = 16.0, 544.0

@@ -15,7 +15,7 @@ from app.runs import BASELINES, Run, lettered, method_label
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from app.backend import HeadsFacts
+    from app.facts import HeadsFacts
     from cast.results import Result
 
 # One meaning a colour, as in assets/css/page.css.

@@ -20,7 +20,7 @@ from app.plots import ADAPTER, GRID, INK, SOURCE, TARGET, quiet
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from app.backend import Drawn, JointMap, LayerFacts, MapPoint
+    from app.facts import Drawn, JointMap, LayerFacts, MapPoint
 
 TOKENS, CHOSEN = "tokens", "chosen"
 COLOURS = {

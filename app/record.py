@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from app import theme
-from app.backend import MapRequest, SamplingChoice
 from app.engine import Engine, GenerateRequest
+from app.facts import MapRequest, SamplingChoice
 from app.jobs import Jobs
 from app.library import CastBackend
 from app.showcase import Showcase, SkillScore

@@ -4,8 +4,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from app.backend import Backend, Option
+from app.backend import Backend
 from app.cache import Cache
+from app.facts import Option
 
 if TYPE_CHECKING:
     from cast.hub import AdapterHit, ModelHit

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
-from app.backend import FitOptions, FitRequest, LoadRequest
+from app.facts import FitOptions, FitRequest, LoadRequest
 from app.workspace import Pair, is_id
 from cast.storage import cache_folder, write_atomically
 

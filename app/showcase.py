@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from app.backend import (
+from app.facts import (
     AdapterFacts,
     DepthFacts,
     GridFacts,

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from app.backend import FitOptions, FitRequest, MapRequest, TranslateRequest
+from app.facts import FitOptions, FitRequest, MapRequest, TranslateRequest
 from app.runs import EvaluateRequest
 from app.workspace import Pair, Selection
 

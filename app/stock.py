@@ -1,7 +1,8 @@
 """Models, adapters, heads and translations that visitors share: made on demand, kept while there is room."""
 
-from app.backend import NO_HEADS, AdapterFacts, Backend, ModelFacts, Opened
+from app.backend import Backend
 from app.cache import Cache
+from app.facts import NO_HEADS, AdapterFacts, ModelFacts, Opened
 from app.showcase import Showcase
 from app.streams import Loaded, held
 from app.workspace import Pair, Selection

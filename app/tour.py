@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from app import picture, views
-from app.backend import JointMap, MapPoint
+from app.facts import JointMap, MapPoint
 from app.showcase import Showcase, SkillScore
 
 _WIDTH, _HEIGHT = 1200.0, 480.0

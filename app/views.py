@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 from app import heads_words, live
-from app.backend import NO_HEADS, AdapterFacts, HeadsFacts, JointMap, ModelFacts, Opened, Room, TokenMark
+from app.facts import NO_HEADS, AdapterFacts, HeadsFacts, JointMap, ModelFacts, Opened, Room, TokenMark
 from app.jobs import Job, JobState
 from app.workspace import clamp_strength
 

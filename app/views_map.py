@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 from html import escape
 
-from app.backend import Drawn, JointMap, LayerFacts, Measure
+from app.facts import Drawn, JointMap, LayerFacts, Measure
 from app.views import SCROLLS, figure, sentence, trust
 from cast.layer_measures import NEIGHBOURS
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from cast import adapters, corpus, models, translate
+from cast import adapters, corpus, hub, models, translate
 from cast.adapter_config import CONFIG as ADAPTER_CONFIG
 from cast.adapters import Lora
+from cast.checkpoints import looks_like_path
 from cast.errors import AdapterError, HeadsError
 from cast.fitting import FitConfig, fit_heads
 from cast.heads import HeadSet
@@ -115,6 +116,31 @@ def heads_for(
     heads = _fitted(source, target, config, checkpoint, on_progress)
     heads.save(place, replace=True)
     return FoundHeads(heads, place)
+
+
+def open_heads(name: str) -> HeadSet:
+    """The heads in a folder on this machine, else in a repository on the Hub.
+
+    Raises:
+        HeadsError: there is no such folder, or what it holds cannot be used.
+        HubError: the Hub has none of that name, or cannot be reached.
+    """
+    try:
+        folder = Path(name).expanduser()
+        is_here = folder.exists()
+    except (OSError, RuntimeError):
+        # A home that is nobody's, or no path at all.
+        is_here = False
+    if is_here:
+        return HeadSet.load(folder)
+    if looks_like_path(name):
+        raise HeadsError(f"There is no folder {name}; check the path, or name a Hub id.")
+    fetched = hub.download(name, kind="heads")
+    try:
+        return HeadSet.load(fetched)
+    except HeadsError as error:
+        # Where a server keeps what it fetches says nothing to who named a repository.
+        raise HeadsError(str(error).replace(str(fetched), name)) from error
 
 
 def translate_adapter(

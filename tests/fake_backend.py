@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.backend import (
+from app.backend import Turns
+from app.facts import (
     AdapterFacts,
     AnsweredPrompt,
     DepthFacts,
@@ -31,7 +32,6 @@ from app.backend import (
     SiteFacts,
     TokenMark,
     TranslateRequest,
-    Turns,
 )  # fmt: skip
 from app.jobs import Job
 from app.runs import Ends, EvaluateRequest, Missed, TaskFacts, Told

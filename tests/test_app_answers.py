@@ -9,8 +9,8 @@ from fake_backend import ended
 
 from app import answer_table
 from app.answers import MAX_ROWS, Answers, AnswerTables, as_csv
-from app.backend import SamplingChoice
 from app.engine import Engine, GenerateRequest
+from app.facts import SamplingChoice
 from app.jobs import JobState
 from app.tabs.several import _job_id
 from app.workspace import Beside, Selection

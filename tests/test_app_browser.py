@@ -8,7 +8,7 @@ import zipfile
 import pytest
 from playwright.sync_api import expect
 
-from app.backend import Opened
+from app.facts import Opened
 from app.workspace import Selection
 
 pytestmark = pytest.mark.unrecorded

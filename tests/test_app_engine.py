@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from fake_backend import DEPTHS, ended
 
-from app.backend import FitRequest, Opened, SamplingChoice, TranslateRequest
 from app.cache import Cache
 from app.engine import Engine, GenerateRequest, TranslateResult
+from app.facts import FitRequest, Opened, SamplingChoice, TranslateRequest
 from app.jobs import JobState
 from app.tabs.pick import PickTab, waiting
 from app.views import PANE_TITLES, PANES

@@ -13,9 +13,9 @@ from conftest import TRAINING_TEXT
 from fake_backend import ended
 
 from app import plots, snippets, tables
-from app.backend import FitOptions, FitRequest, MapRequest, TranslateRequest
 from app.engine import Engine
 from app.evaluations import Evaluations
+from app.facts import FitOptions, FitRequest, MapRequest, TranslateRequest
 from app.jobs import Jobs, JobState
 from app.library import CastBackend
 from app.runs import BASELINES, METHODS, READ_PROMPTS, Ends, EvaluateRequest, Kept, Missed, Run, RunStore

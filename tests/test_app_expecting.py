@@ -3,9 +3,9 @@
 import pytest
 from fake_backend import FakeBackend, ended
 
-from app.backend import FitRequest, TranslateRequest
 from app.engine import Engine
 from app.expecting import Expectations, Expected, about, in_words
+from app.facts import FitRequest, TranslateRequest
 from app.paces import Pace, Paces
 from app.workspace import Pair, Selection
 from cast.errors import Cancelled

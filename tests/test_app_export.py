@@ -12,9 +12,9 @@ from fake_backend import ended
 from fake_hub import reachable_hub
 
 from app import snippets
-from app.backend import MapRequest, Opened, TranslateRequest
 from app.engine import Engine
 from app.exports import Exports
+from app.facts import MapRequest, Opened, TranslateRequest
 from app.library import CastBackend
 from app.workspace import Attached, Selection
 from cast import adapters, models

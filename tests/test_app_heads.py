@@ -8,9 +8,9 @@ import pytest
 from fake_backend import ended
 
 from app import heads_words, live, views
-from app.backend import FitOptions, FitRequest, LoadRequest
 from app.engine import Engine
 from app.exports import Exports
+from app.facts import FitOptions, FitRequest, LoadRequest
 from app.jobs import Job, Jobs, JobState
 from app.library import CastBackend, _fit_config
 from app.shelf import HeadsShelf

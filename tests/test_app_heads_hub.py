@@ -6,9 +6,9 @@ import pytest
 from fake_backend import ended
 from fake_hub import FakeRepo, reachable_hub
 
-from app.backend import LoadRequest
 from app.engine import Engine
 from app.exports import Exports
+from app.facts import LoadRequest
 from app.jobs import JobState
 from app.library import CastBackend
 from app.tabs import heads_jobs

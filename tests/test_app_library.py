@@ -9,9 +9,9 @@ import torch
 from conftest import build_lora
 
 from app import expanding
-from app.backend import FitRequest, MapRequest, SamplingChoice, TranslateRequest
 from app.engine import Engine, GenerateRequest
 from app.expanding import translation_config
+from app.facts import FitRequest, MapRequest, SamplingChoice, TranslateRequest
 from app.jobs import Jobs, JobState
 from app.library import CastBackend
 from app.workspace import Selection

@@ -9,8 +9,8 @@ import pytest
 from fake_backend import joint_map, layer_facts
 
 from app import plots_map, views_map
-from app.backend import MapRequest
 from app.engine import Engine
+from app.facts import MapRequest
 from app.jobs import Job, JobState
 from app.maps import UNTRANSLATED, WORDS_ONLY
 from app.tabs.layers import clicked

@@ -7,9 +7,9 @@ from fake_backend import ended
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.backend import AnsweredPrompt, Expansion, TranslateRequest
 from app.engine import Engine
 from app.expansions import MAX_PROMPTS, Expansions, KeptList, Line, lines_of
+from app.facts import AnsweredPrompt, Expansion, TranslateRequest
 from app.jobs import JobState
 from app.tabs.prompts import prompts_of
 from app.workspace import Selection

@@ -8,7 +8,7 @@ import pytest
 from fake_backend import DEPTHS, FakeBackend, joint_map, layer_facts
 
 from app import picture, plots, views
-from app.backend import MapRequest, Room, SiteFacts, TokenMark
+from app.facts import MapRequest, Room, SiteFacts, TokenMark
 from app.jobs import Job, JobState
 from app.showcase import Showcase
 from app.tabs.generate import adopted

@@ -13,8 +13,8 @@ from typing import Any
 import gradio as gr
 
 from app import sharing, views
-from app.backend import Opened
 from app.engine import Engine
+from app.facts import Opened
 from app.tabs import explore as explore_tab
 from app.tabs import generate as generate_tab
 from app.tabs import heads as heads_tab

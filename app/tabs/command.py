@@ -8,9 +8,9 @@ from typing import Any
 import gradio as gr
 
 from app import snippets
-from app.backend import TranslateRequest
 from app.expansions import Expansions, KeptList
 from app.exports import Exports
+from app.facts import TranslateRequest
 from app.tabs import fit_form
 from app.tabs.explore import ExploreTab, request_of
 from app.tabs.generate import GenerateTab

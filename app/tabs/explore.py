@@ -7,8 +7,8 @@ from typing import Any
 import gradio as gr
 
 from app import plots_map, theme, views, views_map
-from app.backend import Drawn, MapRequest
 from app.engine import Engine
+from app.facts import Drawn, MapRequest
 from app.jobs import Job
 from app.saying import said
 from app.tabs import layers as layers_part

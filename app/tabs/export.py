@@ -6,8 +6,8 @@ from typing import Any
 import gradio as gr
 
 from app import snippets, views
-from app.backend import TranslateRequest
 from app.exports import Export, Exports
+from app.facts import TranslateRequest
 from app.saying import said
 from app.tabs.choice import Stores
 from app.tabs.command import Command, code_block

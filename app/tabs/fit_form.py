@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.backend import EFFORTS, FitOptions, FitRequest
+from app.facts import EFFORTS, FitOptions, FitRequest
 from app.workspace import Pair
 from cast.errors import RequestError
 

@@ -8,9 +8,9 @@ from typing import Any
 import gradio as gr
 
 from app import views
-from app.backend import SamplingChoice, TranslateRequest
 from app.engine import Engine, GenerateRequest, TranslateResult
 from app.expansions import Expansions, KeptList, lines_of
+from app.facts import SamplingChoice, TranslateRequest
 from app.jobs import Job, JobState
 from app.saying import said
 from app.tabs.beside import BesideOptions, create_beside_options

@@ -9,9 +9,9 @@ from typing import Any
 import gradio as gr
 
 from app import expecting, plots, views
-from app.backend import LoadRequest
 from app.engine import Engine
 from app.exports import Export, Exports
+from app.facts import LoadRequest
 from app.saying import said
 from app.tabs import fit_form, heads_jobs
 from app.tabs.fit_form import FitForm, create_fit_form

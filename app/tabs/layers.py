@@ -7,8 +7,8 @@ from typing import Any
 import gradio as gr
 
 from app import plots_map, views, views_map
-from app.backend import LayerFacts
 from app.engine import Engine
+from app.facts import LayerFacts
 from app.jobs import Job, JobState
 from app.saying import said
 from app.tabs.pick import PickTab

@@ -7,8 +7,8 @@ from typing import Any
 import gradio as gr
 
 from app import expecting, picture, views
-from app.backend import FitRequest, Option, Room, TranslateRequest
 from app.engine import Engine, PairFacts
+from app.facts import FitRequest, Option, Room, TranslateRequest
 from app.saying import said
 from app.searching import HubSearch, may_have_adapters, words_to_search
 from app.workspace import Pair, Selection, Workspace

@@ -7,9 +7,9 @@ from typing import Any
 import gradio as gr
 
 from app import views
-from app.backend import TranslateRequest
 from app.engine import Engine
 from app.expansions import Expansions, KeptList, Line, Made, escaped, lines_of, unescaped
+from app.facts import TranslateRequest
 from app.jobs import is_going
 from app.saying import said
 from app.workspace import Attached, Selection, Workspace

@@ -8,8 +8,8 @@ from typing import Any
 import gradio as gr
 
 from app import tour, views
-from app.backend import SamplingChoice
 from app.engine import Engine, GenerateRequest
+from app.facts import SamplingChoice
 from app.saying import said
 from app.showcase import Showcase
 from app.workspace import Workspace, clamp_strength
