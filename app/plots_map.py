@@ -91,7 +91,7 @@ def token_map(drawn: Drawn, colour: str = "model") -> go.Figure:
     for trace, pane in _traces(first, colour, flat):
         where = {"row": 1, "col": pane + 1} if first.spaces == "own" else {}
         figure.add_trace(trace, **where)
-    _name_sides(figure, first, colour)
+    _name_sides(figure, first)
     if colour == "kind":
         _name_kinds(figure, first)
     quiet(figure, _HEIGHT)
@@ -222,10 +222,10 @@ def _nearly_all(values: Sequence[float]) -> float:
     return sorted(values)[int(_IN_SCALE * (len(values) - 1))] or max(values)
 
 
-def _name_sides(figure: go.Figure, drawn: JointMap, colour: str) -> None:
+def _name_sides(figure: go.Figure, drawn: JointMap) -> None:
     """Where a side's tokens have many colours, the legend would show that of its first one."""
     for side in _sides(drawn):
-        if isinstance(_painted(drawn, side, colour)["color"], str):
+        if all(isinstance(trace.marker.color, str) for trace in figure.select_traces({"name": side.name})):
             continue
         figure.update_traces(selector={"name": side.name}, legendgroup=side.name, showlegend=False)
         mark = {"symbol": side.symbol, "color": INK, "size": 8}
