@@ -126,8 +126,9 @@ def _fit(parser: argparse.ArgumentParser) -> None:
 def _translation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--heads",
-        metavar="DIR",
-        help="heads to use; else shipped or cached ones; else they are fitted, where the mode needs some",
+        metavar="H",
+        help="heads to use, a folder or a Hub id; else shipped or cached ones; else they are fitted, where "
+        "the mode needs some",
     )
     parser.add_argument(
         "--segment",
@@ -239,7 +240,7 @@ def _manifold(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--translated", metavar="DIR", help="also show where a translated folder moves them in the target"
     )
-    parser.add_argument("--heads", metavar="DIR")
+    parser.add_argument("--heads", metavar="H", help="heads to use, a folder or a Hub id")
     parser.add_argument(
         "--view", choices=("joint", "own", "along"), default="joint",
         help="one joint map (default), a map of each model's own, or a joint map along all layers",

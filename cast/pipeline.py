@@ -84,7 +84,8 @@ def find_heads(source: LanguageModel, target: LanguageModel, folder: Path | None
     """Heads of this pair: those in `folder`, else the shipped ones, else cached ones, else None.
 
     Raises:
-        HeadsError: `folder` was named and holds no heads of this pair.
+        HeadsError: `folder` was named and holds no heads of this pair; see `open_heads`, it may be a Hub id.
+        HubError: it is one, and cannot be fetched.
     """
     if folder is not None:
         return _opened(folder, source, target)
@@ -314,8 +315,8 @@ def _fitted(
 
 
 def _opened(folder: Path, source: LanguageModel, target: LanguageModel) -> FoundHeads:
-    """Heads in a folder, once they are known to be this pair's."""
-    heads = HeadSet.load(folder)
+    """Heads of that name, once they are known to be this pair's."""
+    heads = open_heads(str(folder))
     heads.check(source, target)
     return FoundHeads(heads, folder)
 

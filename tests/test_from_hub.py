@@ -4,9 +4,11 @@ import pytest
 from conftest import build_lora, build_model
 from fake_hub import COMMIT, FakeRepo, reachable_hub
 
-from cast import adapters
+from cast import adapters, cli
 from cast.errors import HubError, ModelError
 from cast.models import describe, load
+from cast.pocket import registry
+from cast.recipes import read_recipe
 
 
 @pytest.fixture
@@ -60,3 +62,17 @@ def test_what_lacks_safetensors_is_said_to(hub):
         adapters.inspect("owner/adapter")
     with pytest.raises(HubError, match="nobody"):
         load("nobody/nothing")
+
+
+def test_heads_on_the_hub_are_named_like_a_folder(hub, tmp_path, capsys):
+    shipped = registry.heads_folder("llama", "mistral")
+    hub.repos["owner/heads"] = FakeRepo({path.name: path.read_bytes() for path in shipped.iterdir()})
+    asked = ["translate", "--source", "pocket:llama", "--target", "pocket:mistral", "--mode", "hosted"]
+    named = ["--readout", "states", "--adapter", "pocket:llama/mood", "--out", str(tmp_path / "out")]
+    assert cli.main([*asked, *named, "--heads", "owner/heads"]) == 0
+    assert read_recipe(tmp_path / "out").heads == "owner/heads"
+    assert cli.main(["evaluate", "--model", "pocket:mistral", "--adapter", str(tmp_path / "out"),
+                     "--data", "pocket:mood", "--limit", "2"]) == 0  # fmt: skip
+    hub.repos.clear()
+    assert cli.main([*asked, *named[:-1], str(tmp_path / "other"), "--heads", "owner/none"]) == 2
+    assert "The Hub has no repository owner/none" in capsys.readouterr().err
