@@ -228,10 +228,16 @@ class _Form:
         return word.capitalize() if self.capital else word
 
     def beginning(self, prompt: str, order: random.Random) -> str:
-        """The beginning of an example, up to a random space of what is its own."""
+        """The beginning of an example, up to a random space of what is its own.
+
+        One word is as likely as two or three, or four to seven: what stands at the beginning of an example
+        is often all that it is about, and must not be the same in every new one.
+        """
         body = prompt[: len(prompt) - len(self.ending)]
         places = [place for place, letter in enumerate(body) if letter.isspace() and place]
-        return body[: order.choice(places)] if places else body[: max(1, len(body) // 2)]
+        if not places:
+            return body[: max(1, len(body) // 2)]
+        return body[: places[int((len(places) + 1) ** order.random()) - 1]]
 
     def shaped(self, text: str) -> str | None:
         """A written text cut to the form; None where it has not that form."""

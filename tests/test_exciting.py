@@ -218,3 +218,15 @@ def test_each_form_is_made_more_by_itself(source, monkeypatch) -> None:
     assert len(set(made)) == len(made)
     endings = [sum(prompt.endswith(ending) for prompt in made) for ending in ("[mood] ->", "Answer:")]
     assert min(endings) >= 3
+
+
+def test_most_of_an_example_is_left_out_as_often_as_little_of_it(source, monkeypatch) -> None:
+    calls = says(monkeypatch, " no form.")
+    example = " ".join(f"w{number}" for number in range(64)) + "\n[mood] ->"
+    expanded(source, [example], 400)
+    kept = [len(text.split()) for call in calls for text in call["prompts"]]
+    assert min(kept) == 1
+    assert max(kept) > 40
+    # One word, two or three, four to seven, …: six of equal width where the length is doubled each time.
+    shares = [sum(1 << scale <= words < 2 << scale for words in kept) / len(kept) for scale in range(6)]
+    assert shares == pytest.approx([1 / 6] * 6, abs=0.05)
