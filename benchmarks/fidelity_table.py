@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, variance
+from statistics import fmean, median, variance
 
 from benchmarks.fidelity_prediction import prediction_section
 from benchmarks.fidelity_segments import segments_section
@@ -108,35 +108,33 @@ def render(runs: Sequence[Result], speeds: Sequence[SpeedRun] = ()) -> str:
         return f"{HEAD}\nNo run has been made yet.\n"
     methods = sorted({run.method for run in runs}, key=_place(_ORDER))
     pairs = sorted({(run.source, run.target) for run in runs})
-    sections = [HEAD, _overview(runs, pairs, methods)]
-    sections += [_pair_section(pair, [run for run in runs if _pair(run) == pair], methods) for pair in pairs]
+    sections = [HEAD, _overview(runs, methods)]
+    of_pair = {pair: [run for run in runs if _pair(run) == pair] for pair in pairs}
+    one_way = {pair: own for pair, own in of_pair.items() if len({run.method for run in own}) == 1}
+    sections += [_pair_section(pair, own, methods) for pair, own in of_pair.items() if pair not in one_way]
+    if one_way:
+        sections.append(_one_way_section(one_way))
     sections += [segments_section(runs, speeds), prediction_section(runs), provenance(runs)]
     return "\n".join(sections)
 
 
-def _overview(runs: Sequence[Result], pairs: Sequence[tuple[str, str]], methods: Sequence[str]) -> str:
-    """Mean lift by method, label and behaviour tasks apart, and what it costs elsewhere."""
+def _overview(runs: Sequence[Result], methods: Sequence[str]) -> str:
+    """Lift by method over everything that was measured, and what it costs elsewhere."""
     lines = [
         "## In short", "",
-        "Mean recovered lift (number of pair and task), mean off-task change, seconds a translation.",
+        "Recovered lift: means over label and behaviour tasks (number of pair and task), median and least of",
+        "all; mean off-task change, seconds a translation. Methods were measured on different pairs: only",
+        "`hosted` on all of them.",
         "",
+        *header(
+            ["method", "pairs", "label", "behaviour", "median", "least", "off-task", "seconds"]
+        ),
     ]  # fmt: skip
-    groups = [
-        (pair, metric)
-        for pair in [None, *pairs]
-        for metric in ("choice", "style")
-        if any(run.metric == metric and pair in (None, _pair(run)) for run in runs)
-    ]
-    kinds = {"choice": "label", "style": "behaviour"}
-    titles = [f"{arrow(pair) if pair else 'all pairs'}: {kinds[metric]}" for pair, metric in groups]
-    lines += header(["method", *titles, "off-task", "seconds"])
     for method in methods:
         own = [run for run in runs if run.method == method]
-        cells = [
-            _mean_lift([run for run in own if run.metric == metric and pair in (None, _pair(run))])
-            for pair, metric in groups
-        ]
-        lines.append(row([method, *cells, mean_change(run.off_task for run in own), _mean_seconds(own)]))
+        means = [_mean_lift([run for run in own if run.metric == metric]) for metric in ("choice", "style")]
+        figures = [str(len({_pair(run) for run in own})), *means, *_middle_and_least(own)]
+        lines.append(row([method, *figures, mean_change(run.off_task for run in own), _mean_seconds(own)]))
     for title, costs in (
         ("the source with its own adapter", {(run.source, run.task): run.source_off_task for run in runs}),
         (
@@ -144,8 +142,42 @@ def _overview(runs: Sequence[Result], pairs: Sequence[tuple[str, str]], methods:
             {(run.target, run.task): run.retrained_off_task for run in runs},
         ),
     ):
-        lines.append(row([f"*{title}*", *("" for _ in groups), mean_change(costs.values()), ""]))
+        lines.append(row([f"*{title}*", *[""] * 5, mean_change(costs.values()), ""]))
     return "\n".join([*lines, ""])
+
+
+def _middle_and_least(runs: Sequence[Result]) -> tuple[str, str]:
+    """Median lift of all pairs and tasks, and the least with its place; seeds are averaged."""
+    cells: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for run in runs:
+        if run.lift is not None:
+            cells[run.source, run.target, run.task].append(run.lift)
+    lifts = {place: fmean(values) for place, values in cells.items()}
+    if not lifts:
+        return "–", "–"
+    source, target, task = min(lifts, key=lambda place: lifts[place])
+    least = f"{lifts[source, target, task]:.2f} ({arrow((source, target))}, {short(task)})"
+    return f"{median(lifts.values()):.2f}", least
+
+
+def _one_way_section(of_pair: Mapping[tuple[str, str], Sequence[Result]]) -> str:
+    """Pairs on which a single method was measured, as one table of scores and lifts."""
+    runs = [run for own in of_pair.values() for run in own]
+    tasks = sorted({run.task for run in runs}, key=_place([f"pocket:{name}" for name in TASKS]))
+    lines = ["## Other pairs", "", "Score · **lift**, of the one method that was measured there.", ""]
+    lines += header(["pair", "method", *map(short, tasks)])
+    for pair, own in of_pair.items():
+        cells = [[run for run in own if run.task == task] for task in tasks]
+        shown = [
+            f"{percent(Cell(tuple(some)).translated)} · **{_lift(some)}**" if some else "–" for some in cells
+        ]
+        lines.append(row([arrow(pair), own[0].method, *shown]))
+    return "\n".join([*lines, ""])
+
+
+def _lift(runs: Sequence[Result]) -> str:
+    lift = Cell(tuple(runs)).lift
+    return "–" if lift is None else f"{lift:.2f}"
 
 
 def _pair_section(pair: tuple[str, str], runs: Sequence[Result], methods: Sequence[str]) -> str:

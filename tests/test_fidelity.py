@@ -27,16 +27,36 @@ def test_one_run_is_shown_as_it_is(tmp_path: Path) -> None:
     RUN.write_result(tmp_path / "runs")
     write_table(tmp_path / "runs", tmp_path / "speeds", tmp_path / "fidelity.md")
     page = (tmp_path / "fidelity.md").read_text()
-    assert "## llama → mistral" in page
-    assert "| mood | choice accuracy | 20.0 | 100.0 | 100.0 | 80.0 · **0.75** [0.70, 0.80] |" in page
+    assert "| hosted | 1 | 0.75 (1) | – | 0.75 | 0.75 (llama → mistral, mood) | +2.0 % | 0 |" in page
+    # One method on a pair makes no table of its own.
+    assert "| pair | method | mood |" in page
+    assert "| llama → mistral | hosted | 80.0 · **0.75** |" in page
     assert "code at abc" in page
+
+
+def test_several_methods_on_a_pair_stand_side_by_side() -> None:
+    page = render([RUN, replace(RUN, method="instant", lift=0.5, translated=0.6, interval=(0.4, 0.6))])
+    assert "## llama → mistral" in page
+    cells = "80.0 · **0.75** [0.70, 0.80] | 60.0 · **0.50** [0.40, 0.60]"
+    assert f"| mood | choice accuracy | 20.0 | 100.0 | 100.0 | {cells} |" in page
+    assert "Other pairs" not in page
+
+
+def test_the_median_and_the_least_are_over_pairs_and_tasks_with_seeds_averaged() -> None:
+    others = [
+        replace(RUN, seed=1, lift=0.25),
+        replace(RUN, target="pocket:neox", lift=0.9),
+        replace(RUN, target="pocket:neox", task="pocket:json", metric="style", lift=0.6),
+    ]
+    page = render([RUN, *others])
+    assert "| hosted | 2 | 0.63 (2) | 0.60 (1) | 0.60 | 0.50 (llama → mistral, mood) |" in page
 
 
 def test_a_task_that_retraining_does_not_lift_is_named_and_left_out() -> None:
     flat = replace(
         RUN, task="pocket:brief", metric="style", base=0.9, retrained=0.95, lift=None, interval=None
     )
-    page = render([RUN, flat])
+    page = render([RUN, flat, replace(RUN, method="instant")])
     assert "Left out, since retraining gains less than 10 points: brief (90.0 → 95.0)." in page
     assert "| brief |" not in page
 
@@ -61,12 +81,13 @@ def test_a_baseline_stands_beside_the_modes_and_the_adapters_own_cost_beside_the
         replace(RUN, off_task=0.205, **costs),
         replace(RUN, method="theseus", lift=0.1, interval=(0.0, 0.2), translated=0.28, off_task=0.5, **costs),
     ])  # fmt: skip
-    assert "| hosted | 0.75 (1) | 0.75 (1) | +20.5 % | 0 |" in page
-    assert "| theseus | 0.10 (1) | 0.10 (1) | +50.0 % | 0 |" in page
+    least = "(llama → mistral, mood)"
+    assert f"| hosted | 1 | 0.75 (1) | – | 0.75 | 0.75 {least} | +20.5 % | 0 |" in page
+    assert f"| theseus | 1 | 0.10 (1) | – | 0.10 | 0.10 {least} | +50.0 % | 0 |" in page
     assert "| task | theseus: score · **lift** |" in page
     # The larger own cost is 20 %: half a percent more is allowed, thirty are not.
     assert "| mood | +10.0 | +20.0 | +20.5 | **+50.0** |" in page
-    assert "| *the source with its own adapter* |  |  | +10.0 % |  |" in page
+    assert "| *the source with its own adapter* |  |  |  |  |  | +10.0 % |  |" in page
 
 
 def test_a_prediction_that_orders_the_runs_has_rank_correlation_one() -> None:
