@@ -1,5 +1,7 @@
 """Captured states are the residual stream, paired ones are aligned, batched moments equal the whole."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -75,7 +77,7 @@ def test_a_model_without_final_norm_is_captured_at_its_last_block(tiny_model, mo
     lm = tiny_model("llama", seed=5)
     batch = lm.encode(TEXTS[:1])
     expected = residuals(lm, batch, [lm.depth])[lm.depth]
-    bare = type(lm.architecture)(**{**vars(lm.architecture), "final_norm": None})
+    bare = replace(lm.architecture, final_norm=None)
     monkeypatch.setitem(vars(lm), "architecture", bare)
     torch.testing.assert_close(residuals(lm, batch, [lm.depth])[lm.depth], expected)
 

@@ -3,6 +3,7 @@ do."""
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -93,7 +94,7 @@ def test_a_site_without_counterpart_goes_to_the_output_projection(
 ) -> None:
     source, target = build_model("llama"), build_model("mistral")
     kept = tuple(site for site in target.architecture.sites if site.role in left)
-    reduced = type(target.architecture)(**{**vars(target.architecture), "sites": kept})
+    reduced = replace(target.architecture, sites=kept)
     adapted = [site for site in source.architecture.sites if site.role == role]
     pairs = pair_sites(adapted, source.architecture, reduced, LayerMap.by_relative_depth(3, 3))
     assert {pair.target.role for pair in pairs} == {expected}
@@ -101,7 +102,7 @@ def test_a_site_without_counterpart_goes_to_the_output_projection(
 
 def test_a_block_without_linear_layers_is_refused() -> None:
     source, target = build_model("llama"), build_model("mistral")
-    bare = type(target.architecture)(**{**vars(target.architecture), "sites": ()})
+    bare = replace(target.architecture, sites=())
     with pytest.raises(AdapterError, match="no linear layer"):
         pair_sites(source.architecture.sites, source.architecture, bare, LayerMap.by_relative_depth(3, 3))
 
