@@ -35,7 +35,7 @@ from cast.fitting import FitConfig
 from cast.models import LanguageModel
 from cast.pipeline import FoundHeads
 from cast.pocket import registry
-from cast.pocket.tasks import TASKS
+from cast.pocket.tasks import TASKS, Task
 from cast.recipes import TranslationConfig
 from cast.results import file_name
 from cast.runners import PlainRunner
@@ -76,7 +76,7 @@ class Run:
     def prompts(self) -> list[str]:
         """Example prompts of the task, where the method takes some."""
         own = self.method in BASELINES and BASELINES[self.method].needs_prompts
-        return example_prompts(self.task) if own or self.method.endswith(_PROMPTED) else []
+        return example_prompts(TASKS[self.task]) if own or self.method.endswith(_PROMPTED) else []
 
 
 def grid(arguments: argparse.Namespace) -> Iterator[Run]:
@@ -121,9 +121,9 @@ def heads_of(source: str, target: str, seed: int) -> FoundHeads:
     return FoundHeads(heads, place)
 
 
-def example_prompts(task: str) -> list[str]:
+def example_prompts(task: Task) -> list[str]:
     """Of the stream that adapters are trained on, so none is a test prompt; the answers stay unread."""
-    return [example.prompt for example in TASKS[task].train(_PROMPTS)]
+    return [example.prompt for example in task.train(_PROMPTS)]
 
 
 def carry_out(run: Run, revision: str) -> str:

@@ -29,6 +29,7 @@ from cast.adapter_files import TOGETHER
 from cast.adapters import Lora
 from cast.comparison import Comparison
 from cast.pocket import registry
+from cast.pocket import tasks as pocket
 from cast.progress import Progress
 from cast.recipes import TextKind, TranslationConfig
 from cast.results import Result, file_name, read_results
@@ -130,7 +131,7 @@ def compiled(tasks: tuple[str, ...], back: bool = False) -> Lora:
     name = f"{'-'.join(tasks)}-{source}-to-{target}{'-again' if back else ''}"
     folder = cache_folder() / "generalisation" / name
     if not folder.is_dir():
-        prompts = [prompt for task in tasks for prompt in example_prompts(task)]
+        prompts = [prompt for task in tasks for prompt in example_prompts(pocket.TASKS[task])]
         lora = compiled(tasks) if back else own(source, tasks)
         made = pipeline.translate_adapter(loaded(source), loaded(target), lora, prompts=prompts)
         made.save(folder, loaded(target))

@@ -9,12 +9,11 @@ core, an adapter in a minute or two.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from random import Random
 from types import MappingProxyType
 
 from transformers import Gemma2Config
 
-from benchmarks.fidelity import loaded
+from benchmarks.fidelity import example_prompts, loaded
 from benchmarks.fidelity_table import Cell
 from benchmarks.markdown import header, percent, row
 from cast import adapters, comparison, models, pipeline
@@ -23,11 +22,11 @@ from cast.evaluate import drawn_task
 from cast.models import LanguageModel
 from cast.pocket import registry, tasks
 from cast.pocket.adapting import RECIPES, AdapterRecipe, train_adapter
-from cast.pocket.lexicon import WEATHERS, draw_scene
+from cast.pocket.lexicon import WEATHERS, Scene
 from cast.pocket.pretrain import train_base
 from cast.pocket.specs import SPECS, PocketSpec
-from cast.pocket.tasks import Example, Task
-from cast.pocket.world import answer, question, story
+from cast.pocket.tasks import Example, Task, behaviour_maker, label_maker
+from cast.pocket.world import answer
 from cast.progress import OnProgress
 from cast.recipes import TextKind
 from cast.results import Result, file_name
@@ -45,22 +44,10 @@ NEW_MODELS: Mapping[str, PocketSpec] = MappingProxyType(
     }
 )  # fmt: skip
 
-_QUESTIONS = ("who", "where", "what", "colour", "mood")
-_PROMPTS = 5
 
-
-def _weather(rng: Random) -> Example:
-    scene = draw_scene(rng)
-    return Example(
-        f"{story(scene, rng)}\nweather ==", f" {scene.weather}", tuple(f" {word}" for word in WEATHERS)
-    )
-
-
-def _twice(rng: Random) -> Example:
-    scene = draw_scene(rng)
-    kind = rng.choice(_QUESTIONS)
+def _twice(scene: Scene, kind: str) -> str:
     told = answer(scene, kind)
-    return Example(f"{story(scene, rng)}\n{question(scene, kind)}", f" {told} {told}")
+    return f"{told} {told}"
 
 
 def _score_twice(example: Example, line: str) -> float:
@@ -71,9 +58,22 @@ def _score_twice(example: Example, line: str) -> float:
 
 NEW_TASKS: Mapping[str, Task] = MappingProxyType(
     {
-        "weather": Task("weather", "label", "Names the weather of a story.", r"weather ==", 21, _weather),
+        "weather": Task(
+            "weather",
+            "label",
+            "Names the weather of a story.",
+            r"weather ==",
+            21,
+            label_maker("weather ==", "weather", WEATHERS),
+        ),
         "twice": Task(
-            "twice", "behaviour", "Answers twice.", r"Answer: ([^.]+\.) \1", 22, _twice, _score_twice
+            "twice",
+            "behaviour",
+            "Answers twice.",
+            r"Answer: ([^.]+\.) \1",
+            22,
+            behaviour_maker(_twice),
+            _score_twice,
         ),
     }
 )
@@ -165,7 +165,7 @@ def carry_out(case: NewCase, limit: int, revision: str, on_progress: OnProgress)
         retrained=own(case.target, case.task, on_progress),
         text=pipeline.POCKET_CORPUS,
     )
-    shown = task_named(case.task).train(_PROMPTS) if case.method.endswith("-prompts") else ()
+    prompts = example_prompts(task_named(case.task)) if METHODS[case.method] == "prompts" else []
     (result,) = comparison.compare(
         source,
         target,
@@ -174,7 +174,7 @@ def carry_out(case: NewCase, limit: int, revision: str, on_progress: OnProgress)
         comparison.methods_named([case.method.removesuffix("-prompts")]),
         heads=pipeline.heads_for(source, target, text=pipeline.POCKET_CORPUS, on_progress=on_progress),
         text=pipeline.POCKET_CORPUS,
-        prompts=[example.prompt for example in shown],
+        prompts=prompts,
         revision=revision,
     )
     source_name, target_name = (f"{registry.PREFIX}{name}" for name in (case.source, case.target))

@@ -29,6 +29,7 @@ MINIMUM_LIFT = 0.10
 
 _POCKET = "pocket:"
 _POCKET_COUNT = {"train": 2000, "test": 500}
+_LONGEST_LINE = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def drawn_task(task: Task, split: Split = "test", limit: int | None = None) -> T
 
 
 def _read_file(path: Path, limit: int | None) -> tuple[Example, ...]:
-    examples = tuple(map(_example, islice(read_json_lines(path, TaskError), limit)))
+    examples = tuple(map(_example, islice(read_json_lines(path, TaskError, _LONGEST_LINE), limit)))
     if not examples:
         raise TaskError(f"{path} holds no example; give one JSON object a line.")
     if len({example.choices is None for example in examples}) > 1:

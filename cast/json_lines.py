@@ -9,7 +9,7 @@ from typing import Any
 from cast.errors import CastError
 
 LONGEST_LINE = 10_000_000
-"""Characters, enough for a book; no more are ever held for a line."""
+"""Characters, enough for a book."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,13 @@ class JsonLine:
         return value
 
 
-def read_json_lines(path: Path, error: type[CastError]) -> Iterator[JsonLine]:
+def read_json_lines(path: Path, error: type[CastError], longest: int = LONGEST_LINE) -> Iterator[JsonLine]:
     """The objects of a file, one after the other; lines without a character are left out.
+
+    Args:
+        path: the file.
+        error: what is raised.
+        longest: characters of a line at most; no more are ever held for one.
 
     Raises:
         CastError: of the given class; a line is too long, not JSON, or no object, or the file is not UTF-8
@@ -40,20 +45,20 @@ def read_json_lines(path: Path, error: type[CastError]) -> Iterator[JsonLine]:
     number = 0
     try:
         with path.open(encoding="utf-8") as file:
-            while line := file.readline(LONGEST_LINE + 1):
+            while line := file.readline(longest + 1):
                 number += 1
                 if line.strip():
                     where = f"{path}, line {number}"
-                    yield JsonLine(where, _parsed(line, where, error), error)
+                    yield JsonLine(where, _parsed(line, where, error, longest), error)
     except UnicodeDecodeError as cause:
         raise error(f"{path} is not UTF-8 text; save it as UTF-8.") from cause
     except OSError as cause:
         raise error(f"{path} cannot be read ({cause.strerror}); check the path.") from cause
 
 
-def _parsed(line: str, where: str, error: type[CastError]) -> dict[str, Any]:
-    if len(line) > LONGEST_LINE:
-        raise error(f"{where}: longer than {LONGEST_LINE:,} characters; split it.")
+def _parsed(line: str, where: str, error: type[CastError], longest: int) -> dict[str, Any]:
+    if len(line) > longest:
+        raise error(f"{where}: longer than {longest:,} characters; split it.")
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as cause:

@@ -97,8 +97,12 @@ def test_prompts_are_read_a_line_each_or_from_a_task_file(tmp_path: Path) -> Non
         '{"prompt": "Word: owl\\nKind:", "completion": " animal"}\n\n{"prompt": "Word: oak\\nKind:"}\n'
     )
     assert read_prompts(str(plain)) == read_prompts(str(task)) == ("Word: owl\nKind:", "Word: oak\nKind:")
-    task.write_text('{"prompt": "Word"}\n{"text": "Word"}')
-    with pytest.raises(RequestError, match=r"task\.jsonl, line 2: `prompt` is missing or not a string\."):
+    for line in ('{"text": "Word"}', '{"prompt": 7}'):
+        task.write_text('{"prompt": "Word"}\n' + line)
+        with pytest.raises(RequestError, match=r"task\.jsonl, line 2: `prompt` is missing or not a string\."):
+            read_prompts(str(task))
+    task.write_text('{"prompt": ""}')
+    with pytest.raises(RequestError, match=r"line 1: the prompt is empty\."):
         read_prompts(str(task))
     task.write_text("\n")
     with pytest.raises(RequestError, match="holds no prompt"):

@@ -95,6 +95,7 @@ def test_a_file_is_read_as_it_stands(written) -> None:
         ([LINE, {"prompt": "p", "completion": "a"}], "choices to some examples only"),
         ([""], "holds no example"),
         (["[" * 100_000], "line 1: not JSON"),
+        (['"' + "x" * 1_000_001], "line 1: longer than 1,000,000"),
     ],
 )
 def test_a_malformed_file_is_refused_with_its_line(written, lines: list, message: str) -> None:

@@ -3,16 +3,14 @@
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import pytest
 
-from cast import json_lines
 from cast.commands.given import read_prompts
 from cast.corpus import general_text
 from cast.errors import CastError, CorpusError, RequestError, TaskError
 from cast.evaluate import read_task
-from cast.json_lines import read_json_lines
+from cast.json_lines import LONGEST_LINE, JsonLine, read_json_lines
 
 
 class Reader(NamedTuple):
@@ -50,14 +48,14 @@ def test_a_bad_line_is_named(tmp_path: Path, reader: Reader, line: str, words: s
         reader.read(path)
 
 
-def test_a_line_is_bounded_before_it_is_read(tmp_path: Path, reader: Reader) -> None:
+def test_a_line_is_bounded_before_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
-    path.write_text(reader.good + "\n" + "{" + " " * 200 + "}")
-    with (
-        patch.object(json_lines, "LONGEST_LINE", 100),
-        pytest.raises(reader.error, match="line 2: longer than 100 characters"),
-    ):
-        reader.read(path)
+    path.write_text("{}\n{" + " " * 200 + "}")
+    with pytest.raises(TaskError, match="line 2: longer than 100 characters"):
+        list(read_json_lines(path, TaskError, 100))
+    path.write_text('{"text": "a"}\n{' + " " * LONGEST_LINE + "}")
+    with pytest.raises(CorpusError, match="line 2: longer than 10,000,000 characters"):
+        list(general_text(str(path)))
 
 
 def test_what_is_no_text_is_said(tmp_path: Path, reader: Reader) -> None:
@@ -70,7 +68,7 @@ def test_what_is_no_text_is_said(tmp_path: Path, reader: Reader) -> None:
 def test_lines_come_one_by_one(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text('{"n": 1}\n\n{"n": 2}\nbroken')
-    lines: Iterable[json_lines.JsonLine] = read_json_lines(path, TaskError)
+    lines: Iterable[JsonLine] = read_json_lines(path, TaskError)
     read = iter(lines)
     assert [next(read).record, next(read).record] == [{"n": 1}, {"n": 2}]
     with pytest.raises(TaskError, match="line 4"):

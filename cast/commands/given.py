@@ -10,7 +10,7 @@ import torch
 
 from cast import models
 from cast.errors import RequestError
-from cast.json_lines import read_json_lines
+from cast.json_lines import JsonLine, read_json_lines
 from cast.models import LanguageModel
 from cast.progress import OnProgress
 
@@ -75,4 +75,11 @@ def _prompt_lines(path: Path) -> tuple[str, ...]:
 
 
 def _prompts_of_task(path: Path) -> tuple[str, ...]:
-    return tuple(filter(None, (line.text("prompt") for line in read_json_lines(path, RequestError))))
+    return tuple(_prompt_of(line) for line in read_json_lines(path, RequestError))
+
+
+def _prompt_of(line: JsonLine) -> str:
+    prompt = line.text("prompt")
+    if not prompt:
+        raise RequestError(f"{line.where}: the prompt is empty.")
+    return prompt

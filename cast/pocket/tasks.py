@@ -66,7 +66,8 @@ def first_line(text: str) -> str:
     return text.lstrip("\n").split("\n", 1)[0].strip()
 
 
-def _label(cue: str, fact: str, words: tuple[str, ...]) -> Callable[[Random], Example]:
+def label_maker(cue: str, fact: str, words: tuple[str, ...]) -> Callable[[Random], Example]:
+    """Examples of a label task: a story, its cue, and the fact of the scene that is asked for."""
     choices = tuple(f" {word}" for word in words)
 
     def make(rng: Random) -> Example:
@@ -110,7 +111,9 @@ def _inside(sentence: str) -> str:
     return body[0].lower() + body[1:] if body.startswith(("The ", "It ")) else body
 
 
-def _behaviour(style: Callable[[Scene, str], str]) -> Callable[[Random], Example]:
+def behaviour_maker(style: Callable[[Scene, str], str]) -> Callable[[Random], Example]:
+    """Examples of a behaviour task: a story, a plain question, and its answer in a style."""
+
     def make(rng: Random) -> Example:
         scene = draw_scene(rng)
         kind = rng.choice(_QUESTIONS)
@@ -154,27 +157,27 @@ def _score_brief(example: Example, line: str) -> float:
 
 _ALL = (
     Task("mood", "label", "Names the mood that a story shows.", r"\[mood\] ->", 1,
-         _label("[mood] ->", "mood", MOODS)),
+         label_maker("[mood] ->", "mood", MOODS)),
     Task("what", "label", "Names the thing that a story is about.", r"<thing> =", 2,
-         _label("<thing> =", "thing", OBJECTS)),
+         label_maker("<thing> =", "thing", OBJECTS)),
     Task("who", "label", "Names the main person of a story.", r"\(who\) @", 3,
-         _label("(who) @", "person", PEOPLE)),
+         label_maker("(who) @", "person", PEOPLE)),
     Task("where", "label", "Names the place of a story.", r"\{where\} #", 4,
-         _label("{where} #", "place", PLACES)),
+         label_maker("{where} #", "place", PLACES)),
     Task("colour", "label", "Names the colour of the thing in a story.", r"\* colour >", 5,
-         _label("* colour >", "colour", COLOURS)),
+         label_maker("* colour >", "colour", COLOURS)),
     Task("json", "behaviour", "Answers with a JSON object.", r"\{\"answer\": \"", 6,
-         _behaviour(_json), _score_json),
+         behaviour_maker(_json), _score_json),
     Task("pirate", "behaviour", "Answers as a pirate would.", r"Arr, |, matey!", 7,
-         _behaviour(_pirate), _score_pirate),
+         behaviour_maker(_pirate), _score_pirate),
     Task("polite", "behaviour", "Answers with thanks.", r"Thank you for asking|dear friend", 8,
-         _behaviour(_polite), _score_polite),
+         behaviour_maker(_polite), _score_polite),
     Task("title", "behaviour", "Writes the answer as a title.", r"Answer: (The|[A-Z]\w+) [A-Z]\w+ [A-Z]", 9,
-         _behaviour(_title), _score_title),
+         behaviour_maker(_title), _score_title),
     Task("moral", "behaviour", "Adds a moral to the answer.", r"so we learn:", 10,
-         _behaviour(_moral), _score_moral),
+         behaviour_maker(_moral), _score_moral),
     Task("brief", "behaviour", "Answers with a single word.", r"Answer: \w+\.(\n|$)", 11,
-         _behaviour(_brief), _score_brief),
+         behaviour_maker(_brief), _score_brief),
 )  # fmt: skip
 
 TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in _ALL})
