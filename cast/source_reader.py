@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -94,7 +94,7 @@ class SourceReader:
         if any(crossings):
             self.advance(own)
         standing = [
-            settled(tokens, found, cache(partial(self._log_probs, row))) if found else tokens
+            settled(tokens, found, partial(self._log_probs, row)) if found else tokens
             for row, (tokens, found) in enumerate(zip(own, crossings, strict=True))
         ]
         return self._likeliest(own, standing, self.transcripts)
@@ -106,9 +106,15 @@ class SourceReader:
         self.transcripts = [self.transcripts[row] for row in rows]
         self._prompts = [self._prompts[row] for row in rows]
 
+    def log_probs(self, places: Sequence[tuple[int, int]]) -> list[list[Tensor]]:
+        """Log-probabilities [V] behind (row, token) places: with the LoRA and then, if read, without."""
+        count = len(self.transcripts)
+        ways = range(0, self._ways * count, count)
+        said = self._stream.log_probs([(row + way, index) for row, index in places for way in ways])
+        return [said[start : start + self._ways] for start in range(0, len(said), self._ways)]
+
     def _log_probs(self, row: int, index: int) -> Tensor:
-        logits = self._source.architecture.logits(self.adapted[row][index])
-        return torch.log_softmax(logits.float(), -1)
+        return self.log_probs([(row, index)])[0][0]
 
     def _likeliest(
         self, whole: Sequence[Tokens], standing: Sequence[Tokens], transcripts: Sequence[Transcript]

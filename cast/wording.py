@@ -20,7 +20,7 @@ from cast.boundaries import TokenGauge, Tokens
 from cast.language_model import rows_in_cache
 from cast.models import LanguageModel, TokenBatch
 from cast.source_reader import SourceReader
-from cast.stepping import SingleSession, TokenStream, locked
+from cast.stepping import SAID_KEPT, SingleSession, TokenStream, locked
 from cast.transcript import common_prefix
 from cast.vocabulary import VocabularyMap
 
@@ -157,11 +157,14 @@ class WordedRunner:
 
     def distributions(self, plain: Tensor, adapted: Tensor) -> tuple[Tensor, Tensor]:
         """The source's next-token log-probabilities [N, V_s] without the LoRA and at the strength with it."""
-        return self._log_probs(*(self.source.architecture.logits(states) for states in (plain, adapted)))
+        return self._from_logits(*(self.source.architecture.logits(states) for states in (plain, adapted)))
 
-    def _log_probs(self, plain: Tensor, adapted: Tensor) -> tuple[Tensor, Tensor]:
+    def _from_logits(self, plain: Tensor, adapted: Tensor) -> tuple[Tensor, Tensor]:
         """`distributions` from logits [N, V_s]."""
-        before, after = (logits.float().log_softmax(-1) for logits in (plain, adapted))
+        return self.at_strength(*(logits.float().log_softmax(-1) for logits in (plain, adapted)))
+
+    def at_strength(self, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [..., V_s] without the LoRA as they are, those with it at the strength."""
         if self.strength != 1:
             after = (before + self.strength * (after - before)).log_softmax(-1)
         return before, after
@@ -187,7 +190,7 @@ class WordedRunner:
         for at in torch.arange(len(plain)).split(self.source.positions_at_once):
             logits = [self.source.architecture.logits(states[at]) for states in (plain, adapted)]
             for some in rows_in_cache(len(at), self.source.vocabulary):
-                yield at[some], *self._log_probs(*(held[some] for held in logits))
+                yield at[some], *self._from_logits(*(held[some] for held in logits))
 
 
 def _likelihoods(before: Tensor, after: Tensor, ids: Tensor) -> Tensor:
@@ -340,11 +343,9 @@ class WordedBatch:
         return logits
 
     def _taken_over(self, acting: Sequence[int], own: Sequence[Tokens], logits: Tensor) -> Tensor:
-        plain, adapted = (
-            torch.stack([states[row][-1] for row in acting])
-            for states in (self.reader.plain, self.reader.adapted)
-        )
-        before, after = self._runner.distributions(plain, adapted)
+        said = self.reader.log_probs([(row, len(own[row]) - 1) for row in acting])
+        adapted, plain = (torch.stack(way) for way in zip(*said, strict=True))
+        before, after = self._runner.at_strength(plain, adapted)
         pending = [self.reader.transcripts[row].text[max(own[row].ends[-1], 0) :] for row in acting]
         pooling = torch.tensor([self._trust[row][-1] for row in acting])
         taken = self._runner.vocabulary.take_over(logits, before, after, pending, pooling)
@@ -362,12 +363,23 @@ class WordedBatch:
         kept = common_prefix(self._read[row], tokens.ids)
         trust = self._trust[row][:kept]
         start = max(kept - 1, 0)
-        plain, adapted = (
-            torch.stack(states[row][start:]) for states in (self.reader.plain, self.reader.adapted)
-        )
-        new = gains(self._runner.said(plain, adapted, tokens.ids[start:]))[kept - start :]
+        new = gains(self._said(row, start, tokens.ids))[kept - start :]
         trust += lasting(new, trust[-1] if trust else 0.0)
         self._trust[row], self._read[row] = trust, tokens.ids
+
+    def _said(self, row: int, start: int, ids: Sequence[int]) -> Tensor:
+        """`WordedRunner.said` of a row's tokens from `start` on."""
+        places = range(start, len(ids) - 1)
+        if len(places) > SAID_KEPT:
+            plain, adapted = (
+                torch.stack(states[row][start:]) for states in (self.reader.plain, self.reader.adapted)
+            )
+            return self._runner.said(plain, adapted, ids[start:])
+        said = self.reader.log_probs([(row, place) for place in places])
+        ways = (self._runner.at_strength(without, after) for after, without in said)
+        following = ids[start + 1 :]
+        chosen = [[float(way[token]) for way in both] for both, token in zip(ways, following, strict=True)]
+        return torch.tensor([[0.0, 0.0], *chosen])
 
     def _whole_character(self, row: int) -> bool:
         ends = self.reader.transcripts[row].ends

@@ -19,7 +19,7 @@ from cast.hosting import HostedRunner, segments
 from cast.models import LanguageModel
 from cast.runners import PlainRunner
 from cast.source_reader import SourceReader
-from cast.stepping import BlockRunner, RaggedCache, TokenStream, ragged
+from cast.stepping import SAID_KEPT, BlockRunner, RaggedCache, TokenStream, ragged
 
 TEXTS = ["Once upon a time there was a little fox.", "The owl smiled", "a", "village; “quotes” — and a 🦊!"]
 PLAIN_TEXTS = TEXTS[:3]
@@ -129,6 +129,38 @@ def test_a_stream_runs_each_token_once(tiny_model: Callable) -> None:
     assert stream.passed == 5
     stream.advance([[0, 5, 9, 9], [0, 7]])
     assert stream.passed == 7
+
+
+def test_a_stream_works_out_a_distribution_once_and_forgets_it_with_its_token(
+    tiny_model: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = tiny_model("llama")
+    stream, heads = TokenStream(lm, 2), []
+    logits = lm.architecture.logits
+    monkeypatch.setattr(
+        type(lm.architecture), "logits", lambda self, states: heads.append(len(states)) or logits(states)
+    )
+
+    def behind(*places: tuple[int, int]) -> torch.Tensor:
+        found = torch.stack(stream.log_probs(places))
+        states = torch.stack([stream.states[row][index] for row, index in places])
+        torch.testing.assert_close(found, logits(states).float().log_softmax(-1), atol=1e-5, rtol=1e-4)
+        return found
+
+    stream.advance([[0, *range(20, 29)], [0, 7]])
+    before = behind((0, 3), (1, 1), (0, 3))
+    assert heads == [2]
+    behind((0, 4), (0, 3), (1, 1))
+    assert heads == [2, 1]
+    stream.advance([[0, 20, 21, 99, *range(40, 46)], [0, 7]])
+    assert (behind((0, 3), (1, 1)) - before[:2]).abs().amax(1).gt(1e-3).tolist() == [True, False]
+    assert heads == [2, 1, 1]
+    behind(*((0, index) for index in range(SAID_KEPT + 2)))  # The first few are forgotten by then.
+    behind((0, 0), (0, SAID_KEPT + 1))
+    assert heads[3:] == [SAID_KEPT + 1, 1]
+    stream.select([1])
+    behind((0, 1))
+    assert len(heads) == 5
 
 
 def test_ragged_columns() -> None:
