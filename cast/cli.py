@@ -144,7 +144,13 @@ def _translation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strength", type=float, help="multiplies the carried change; 0 is the base (default 1)"
     )
-    parser.add_argument("--steps", type=int, help="compiled mode: steps of the fit")
+    parser.add_argument("--steps", type=int, help="compiled mode: steps of the fit, or of a round of it")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        help="compiled mode with prompts: rounds of steps at most; another follows while held-out answers "
+        "are not yet said",
+    )
     parser.add_argument("--rank", type=int, help="compiled mode: rank of the adapter that is fitted")
 
 

@@ -228,6 +228,7 @@ def made_by(
         "missing": quality.missing,
         "coverage": quality.coverage,
         "reach": quality.reach,
+        "said": quality.said,
         "predicted": prediction.predicted(quality),
     }
 

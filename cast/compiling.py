@@ -27,6 +27,8 @@ HELD_OUT_BATCHES = 2
 """Batches of general text at its beginning that nothing is fitted on."""
 _TEST_EVERY = 25
 _PATIENCE = 4
+# Share of the held-out answers that are said by a fit that has learnt the skill.
+_ENOUGH_SAID = 0.9
 _WARMUP = 20
 _CLIP = 1.0
 # Batches whose texts are sorted by length together.
@@ -126,7 +128,7 @@ class _Lessons:
 
     def __init__(self, goal: Goal, pool: _TextPool, config: TranslationConfig) -> None:
         self._goal, self._pool = goal, pool
-        self._wanted = config.lessons
+        self._a_round, self._wanted = config.lessons, 0
         self._random = torch.Generator().manual_seed(config.seed)
         self._known: list[Lesson] = []
         self._due: list[Lesson] = []
@@ -135,6 +137,10 @@ class _Lessons:
     def tokens(self) -> int:
         """Different tokens of the target that were read."""
         return sum(lesson.tokens for lesson in self._known)
+
+    def more(self) -> None:
+        """Let as many new lessons follow as a round reads."""
+        self._wanted += self._a_round
 
     def next(self) -> Lesson:
         """The next lesson."""
@@ -159,8 +165,9 @@ def compile_lora(
 ) -> Compiled:
     """Fit the kernels of a plain LoRA so that the target changes as the source does.
 
-    AdamW in float32 whatever the models' number type, a cosine schedule, and the kernels of the best held-out
-    result. It ends early once that result no longer improves.
+    AdamW in float32 whatever the models' number type, rounds of a cosine schedule, and the kernels of the
+    best held-out result. A round ends early once that result no longer improves. Another follows while
+    held-out answers are not yet said and the last one brought them on, up to the number configured.
 
     Args:
         target: the model that shall have the LoRA.
@@ -180,19 +187,51 @@ def compile_lora(
     goal = goal_on(held)
     fit = _Fit(target, goal, start, config)
     lessons = _Lessons(goal, _TextPool(passages, answers, config), config)
-    best, best_step = fit.measure(), 0
-    kept = fit.kernels()
-    for step in range(1, config.steps + 1):
+    best = _Best(fit.measure(), 0, fit.kernels())
+    for turn in range(config.rounds):
+        before = best
+        best = _round(fit, lessons, best, turn * config.steps, config, on_progress)
+        if best is before or best.outcome.said is None or best.outcome.said >= _ENOUGH_SAID:
+            break
+    return Compiled(best.kernels, goal.quality(fit.run), lessons.tokens, best.step)
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The kernels with the best held-out result so far."""
+
+    outcome: Outcome
+    step: int
+    kernels: tuple[Kernel, ...]
+
+
+def _round(
+    fit: "_Fit",
+    lessons: _Lessons,
+    best: _Best,
+    start: int,
+    config: TranslationConfig,
+    on_progress: OnProgress,
+) -> _Best:
+    """One schedule of steps, the first of them behind `start` others; the fit is left with its best kernels.
+
+    Warm restarts (Loshchilov and Hutter, 2017): each round begins anew at the peak rate.
+    """
+    fit.begin()
+    lessons.more()
+    stop = start + config.steps
+    for step in range(start + 1, stop + 1):
         fit.step(lessons.next())
-        if step % _TEST_EVERY == 0 or step == config.steps:
+        if step % _TEST_EVERY == 0 or step == stop:
             result = fit.measure()
-            if result.total < best.total * (1 - 1e-3):
-                best, best_step, kept = result, step, fit.kernels()
-            elif step - best_step >= _PATIENCE * _TEST_EVERY:
+            if result.total < best.outcome.total * (1 - 1e-3):
+                best = _Best(result, step, fit.kernels())
+            elif step - max(best.step, start) >= _PATIENCE * _TEST_EVERY:
                 break
-        on_progress(Progress("compile", step, config.steps, {"missing": best.total, "kl": best.missing}))
-    fit.restore(kept)
-    return Compiled(kept, goal.quality(fit.run), lessons.tokens, best_step)
+        metrics = {"missing": best.outcome.total, "kl": best.outcome.missing}
+        on_progress(Progress("compile", step, stop, metrics))
+    fit.restore(best.kernels)
+    return best
 
 
 def _split(
@@ -226,9 +265,15 @@ class _Fit:
         self._sites = [kernel.site for kernel in start]
         self._sides = [(_parameter(kernel.a), _parameter(kernel.scaling * kernel.b)) for kernel in start]
         self._parameters = [side for sides in self._sides for side in sides]
+        self._config = config
+        self.begin()
+
+    def begin(self) -> None:
+        """Start the schedule, from the kernels as they stand."""
+        config = self._config
         self._optimizer = torch.optim.AdamW(
             self._parameters,
-            lr=config.learning_rate or learning_rate(target),
+            lr=config.learning_rate or learning_rate(self._target),
             betas=(0.9, 0.99),
             weight_decay=0.0,
         )

@@ -29,6 +29,8 @@ class Outcome:
     """What the fit lowers; 1 or more for the bare target."""
     missing: float
     """Nats a position."""
+    said: float | None = None
+    """Share of the held-out answers that are said; None where there are none."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,8 @@ class WordsGoal:
         self.depths = (teacher.target.depth,)
         self._teacher, self._watched = teacher, watched
         self._held_out = [teacher.tell(chunk) for chunk in held]
-        self._effect = self._missing(lambda tokens, depths: residuals(teacher.target, tokens, depths))
+        self._effect = 1.0
+        self._effect = self.measure(lambda tokens, depths: residuals(teacher.target, tokens, depths)).missing
         if self._effect <= 0:
             raise AdapterError(NO_EFFECT)
 
@@ -162,27 +165,40 @@ class WordsGoal:
         """What a step lowers; what shall be said is worked out once, here."""
         told = [self._teacher.tell(group) for group in _by_length(passages)]
         tokens = sum(_count(each.tokens) for each in told)
-        return Lesson(tokens, lambda run: self._mean(told, run) / self._effect)
 
+        def loss(run: Run) -> Tensor:
+            return _mean(told, [each.missing(self._logits(each, run)) for each in told]) / self._effect
+
+        return Lesson(tokens, loss)
+
+    @torch.no_grad()
     def measure(self, run: Run) -> Outcome:
         """What is missing of the words."""
-        missing = self._missing(run)
-        return Outcome(missing / self._effect, missing)
+        losses, answers = [], []
+        for each in self._held_out:
+            logits = self._logits(each, run)
+            losses.append(each.missing(logits))
+            answers += each.answers_said(logits)
+        missing = float(_mean(self._held_out, losses))
+        return Outcome(missing / self._effect, missing, sum(answers) / len(answers) if answers else None)
 
     def quality(self, run: Run) -> Quality:
         """What is missing of the words, with the states' FVU beside it where that can be told."""
         watched = self._watched.quality(run) if self._watched else Quality()
-        return replace(watched, kl_carried_base=self._effect, kl_carried_adapted=self._missing(run))
+        outcome = self.measure(run)
+        return replace(
+            watched, kl_carried_base=self._effect, kl_carried_adapted=outcome.missing, said=outcome.said
+        )
 
-    @torch.no_grad()
-    def _missing(self, run: Run) -> float:
-        return float(self._mean(self._held_out, run))
+    def _logits(self, told: Told, run: Run) -> Tensor:
+        depth = self.depths[0]
+        return self._teacher.said(told, run(told.tokens, self.depths)[depth])
 
-    def _mean(self, told: Sequence[Told], run: Run) -> Tensor:
-        """Nats a position over several batches."""
-        losses = [self._teacher.missing(each, run(each.tokens, self.depths)[self.depths[0]]) for each in told]
-        positions = torch.stack([each.weights.sum() for each in told])
-        return torch.stack(losses) @ positions / positions.sum()
+
+def _mean(told: Sequence[Told], losses: Sequence[Tensor]) -> Tensor:
+    """Nats a position over several batches, from those of each."""
+    positions = torch.stack([each.weights.sum() for each in told])
+    return torch.stack(list(losses)) @ positions / positions.sum()
 
 
 def _by_length(passages: Sequence[Passage]) -> list[Sequence[Passage]]:

@@ -23,7 +23,8 @@ _CHOICES: dict[str, Any] = {
 }
 _LEFT_OPEN = frozenset({"site_decode", "site_encode"})
 _POSITIVE = (
-    "steps", "passes", "batch_size", "site_tokens", "max_length", "learning_rate", "rank", "segment",
+    "steps", "rounds", "passes", "batch_size", "site_tokens", "max_length", "learning_rate", "rank",
+    "segment",
 )  # fmt: skip
 RECIPE_FILE = "cast.json"
 FORMAT_VERSION = 1
@@ -48,7 +49,10 @@ class TranslationConfig:
     """Multiplies the carried change. None matches the size of the source's own effect on general text: the
     strength at which target and source change their next-token distributions equally, in nats a pair."""
     steps: int = 150
-    """Compiled: optimiser steps."""
+    """Compiled: optimiser steps of a round."""
+    rounds: int = 3
+    """Compiled, with prompts: at most so many rounds of steps. Another follows where held-out answers are not
+    yet said: some skills, such as naming what a story tells, come all at once, after hundreds of steps."""
     passes: int = 4
     """Compiled: how often each batch is read in all these steps. What shall be said on it is worked out once,
     by three passes through the models, where a step takes about two."""
@@ -71,7 +75,7 @@ class TranslationConfig:
     """Compiled: share of the rows of a batch that have an answer: prompts, or `moments` and `forms`."""
     answer_share: float = 0.75
     """Compiled: share of a batch's weight that falls on the adapted source's answers to `prompts`."""
-    prompts_wanted: int = 200
+    prompts_wanted: int = 400
     """Compiled: to how many prompts a smaller number of given ones is expanded by the base models."""
     moments: int = 1000
     """Compiled, without prompts: so many passages of general text are cut where the adapter acts most, and
@@ -180,6 +184,9 @@ class Quality:
     """KL(carried ‖ base target) in nats an aligned pair: the size of the effect that should arrive."""
     kl_carried_adapted: float | None = None
     """KL(carried ‖ adapted target) in nats an aligned pair: what is still missing."""
+    said: float | None = None
+    """Compiled: share of held-out answers of which the adapted target would say each token behind the ones
+    before it."""
     coverage: float | None = None
     """Compiled: the kernels' input energy on the fitting text over that on their strongest tokens."""
     reach: float | None = None

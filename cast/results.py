@@ -57,6 +57,8 @@ class Result:
     """The same of the target with the retrained adapter."""
     missing: float | None = None
     """Share of the adapter's effect that held-out text does not show; 0 is the hosted source by words."""
+    said: float | None = None
+    """Share of held-out answers that the adapted target would say; see `cast.recipes.Quality`."""
     coverage: float | None = None
     reach: float | None = None
     """Of the fitting text, where one is fitted on; see `cast.coverage`."""

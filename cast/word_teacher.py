@@ -92,11 +92,19 @@ class Told:
     """int64 [K] each."""
     weights: Tensor
     """float32 [K], how much each counts; their sum is the number of the batch's positions."""
+    answering: Tensor
+    """bool [K], which of them speak an answer."""
     wanted: Wanted
 
     def missing(self, logits: Tensor) -> Tensor:
         """KL(wanted ‖ said) in nats a position, of logits [K, V_t] at the K positions."""
         return self.wanted.missing(logits) @ self.weights / self.weights.sum()
+
+    def answers_said(self, logits: Tensor) -> list[bool]:
+        """For each answer whether at all of its positions the likeliest token is the one wanted."""
+        right = (logits.argmax(-1) == self.wanted.ids[:, 0]).cpu()
+        rows = self.rows.cpu()[self.answering]
+        return [bool(right[self.answering][rows == row].all()) for row in rows.unique()]
 
 
 class WordTeacher:
@@ -138,13 +146,13 @@ class WordTeacher:
         moved = _moved(reading, tokens, rows, positions)
         chosen, weights = self._chosen(torch.where(answering, 2.0, moved))
         weights *= self._importance(answering)[chosen]
-        rows, positions = rows[chosen], positions[chosen]
+        rows, positions, answering = rows[chosen], positions[chosen], answering[chosen]
         wanted = self._runner.logits_beside(reading, tokens, rows, positions).log_softmax(-1)
-        return Told(tokens, rows, positions, weights.to(wanted.device), Wanted.of(wanted))
+        return Told(tokens, rows, positions, weights.to(wanted.device), answering, Wanted.of(wanted))
 
-    def missing(self, told: Told, last: Tensor) -> Tensor:
-        """KL(wanted ‖ said) in nats a position, of the target's last residuals [B, n, d_t]."""
-        return told.missing(self.target.architecture.logits(last[told.rows, told.positions]))
+    def said(self, told: Told, last: Tensor) -> Tensor:
+        """Logits [K, V_t] at the K positions, of the target's last residuals [B, n, d_t]."""
+        return self.target.architecture.logits(last[told.rows, told.positions])
 
     def _importance(self, answering: Tensor) -> Tensor:
         """How much each of N positions counts, from whether it speaks an answer; the mean is 1."""

@@ -1,5 +1,6 @@
 """The carried change is what it says, and the compiled fit follows it, from the start it is given."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,10 +16,10 @@ from cast.carrying import Carrier, Objective, divergences
 from cast.compiling import Compiled, compile_lora, starting_kernels
 from cast.corpus import Passage
 from cast.errors import AdapterError, Cancelled, CorpusError
-from cast.goals import Goal, StatesGoal, WordsGoal
+from cast.goals import Goal, Lesson, Outcome, Run, StatesGoal, WordsGoal
 from cast.models import LanguageModel, TokenBatch
 from cast.progress import Progress
-from cast.recipes import TranslationConfig
+from cast.recipes import Quality, TranslationConfig
 from cast.runners import PlainRunner
 from cast.site_fitting import fit_site_maps
 from cast.word_teacher import Told, Wanted, WordTeacher
@@ -244,7 +245,7 @@ def test_by_words_it_learns_to_say_what_the_hosted_source_says(
 def test_an_adapter_without_effect_has_nothing_to_say(
     carrier: Carrier, start: tuple[Kernel, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(WordTeacher, "missing", lambda *_: torch.tensor(0.0))
+    monkeypatch.setattr(Told, "missing", lambda *_: torch.tensor(0.0))
     with pytest.raises(AdapterError, match="changes nothing"):
         fitted_to(carrier, start, corpus(20), WORDS)
 
@@ -347,6 +348,68 @@ def test_it_stops_when_nothing_improves(
     assert result.steps <= 12
 
 
+class _Scripted:
+    """A goal whose held-out results are given, whatever the kernels are."""
+
+    def __init__(self, target: LanguageModel, outcomes: Sequence[Outcome]) -> None:
+        self._target, self._outcomes = target, iter(outcomes)
+
+    def on(self, passages: Sequence[Passage]) -> Lesson:
+        tokens = self._target.encode([passage.text for passage in passages])
+        return Lesson(1, lambda run: run(tokens, [3])[3].square().mean())
+
+    def measure(self, run: Run) -> Outcome:
+        return next(self._outcomes)
+
+    def quality(self, run: Run) -> Quality:
+        return Quality()
+
+
+@pytest.mark.parametrize(
+    ("results", "steps", "best"),
+    [
+        ([(0.5, None)], 4, 4),
+        ([(0.5, 0.95)], 4, 4),
+        ([(0.5, 0.2), (0.3, 0.95)], 8, 8),
+        ([(0.5, 0.2), (0.3, 0.4), (0.2, 0.6)], 12, 12),
+        ([(0.5, 0.2), (0.6, 0.95)], 8, 4),
+    ],
+)
+def test_another_round_follows_while_held_out_answers_are_not_said_and_it_helps(
+    carrier: Carrier,
+    start: tuple[Kernel, ...],
+    results: list[tuple[float, float | None]],
+    steps: int,
+    best: int,
+) -> None:
+    outcomes = [Outcome(total, total, said) for total, said in [(1.0, 0.0), *results]]
+    goal, seen = _Scripted(carrier.target, outcomes), []
+    fitted = compile_lora(
+        carrier.target, lambda held: goal, start, corpus(20), replace(WORDS, steps=4, passes=2),
+        on_progress=lambda progress: seen.append((progress.done, progress.total)),
+    )  # fmt: skip
+    assert seen == [(step, 4 * math.ceil(step / 4)) for step in range(1, steps + 1)]
+    assert fitted.steps == best
+    assert fitted.tokens == steps / 2  # New lessons each round, each of one token here.
+
+
+def test_an_answer_is_said_where_all_its_tokens_are_the_likeliest(carrier: Carrier) -> None:
+    answers = [
+        Passage("The owl smiled. The fox", 15),
+        Passage("Once upon a time.", 11),
+        Passage("The village"),
+    ]
+    told = teacher_of(carrier).tell(answers)
+    assert set(told.rows[told.answering].tolist()) == {0, 1}
+    logits = torch.zeros(len(told.rows), carrier.target.vocabulary)
+    logits[torch.arange(len(logits)), told.wanted.ids[:, 0].long()] = 1.0
+    assert told.answers_said(logits) == [True, True]
+    logits[torch.arange(len(logits))[told.answering & (told.rows == 1)][-1]] *= -1
+    assert told.answers_said(logits) == [True, False]
+    logits[~told.answering] *= -1  # What a prompt says is no answer.
+    assert told.answers_said(logits) == [True, False]
+
+
 def test_prompts_are_mixed_into_every_batch(
     carrier: Carrier, start: tuple[Kernel, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,16 +436,15 @@ def test_each_batch_is_told_once_and_read_as_often_as_asked(
 ) -> None:
     told: list[tuple[str, ...]] = []
     read: list[tuple[str, ...]] = []
-    tell, missing = WordTeacher.tell, WordTeacher.missing
+    tell, said = WordTeacher.tell, WordTeacher.said
     monkeypatch.setattr(
         WordTeacher, "tell", lambda self, some: told.append(tuple(p.text for p in some)) or tell(self, some)
     )
     monkeypatch.setattr(
         WordTeacher,
-        "missing",
+        "said",
         lambda self, some, last: (
-            (read.append(tuple(some.tokens.texts)) if last.requires_grad else None)
-            or missing(self, some, last)
+            (read.append(tuple(some.tokens.texts)) if last.requires_grad else None) or said(self, some, last)
         ),
     )
     # All texts are of one length, so that a batch is told in one piece.

@@ -22,6 +22,7 @@ through heads, carries less."""
 _COMPILED = TranslationConfig(
     mode="compiled",
     steps=120,
+    rounds=1,
     passes=3,
     batch_size=16,
     learning_rate=1e-3,

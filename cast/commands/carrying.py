@@ -135,7 +135,8 @@ def _translation_config(args: argparse.Namespace) -> TranslationConfig:
     if args.readout is not None and not by_readout:
         raise RequestError("--readout belongs to compiled, and to hosted with the whole stack; leave it out.")
     settings = {
-        "steps": args.steps, "rank": args.rank, "strength": args.strength, "readout": args.readout,
+        "steps": args.steps, "rounds": args.rounds, "rank": args.rank, "strength": args.strength,
+        "readout": args.readout,
     }  # fmt: skip
     return TranslationConfig(
         mode=args.mode,
