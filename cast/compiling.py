@@ -24,11 +24,11 @@ from cast.recipes import Quality, TranslationConfig
 from cast.sites import SiteMaps
 
 HELD_OUT_BATCHES = 2
-"""Batches of general text at its beginning that nothing is fitted on."""
+"""Batches of general text at its beginning that nothing is fitted on, and of answers where there are enough."""
 _TEST_EVERY = 25
 _PATIENCE = 4
 # Share of the held-out answers that are said by a fit that has learnt the skill.
-_ENOUGH_SAID = 0.9
+_ENOUGH_SAID = 0.95
 _WARMUP = 20
 _CLIP = 1.0
 # Batches whose texts are sorted by length together.
@@ -175,8 +175,8 @@ def compile_lora(
         start: the kernels to start from; they are not changed.
         texts: general text. The first two batches are held out.
         config: steps, batch, weights of the terms.
-        answers: prompts with the adapted source's answers, to mix in; a batch of them is held out as well,
-            where there are enough.
+        answers: prompts with the adapted source's answers, to mix in; of these as well two batches are held
+            out, or what is a quarter of them.
         on_progress: gets stage `compile` with `missing` (1 for the bare target) and `kl` of held-out text.
 
     Raises:
@@ -245,10 +245,10 @@ def _split(
             f"{HELD_OUT_BATCHES * size}; give more general text, or a smaller batch size."
         )
     held = [texts[start * size : (start + 1) * size] for start in range(HELD_OUT_BATCHES)]
-    if config.prompt_share and len(answers) >= 4 * size:
-        held.append(answers[:size])
-        answers = answers[size:]
-    return held, texts[HELD_OUT_BATCHES * size :], answers
+    # No more than a quarter of them.
+    spared = min(HELD_OUT_BATCHES, len(answers) // (4 * size)) if config.prompt_share else 0
+    held += [answers[start * size : (start + 1) * size] for start in range(spared)]
+    return held, texts[HELD_OUT_BATCHES * size :], answers[spared * size :]
 
 
 class _Fit:
