@@ -24,7 +24,7 @@ from cast.recipes import Quality, TranslationConfig
 from cast.sites import SiteMaps
 
 HELD_OUT_BATCHES = 2
-"""Batches of general text at its beginning that nothing is fitted on, and of answers where there are enough."""
+"""Batches that nothing is fitted on: the first of general text, and of answers where there are enough."""
 _TEST_EVERY = 25
 _PATIENCE = 4
 # Share of the held-out answers that are said by a fit that has learnt the skill.
