@@ -43,6 +43,13 @@ def in_words(recipe: Recipe) -> str:
     return f"Unlikely to carry over ({number}): {_reason(quality)}."
 
 
+def said_in_words(quality: Quality) -> str:
+    """How many of the answers that nothing was fitted on arrive whole; empty where none were held out."""
+    if quality.said is None:
+        return ""
+    return f"Of answers that it was not fitted on, it would say {100 * quality.said:.0f} % word for word."
+
+
 def excites(reach: float) -> bool:
     """Whether a text on which an adapter reaches so much excites it."""
     return reach >= REACHED

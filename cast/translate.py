@@ -28,7 +28,7 @@ from cast.headwords import words_of
 from cast.hosting import HostedRunner
 from cast.kernel_mode import KernelRunner
 from cast.models import LanguageModel
-from cast.prediction import in_words, predicted
+from cast.prediction import in_words, predicted, said_in_words
 from cast.progress import OnProgress, Progress, ignore
 from cast.recipes import RECIPE_FILE, Quality, Recipe, TranslationConfig, read_recipe
 from cast.runners import PlainRunner, Runner
@@ -134,7 +134,8 @@ def card(recipe: Recipe) -> str:
             f"# {recipe.adapter} for {recipe.target}", "",
             f"A LoRA that was trained on `{recipe.source}`, carried to `{recipe.target}` by CAST in mode "
             f"`{recipe.mode}` at strength {recipe.strength:g}. {use}", "",
-            *_quality_lines(recipe), "", *filter(None, [in_words(recipe)]), "",
+            *_quality_lines(recipe), "",
+            *filter(None, [in_words(recipe), said_in_words(recipe.quality)]), "",
         ]
     )  # fmt: skip
 

@@ -148,7 +148,7 @@ def _translation_config(args: argparse.Namespace) -> TranslationConfig:
 
 def _expectations(recipe: Recipe) -> list[str]:
     """What may be expected of a translation, and what would help, in sentences."""
-    lines = [prediction.in_words(recipe)]
+    lines = [prediction.in_words(recipe), prediction.said_in_words(recipe.quality)]
     reach, strongest = recipe.quality.reach, recipe.quality.strongest
     if reach is not None and prediction.hardly_excited(recipe.quality):
         told = prediction.excites_in_words(reach, strongest)
