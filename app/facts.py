@@ -143,7 +143,7 @@ class FitRequest:
 
 @dataclass(frozen=True)
 class TranslateRequest:
-    """What *Translate* asks for: a selection, the steps of a compiled fit, and example prompts.
+    """What *Translate* asks for: a selection, the steps of a round of a compiled fit, and example prompts.
 
     More prompts are made of the given ones, unless `expand` is off.
     """

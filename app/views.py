@@ -10,6 +10,7 @@ from app import heads_words, live
 from app.facts import NO_HEADS, AdapterFacts, HeadsFacts, JointMap, ModelFacts, Opened, Room, TokenMark
 from app.jobs import Job, JobState
 from app.workspace import clamp_strength
+from cast.recipes import TranslationConfig
 
 PANES = ("source", "source_adapter", "target", "target_adapter")
 """The panes that always stand there; `PANE_TITLES` names the others as well, in their order."""
@@ -28,6 +29,10 @@ _LEAST_CHANGE = math.log(2)
 _MOST_TIMES = 1000
 # A table may be wider than a phone; the keyboard must reach it to scroll it.
 SCROLLS = 'tabindex="0" role="group" aria-label="Table"'
+ROUNDS = (
+    f"With example prompts up to {TranslationConfig.rounds} rounds of them, until answers that it was not "
+    "fitted on arrive."
+)
 # The stages that `cast` reports, in a visitor's words.
 _STAGES = {
     "convert": "Unpacking the model",
@@ -340,7 +345,8 @@ def job(view: Job | None) -> str:
     share = progress.fraction if progress else 0.0
     stage = _queued(view.ahead) if view.state is JobState.QUEUED else "Starting"
     if progress:
-        stage = _STAGES.get(progress.stage, progress.stage)
+        name, _, turn = progress.stage.partition(" ")
+        stage = _STAGES.get(name, name) + (f", round {turn}" if turn else "")
     if view.cancelling:
         stage = "Stopping"
     left = view.seconds_left(now)

@@ -223,7 +223,7 @@ def main() -> int:
     parser.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS))
     parser.add_argument("--seeds", type=int, help="seeds of the whole fit, instead of the slice's")
     parser.add_argument("--limit", type=int, default=500, help="test examples (default 500)")
-    parser.add_argument("--steps", type=int, help="steps of compiled mode, instead of its default")
+    parser.add_argument("--steps", type=int, help="steps of a round of compiled mode, instead of its default")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the runs")
     parser.add_argument("--speeds", type=Path, default=SPEEDS, help="what benchmarks.speed kept")

@@ -47,9 +47,9 @@ task* is the relative change of bits per byte on held-out general text.
   `cross-lora`, `lora-x` and `truncate-and-pad` see weights alone; `theseus`, `bico` and
   `reduced-rank-regression` (closed form, to the rank of `compiled`) the 625 passages of general text that
   `instant` draws from; `proxy-tuning` runs both models; `self-distillation` trains on the adapted source's
-  written answers to the prompts that `compiled-prompts` makes, with its rank and steps. `random-heads`,
-  `random-maps` and `shuffled-layers` are controls: `hosted-states` through drawn heads, `instant` through
-  drawn maps, and with each kernel in another block.
+  written answers to the prompts that `compiled-prompts` makes, with its rank and the steps of one of its
+  rounds. `random-heads`, `random-maps` and `shuffled-layers` are controls: `hosted-states` through drawn
+  heads, `instant` through drawn maps, and with each kernel in another block.
 
 Made by `python -m benchmarks.fidelity --table` from `benchmarks/results/fidelity/`, one file a run;
 `python -m benchmarks.fidelity --slice small` makes the runs.

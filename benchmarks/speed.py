@@ -180,7 +180,7 @@ def main() -> int:
         "--texts", type=int, default=_TEXTS, help="scored at once; a large vocabulary wants few"
     )
     parser.add_argument("--methods", default=METHODS)
-    parser.add_argument("--steps", type=int, help="steps of compiled mode")
+    parser.add_argument("--steps", type=int, help="steps of a round of compiled mode")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=RESULTS)

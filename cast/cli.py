@@ -148,8 +148,8 @@ def _translation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rounds",
         type=int,
-        help="compiled mode with prompts: rounds of steps at most; another follows while held-out answers "
-        "are not yet said",
+        help="compiled mode, by words and with prompts: rounds of steps at most; another follows while "
+        "held-out answers are not yet said",
     )
     parser.add_argument("--rank", type=int, help="compiled mode: rank of the adapter that is fitted")
 

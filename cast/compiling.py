@@ -27,6 +27,8 @@ HELD_OUT_BATCHES = 2
 """Batches that nothing is fitted on: the first of general text, and of answers where there are enough."""
 _TEST_EVERY = 25
 _PATIENCE = 4
+# Share by which a result must be lower to count.
+_BETTER = 1e-3
 # Share of the held-out answers that are said by a fit that has learnt the skill.
 _ENOUGH_SAID = 0.95
 _WARMUP = 20
@@ -124,7 +126,7 @@ class _TextPool:
 
 
 class _Lessons:
-    """A pool's batches as a fit reads them: each `passes` times in all, in an order of its own each time."""
+    """A pool's batches as a fit reads them: those of a round as they come, then all so far in new orders."""
 
     def __init__(self, goal: Goal, pool: _TextPool, config: TranslationConfig) -> None:
         self._goal, self._pool = goal, pool
@@ -167,7 +169,7 @@ def compile_lora(
 
     AdamW in float32 whatever the models' number type, rounds of a cosine schedule, and the kernels of the
     best held-out result. A round ends early once that result no longer improves. Another follows while
-    held-out answers are not yet said and the last one brought them on, up to the number configured.
+    held-out answers are not yet said and the last one lowered the result, up to the number configured.
 
     Args:
         target: the model that shall have the LoRA.
@@ -177,7 +179,8 @@ def compile_lora(
         config: steps, batch, weights of the terms.
         answers: prompts with the adapted source's answers, to mix in; of these as well two batches are held
             out, or what is a quarter of them.
-        on_progress: gets stage `compile` with `missing` (1 for the bare target) and `kl` of held-out text.
+        on_progress: gets stage `compile`, in later rounds `compile 2` and so on, with `missing` (1 for the
+            bare target) and `kl` of held-out text.
 
     Raises:
         CorpusError: there are fewer than three batches of text.
@@ -187,10 +190,11 @@ def compile_lora(
     goal = goal_on(held)
     fit = _Fit(target, goal, start, config)
     lessons = _Lessons(goal, _TextPool(passages, answers, config), config)
-    best = _Best(fit.measure(), 0, fit.kernels())
-    for turn in range(config.rounds):
+    best, done = _Best(fit.measure(), 0, fit.kernels()), 0
+    for turn in range(1, config.rounds + 1):
         before = best
-        best = _round(fit, lessons, best, turn * config.steps, config, on_progress)
+        stage = "compile" if turn == 1 else f"compile {turn}"
+        best, done = _round(fit, lessons, best, done, stage, on_progress)
         if best is before or best.outcome.said is None or best.outcome.said >= _ENOUGH_SAID:
             break
     return Compiled(best.kernels, goal.quality(fit.run), lessons.tokens, best.step)
@@ -209,29 +213,32 @@ def _round(
     fit: "_Fit",
     lessons: _Lessons,
     best: _Best,
-    start: int,
-    config: TranslationConfig,
+    done: int,
+    stage: str,
     on_progress: OnProgress,
-) -> _Best:
-    """One schedule of steps, the first of them behind `start` others; the fit is left with its best kernels.
+) -> tuple[_Best, int]:
+    """One schedule of steps behind `done` others; the fit is left with its best kernels.
 
-    Warm restarts (Loshchilov and Hutter, 2017): each round begins anew at the peak rate.
+    Warm restarts (Loshchilov and Hutter, 2017): each round begins anew at the peak rate, which makes the
+    result worse at first; so whether it still improves is told by the round's own results.
     """
     fit.begin()
     lessons.more()
-    stop = start + config.steps
-    for step in range(start + 1, stop + 1):
+    lowest, lowered = math.inf, 0
+    for step in range(1, fit.config.steps + 1):
         fit.step(lessons.next())
-        if step % _TEST_EVERY == 0 or step == stop:
+        if step % _TEST_EVERY == 0 or step == fit.config.steps:
             result = fit.measure()
-            if result.total < best.outcome.total * (1 - 1e-3):
-                best = _Best(result, step, fit.kernels())
-            elif step - max(best.step, start) >= _PATIENCE * _TEST_EVERY:
-                break
+            if result.total < lowest * (1 - _BETTER):
+                lowest, lowered = result.total, step
+            if result.total < best.outcome.total * (1 - _BETTER):
+                best = _Best(result, done + step, fit.kernels())
         metrics = {"missing": best.outcome.total, "kl": best.outcome.missing}
-        on_progress(Progress("compile", step, stop, metrics))
+        on_progress(Progress(stage, step, fit.config.steps, metrics))
+        if step % _TEST_EVERY == 0 and step - lowered >= _PATIENCE * _TEST_EVERY:
+            break
     fit.restore(best.kernels)
-    return best
+    return best, done + step
 
 
 def _split(
@@ -247,8 +254,11 @@ def _split(
     held = [texts[start * size : (start + 1) * size] for start in range(HELD_OUT_BATCHES)]
     # No more than a quarter of them.
     spared = min(HELD_OUT_BATCHES, len(answers) // (4 * size)) if config.prompt_share else 0
-    held += [answers[start * size : (start + 1) * size] for start in range(spared)]
-    return held, texts[HELD_OUT_BATCHES * size :], answers[spared * size :]
+    # They come in an order of their own: the given ones first, or the surest, or form by form.
+    order = torch.randperm(len(answers), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    mixed = [answers[place] for place in order]
+    held += [mixed[start * size : (start + 1) * size] for start in range(spared)]
+    return held, texts[HELD_OUT_BATCHES * size :], mixed[spared * size :]
 
 
 class _Fit:
@@ -265,12 +275,11 @@ class _Fit:
         self._sites = [kernel.site for kernel in start]
         self._sides = [(_parameter(kernel.a), _parameter(kernel.scaling * kernel.b)) for kernel in start]
         self._parameters = [side for sides in self._sides for side in sides]
-        self._config = config
-        self.begin()
+        self.config = config
 
     def begin(self) -> None:
         """Start the schedule, from the kernels as they stand."""
-        config = self._config
+        config = self.config
         self._optimizer = torch.optim.AdamW(
             self._parameters,
             lr=config.learning_rate or learning_rate(self._target),

@@ -156,8 +156,7 @@ class WordsGoal:
         self.depths = (teacher.target.depth,)
         self._teacher, self._watched = teacher, watched
         self._held_out = [teacher.tell(chunk) for chunk in held]
-        self._effect = 1.0
-        self._effect = self.measure(lambda tokens, depths: residuals(teacher.target, tokens, depths)).missing
+        self._effect = self._measured(lambda tokens, depths: residuals(teacher.target, tokens, depths))[0]
         if self._effect <= 0:
             raise AdapterError(NO_EFFECT)
 
@@ -171,16 +170,10 @@ class WordsGoal:
 
         return Lesson(tokens, loss)
 
-    @torch.no_grad()
     def measure(self, run: Run) -> Outcome:
-        """What is missing of the words."""
-        losses, answers = [], []
-        for each in self._held_out:
-            logits = self._logits(each, run)
-            losses.append(each.missing(logits))
-            answers += each.answers_said(logits)
-        missing = float(_mean(self._held_out, losses))
-        return Outcome(missing / self._effect, missing, sum(answers) / len(answers) if answers else None)
+        """What is missing of the words, and which answers are said."""
+        missing, said = self._measured(run)
+        return Outcome(missing / self._effect, missing, sum(said) / len(said) if said else None)
 
     def quality(self, run: Run) -> Quality:
         """What is missing of the words, with the states' FVU beside it where that can be told."""
@@ -190,9 +183,19 @@ class WordsGoal:
             watched, kl_carried_base=self._effect, kl_carried_adapted=outcome.missing, said=outcome.said
         )
 
+    @torch.no_grad()
+    def _measured(self, run: Run) -> tuple[float, list[bool]]:
+        """Nats a position that are missing on held-out text, and for each answer whether it is said."""
+        losses, said = [], []
+        for each in self._held_out:
+            logits = self._logits(each, run)
+            losses.append(each.missing(logits))
+            said += each.answers_said(logits)
+        return float(_mean(self._held_out, losses)), said
+
     def _logits(self, told: Told, run: Run) -> Tensor:
         depth = self.depths[0]
-        return self._teacher.said(told, run(told.tokens, self.depths)[depth])
+        return self._teacher.logits(told, run(told.tokens, self.depths)[depth])
 
 
 def _mean(told: Sequence[Told], losses: Sequence[Tensor]) -> Tensor:

@@ -51,11 +51,12 @@ class TranslationConfig:
     steps: int = 150
     """Compiled: optimiser steps of a round."""
     rounds: int = 3
-    """Compiled, with prompts: at most so many rounds of steps. Another follows where held-out answers are not
-    yet said: some skills, such as naming what a story tells, come all at once, after hundreds of steps."""
+    """Compiled by words, with prompts: at most so many rounds of steps. Another follows where held-out
+    answers are not yet said: some skills, as to name what a story tells, come all at once, after hundreds of
+    steps."""
     passes: int = 4
-    """Compiled: how often each batch is read in all these steps. What shall be said on it is worked out once,
-    by three passes through the models, where a step takes about two."""
+    """Compiled: how often a batch is read in a round, on average. What shall be said on it is worked out
+    once, by three passes through the models, where a step takes about two."""
     batch_size: int = 16
     """Texts a step."""
     rank: int | None = None

@@ -18,6 +18,9 @@ from cast.errors import RequestError
 from cast.models import LanguageModel
 from cast.transcript import common_prefix
 
+LOG_PROBS_KEPT = 6
+"""Tokens of a row whose next-token distributions are kept; over a large vocabulary each is a megabyte."""
+
 
 @contextmanager
 def locked(*models: LanguageModel) -> Iterator[None]:
@@ -115,10 +118,6 @@ class Step:
     valid: Tensor
 
 
-SAID_KEPT = 6
-"""Tokens of a row whose next-token distributions are kept; over a large vocabulary each is a megabyte."""
-
-
 class TokenStream:
     """A model that reads B rows of tokens again and again, and runs only what differs from the last time.
 
@@ -140,15 +139,15 @@ class TokenStream:
         self._cache = RaggedCache(rows)
         self._ids: list[list[int]] = [[] for _ in range(rows)]
         self.states: list[list[Tensor]] = [[] for _ in range(rows)]
-        self._said: list[dict[int, Tensor]] = [{} for _ in range(rows)]
+        self._log_probs: list[dict[int, Tensor]] = [{} for _ in range(rows)]
         self.passed = 0
 
     def keep(self, row: int, length: int) -> None:
         """Forget what a row holds after its first `length` tokens."""
         self._cache.keep(row, length)
         del self._ids[row][length:], self.states[row][length:]
-        for index in [index for index in self._said[row] if index >= length]:
-            del self._said[row][index]
+        for index in [index for index in self._log_probs[row] if index >= length]:
+            del self._log_probs[row][index]
 
     def plan(self, rows: Sequence[Sequence[int] | None]) -> Step:
         """Cut every row to the longest prefix that it shares with the given ids; the rest is the step to run.
@@ -206,7 +205,7 @@ class TokenStream:
         except BaseException:
             self._cache.clear()
             self._ids, self.states = [[] for _ in self._ids], [[] for _ in self._ids]
-            self._said = [{} for _ in self._ids]
+            self._log_probs = [{} for _ in self._ids]
             raise
 
     def advance(self, rows: Sequence[Sequence[int] | None]) -> None:
@@ -217,7 +216,7 @@ class TokenStream:
         """Keep only these rows of the batch."""
         self._cache.select(rows)
         self._ids, self.states = [self._ids[row] for row in rows], [self.states[row] for row in rows]
-        self._said = [self._said[row] for row in rows]
+        self._log_probs = [self._log_probs[row] for row in rows]
 
     @torch.no_grad()
     def log_probs(self, places: Sequence[tuple[int, int]]) -> list[Tensor]:
@@ -226,16 +225,17 @@ class TokenStream:
         The last few of each row are kept, and what is new is worked out together, for a large head takes as
         long as many blocks, for one state nearly as long as for several.
         """
-        new = [place for place in dict.fromkeys(places) if place[1] not in self._said[place[0]]]
+        new = [place for place in dict.fromkeys(places) if place[1] not in self._log_probs[place[0]]]
         if new:
             states = torch.stack([self.states[row][index] for row, index in new])
             found = torch.log_softmax(self.lm.architecture.logits(states).float(), -1)
-            for (row, index), said in zip(new, found, strict=True):
-                self._said[row][index] = said
-        result = [self._said[row][index] for row, index in places]
+            for (row, index), behind in zip(new, found, strict=True):
+                # Not a view: the rows beside it may be forgotten sooner.
+                self._log_probs[row][index] = behind.clone() if len(new) > 1 else behind
+        result = [self._log_probs[row][index] for row, index in places]
         for row, _ in new:
-            for index in list(self._said[row])[:-SAID_KEPT]:
-                del self._said[row][index]
+            for index in sorted(self._log_probs[row])[:-LOG_PROBS_KEPT]:
+                del self._log_probs[row][index]
         return result
 
 

@@ -331,6 +331,7 @@ def _compiled(work: _Work) -> TranslatedAdapter:
     quality = replace(
         fitted.quality, coverage=shown.energy, reach=shown.reach, source_effect=shown.effect,
         carriers=shown.carriers, strongest=shown.strongest,
+        said=fitted.quality.said if work.prompts else None,
     )  # fmt: skip
     return work.plain(fitted.kernels, work.recipe(tokens=fitted.tokens, quality=quality))
 

@@ -93,7 +93,7 @@ class Told:
     weights: Tensor
     """float32 [K], how much each counts; their sum is the number of the batch's positions."""
     answering: Tensor
-    """bool [K], which of them speak an answer."""
+    """bool [K], which of them speak an answer, of those answers of which no position is left out."""
     wanted: Wanted
 
     def missing(self, logits: Tensor) -> Tensor:
@@ -146,11 +146,12 @@ class WordTeacher:
         moved = _moved(reading, tokens, rows, positions)
         chosen, weights = self._chosen(torch.where(answering, 2.0, moved))
         weights *= self._importance(answering)[chosen]
-        rows, positions, answering = rows[chosen], positions[chosen], answering[chosen]
+        whole = _all_chosen(rows, answering, chosen)
+        rows, positions = rows[chosen], positions[chosen]
         wanted = self._runner.logits_beside(reading, tokens, rows, positions).log_softmax(-1)
-        return Told(tokens, rows, positions, weights.to(wanted.device), answering, Wanted.of(wanted))
+        return Told(tokens, rows, positions, weights.to(wanted.device), whole, Wanted.of(wanted))
 
-    def said(self, told: Told, last: Tensor) -> Tensor:
+    def logits(self, told: Told, last: Tensor) -> Tensor:
         """Logits [K, V_t] at the K positions, of the target's last residuals [B, n, d_t]."""
         return self.target.architecture.logits(last[told.rows, told.positions])
 
@@ -181,6 +182,15 @@ class WordTeacher:
         weights = torch.ones(len(chosen))
         weights[most:] = (count - most) / len(others)
         return chosen, weights
+
+
+def _all_chosen(rows: Tensor, answering: Tensor, chosen: Tensor) -> Tensor:
+    """Which of the chosen positions [K] speak an answer that was chosen whole, from the rows [N] of all."""
+    every, held = (
+        torch.bincount(rows[at], minlength=int(rows.max()) + 1)
+        for at in (answering, chosen[answering[chosen]])
+    )
+    return answering[chosen] & (every == held)[rows[chosen]]
 
 
 def _moved(reading: Reading, tokens: TokenBatch, rows: Tensor, positions: Tensor) -> Tensor:

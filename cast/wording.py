@@ -20,7 +20,7 @@ from cast.boundaries import TokenGauge, Tokens
 from cast.language_model import rows_in_cache
 from cast.models import LanguageModel, TokenBatch
 from cast.source_reader import SourceReader
-from cast.stepping import SAID_KEPT, SingleSession, TokenStream, locked
+from cast.stepping import LOG_PROBS_KEPT, SingleSession, TokenStream, locked
 from cast.transcript import common_prefix
 from cast.vocabulary import VocabularyMap
 
@@ -335,8 +335,17 @@ class WordedBatch:
                 return logits
             own = self.reader.read(rows)
             self.reader.advance(own)
-            for row, tokens in enumerate(own):
-                self._follow(row, tokens)
+            starts = [self._read_before(row, tokens) for row, tokens in enumerate(own)]
+            # All at once, for the head's weights are read for one place nearly as long as for many.
+            self.reader.log_probs(
+                [
+                    (row, place)
+                    for row, (start, tokens) in enumerate(zip(starts, own, strict=True))
+                    for place in range(start, len(tokens))[-LOG_PROBS_KEPT:]
+                ]
+            )
+            for row, (start, tokens) in enumerate(zip(starts, own, strict=True)):
+                self._follow(row, start, tokens)
             acting = [row for row in range(len(rows)) if self._whole_character(row)]
             if acting:
                 logits[acting] = self._taken_over(acting, own, logits[acting])
@@ -358,19 +367,21 @@ class WordedBatch:
         self.target.select(rows)
         self.reader.select(rows)
 
-    def _follow(self, row: int, tokens: Tokens) -> None:
-        """Keep the trust behind each of the source's tokens, of which some may be new."""
-        kept = common_prefix(self._read[row], tokens.ids)
-        trust = self._trust[row][:kept]
-        start = max(kept - 1, 0)
-        new = gains(self._said(row, start, tokens.ids))[kept - start :]
+    def _read_before(self, row: int, tokens: Tokens) -> int:
+        """The last of the tokens that were there before; what it says next may be new."""
+        return max(common_prefix(self._read[row], tokens.ids) - 1, 0)
+
+    def _follow(self, row: int, start: int, tokens: Tokens) -> None:
+        """Keep the trust behind each of the source's tokens, of which those behind `start` may be new."""
+        trust = self._trust[row][: start + 1]
+        new = gains(self._said(row, start, tokens.ids))[len(trust) - start :]
         trust += lasting(new, trust[-1] if trust else 0.0)
         self._trust[row], self._read[row] = trust, tokens.ids
 
     def _said(self, row: int, start: int, ids: Sequence[int]) -> Tensor:
         """`WordedRunner.said` of a row's tokens from `start` on."""
         places = range(start, len(ids) - 1)
-        if len(places) > SAID_KEPT:
+        if len(places) > LOG_PROBS_KEPT:
             plain, adapted = (
                 torch.stack(states[row][start:]) for states in (self.reader.plain, self.reader.adapted)
             )

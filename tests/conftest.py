@@ -74,7 +74,7 @@ def _unigram() -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(TRAINING_TEXT, trainer)
     # The trainer finds the same pieces each time, in another order; so the likelier is told by counting.
-    text = "".join(TRAINING_TEXT).replace(" ", "▁")
+    text = "".join(f" {sentence}" for sentence in TRAINING_TEXT).replace(" ", "▁")
     ranked = sorted(
         set(tokenizer.get_vocab()) - set(specials), key=lambda piece: (-len(piece) * text.count(piece), piece)
     )

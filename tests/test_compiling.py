@@ -1,6 +1,5 @@
 """The carried change is what it says, and the compiled fit follows it, from the start it is given."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,7 +12,7 @@ from translation_fixtures import corpus, heads_for
 from cast.activations import residuals
 from cast.adapters import Kernel, Lora, applied
 from cast.carrying import Carrier, Objective, divergences
-from cast.compiling import Compiled, compile_lora, starting_kernels
+from cast.compiling import HELD_OUT_BATCHES, Compiled, _split, compile_lora, starting_kernels
 from cast.corpus import Passage
 from cast.errors import AdapterError, Cancelled, CorpusError
 from cast.goals import Goal, Lesson, Outcome, Run, StatesGoal, WordsGoal
@@ -386,11 +385,42 @@ def test_another_round_follows_while_held_out_answers_are_not_said_and_it_helps(
     goal, seen = _Scripted(carrier.target, outcomes), []
     fitted = compile_lora(
         carrier.target, lambda held: goal, start, corpus(20), replace(WORDS, steps=4, passes=2),
-        on_progress=lambda progress: seen.append((progress.done, progress.total)),
+        on_progress=lambda progress: seen.append((progress.stage, progress.done)),
     )  # fmt: skip
-    assert seen == [(step, 4 * math.ceil(step / 4)) for step in range(1, steps + 1)]
+    stages = ["compile", "compile 2", "compile 3"]
+    assert seen == [(stage, step) for stage in stages[: steps // 4] for step in range(1, 5)]
     assert fitted.steps == best
     assert fitted.tokens == steps / 2  # New lessons each round, each of one token here.
+
+
+def test_a_round_ends_where_its_own_results_no_longer_improve_and_the_next_goes_on_from_there(
+    carrier: Carrier, start: tuple[Kernel, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cast.compiling._TEST_EVERY", 1)
+    # The second round begins worse than the first ended, and comes out better.
+    totals = [1.0, 0.5, 0.6, 0.6, 0.6, 0.6, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.4, 0.4, 0.4, 0.4]
+    goal, seen = _Scripted(carrier.target, [Outcome(total, total, 0.1) for total in totals]), []
+    fitted = compile_lora(
+        carrier.target, lambda held: goal, start, corpus(20), replace(WORDS, steps=20, rounds=2),
+        on_progress=lambda progress: seen.append((progress.stage, progress.done)),
+    )  # fmt: skip
+    assert [step for stage, step in seen if stage == "compile"] == [1, 2, 3, 4, 5]
+    assert [step for stage, step in seen if stage == "compile 2"] == list(range(1, 11))
+    assert fitted.steps == 11
+
+
+def test_held_out_answers_are_of_every_form_and_at_most_a_quarter() -> None:
+    def spared(count: int) -> int:
+        answers = [Passage(f"{'Owl' if place < count / 2 else 'Fox'} {place}", 3) for place in range(count)]
+        held, _, left = _split(passages(20), answers, WORDS)
+        apart = [answer for batch in held[HELD_OUT_BATCHES:] for answer in batch]
+        assert sorted(answer.text for answer in [*apart, *left]) == sorted(answer.text for answer in answers)
+        assert len(apart) <= count / 4
+        if len(apart) == 8:
+            assert {answer.text[:3] for answer in apart} == {"Owl", "Fox"}
+        return len(apart)
+
+    assert [spared(count) for count in (15, 16, 31, 32, 100)] == [0, 4, 4, 8, 8]
 
 
 def test_an_answer_is_said_where_all_its_tokens_are_the_likeliest(carrier: Carrier) -> None:
@@ -408,6 +438,21 @@ def test_an_answer_is_said_where_all_its_tokens_are_the_likeliest(carrier: Carri
     assert told.answers_said(logits) == [True, False]
     logits[~told.answering] *= -1  # What a prompt says is no answer.
     assert told.answers_said(logits) == [True, False]
+
+
+def test_an_answer_of_which_a_position_is_left_out_does_not_count(
+    carrier: Carrier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [Passage("The owl smiled at the old mill by the river.", 3), Passage("Fox!", 3)]
+    teacher = teacher_of(carrier)
+    count = len(teacher.tell(answers).rows)
+    monkeypatch.setattr(LanguageModel, "positions_at_once", property(lambda self: count - 2))
+    told = teacher.tell(answers)
+    assert len(told.rows) == count - 2
+    for row in told.rows[told.answering].unique().tolist():
+        ends = told.tokens.ends[row]
+        assert int((ends >= 3).sum()) == int((told.answering & (told.rows == row)).sum())
+    assert 0 not in told.rows[told.answering]
 
 
 def test_prompts_are_mixed_into_every_batch(
@@ -436,15 +481,16 @@ def test_each_batch_is_told_once_and_read_as_often_as_asked(
 ) -> None:
     told: list[tuple[str, ...]] = []
     read: list[tuple[str, ...]] = []
-    tell, said = WordTeacher.tell, WordTeacher.said
+    tell, logits = WordTeacher.tell, WordTeacher.logits
     monkeypatch.setattr(
         WordTeacher, "tell", lambda self, some: told.append(tuple(p.text for p in some)) or tell(self, some)
     )
     monkeypatch.setattr(
         WordTeacher,
-        "said",
+        "logits",
         lambda self, some, last: (
-            (read.append(tuple(some.tokens.texts)) if last.requires_grad else None) or said(self, some, last)
+            (read.append(tuple(some.tokens.texts)) if last.requires_grad else None)
+            or logits(self, some, last)
         ),
     )
     # All texts are of one length, so that a batch is told in one piece.

@@ -19,7 +19,7 @@ from cast.hosting import HostedRunner, segments
 from cast.models import LanguageModel
 from cast.runners import PlainRunner
 from cast.source_reader import SourceReader
-from cast.stepping import SAID_KEPT, BlockRunner, RaggedCache, TokenStream, ragged
+from cast.stepping import LOG_PROBS_KEPT, BlockRunner, RaggedCache, TokenStream, ragged
 
 TEXTS = ["Once upon a time there was a little fox.", "The owl smiled", "a", "village; “quotes” — and a 🦊!"]
 PLAIN_TEXTS = TEXTS[:3]
@@ -155,9 +155,9 @@ def test_a_stream_works_out_a_distribution_once_and_forgets_it_with_its_token(
     stream.advance([[0, 20, 21, 99, *range(40, 46)], [0, 7]])
     assert (behind((0, 3), (1, 1)) - before[:2]).abs().amax(1).gt(1e-3).tolist() == [True, False]
     assert heads == [2, 1, 1]
-    behind(*((0, index) for index in range(SAID_KEPT + 2)))  # The first few are forgotten by then.
-    behind((0, 0), (0, SAID_KEPT + 1))
-    assert heads[3:] == [SAID_KEPT + 1, 1]
+    behind(*((0, index) for index in range(LOG_PROBS_KEPT + 2)))  # The first few are forgotten by then.
+    behind((0, 0), (0, LOG_PROBS_KEPT + 1))
+    assert heads[3:] == [LOG_PROBS_KEPT + 1, 1]
     stream.select([1])
     behind((0, 1))
     assert len(heads) == 5

@@ -83,10 +83,13 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(pair) -> None:
         torch.testing.assert_close(alone, together[row, : len(alone)], atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("strength", [1.0, 1.5])
 @pytest.mark.parametrize("kinds", [("unigram", "byte_bpe"), ("byte_bpe", "unigram"), ("char_bpe", "unigram")])
-def test_a_session_equals_a_fresh_one_at_every_step(tiny_model, tiny_lora, kinds: tuple[str, str]) -> None:
+def test_a_session_equals_a_fresh_one_at_every_step(
+    tiny_model, tiny_lora, kinds: tuple[str, str], strength: float
+) -> None:
     source, target = tiny_model("gemma2", kinds[0], 24, 2), tiny_model("mistral", kinds[1], 32, 3)
-    runner = WordedRunner(source, tiny_lora(source), target)
+    runner = WordedRunner(source, tiny_lora(source), target, strength)
     ids = target.encode(["The little fox was late, naïve 🦊 or two."]).input_ids[0].tolist()
     batch = runner.batch_session(1)
     for stop in range(1, len(ids) + 1):

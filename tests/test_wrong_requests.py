@@ -81,6 +81,7 @@ ROWS = (
     Wrong("segment that is no number",
           (*TRANSLATE, "--mode", "hosted", "--segment", "two", *OUT), ("'all'",)),
     Wrong("no steps", (*TRANSLATE, "--steps", "0", *OUT), ("steps",)),
+    Wrong("no rounds", (*TRANSLATE, "--rounds", "0", *OUT), ("rounds",)),
     Wrong("strength that is no number", (*TRANSLATE, "--strength", "nan", *OUT), ("strength",)),
     Wrong("missing prompts", (*TRANSLATE, "--prompts", "{tmp}/nothing.txt", *OUT), ("nothing.txt",)),
     Wrong("empty prompts", (*TRANSLATE, "--prompts", "{tmp}/p.txt", *OUT), ("no prompt",),

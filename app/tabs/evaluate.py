@@ -109,8 +109,9 @@ def create_evaluate_tab(evaluations: Evaluations, start: Workspace) -> EvaluateT
                     info="A .txt or .jsonl file, a folder, or a Hub data set; may stay empty.",
                 )  # fmt: skip
                 steps = gr.Slider(
-                    10, 1000, value=TranslationConfig.steps, step=10, label="Steps of a compiled LoRA"
-                )
+                    10, 1000, value=TranslationConfig.steps, step=10, label="Steps of a compiled LoRA",
+                    info=views.ROUNDS,
+                )  # fmt: skip
                 with_prompts = gr.Checkbox(
                     True,
                     label="Compiled and self-generated distillation read the prompts of Generate",

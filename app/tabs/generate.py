@@ -132,8 +132,9 @@ def create_generate_tab(engine: Engine, start: Workspace) -> GenerateTab:
             download = gr.DownloadButton("Download the adapter", visible=False)
             with gr.Accordion("Effort", open=False, elem_classes="cast-detail"):
                 steps = gr.Slider(
-                    10, 1000, value=TranslationConfig.steps, step=10, label="Steps of a compiled fit"
-                )
+                    10, 1000, value=TranslationConfig.steps, step=10, label="Steps of a compiled fit",
+                    info=views.ROUNDS,
+                )  # fmt: skip
             timer = gr.Timer(0.5, active=False)
     return GenerateTab(
         prompt, examples, generate, stop, panes, message, options, max_tokens, temperature, seed, one_line,

@@ -15,8 +15,8 @@ from cast.training import LoraTrainingConfig, train_lora
 def self_distillation(given: Given) -> Runner:
     """Trained as a LoRA is on a task, the adapted source's greedy answers being the labels.
 
-    Prompts, steps, rank and rate are those of `compiled` with prompts. Trans-LoRA's discriminator wants
-    prompts that the adapter was trained on, of which there are none here.
+    Prompts, rank, rate and the steps of a round are those of `compiled` with prompts. Trans-LoRA's
+    discriminator wants prompts that the adapter was trained on, of which there are none here.
     """
     config, rank = given.config, given.config.served_rank(given.lora.rank)
     examples = [

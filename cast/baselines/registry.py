@@ -110,7 +110,7 @@ def baseline(
         text: whether it is fitted on general text.
         heads: whether it goes through the heads of the pair.
         prompts: whether it reads answered example prompts; it is then measured beside `compiled` with
-            prompts, with as many steps and the same text.
+            prompts, with as many steps as one of its rounds and the same text.
     """
 
     def enter(make: Make) -> Make:
