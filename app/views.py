@@ -334,6 +334,12 @@ def trust(drawn: JointMap) -> str:
     return f"The picture keeps the neighbours of the full space {much} (trustworthiness {share:.2f})."
 
 
+def _stage_in_words(stage: str) -> str:
+    """A stage as `cast` reports it; behind a name may stand which round of it."""
+    name, _, turn = stage.rpartition(" ")
+    return f"{_STAGES[name]}, round {turn}" if name in _STAGES else _STAGES.get(stage, stage)
+
+
 def job(view: Job | None) -> str:
     """A job as a bar with words: stage, share, time gone and left, the newest measures."""
     if view is None:
@@ -345,8 +351,7 @@ def job(view: Job | None) -> str:
     share = progress.fraction if progress else 0.0
     stage = _queued(view.ahead) if view.state is JobState.QUEUED else "Starting"
     if progress:
-        name, _, turn = progress.stage.partition(" ")
-        stage = _STAGES.get(name, name) + (f", round {turn}" if turn else "")
+        stage = _stage_in_words(progress.stage)
     if view.cancelling:
         stage = "Stopping"
     left = view.seconds_left(now)

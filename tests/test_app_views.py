@@ -201,6 +201,15 @@ def test_memory_needed_stands_beside_memory_free():
     assert "Memory" not in views.compatibility(source, target, adapter)
 
 
+def test_a_later_round_of_a_stage_is_told_and_an_unknown_stage_is_shown_as_it_is():
+    def shown(stage):
+        return views.job(Job("0" * 32, "a", "x", JobState.RUNNING, Progress(stage, 1, 2)))
+
+    assert "Fitting the LoRA</p>" in shown("compile")
+    assert "Fitting the LoRA, round 2</p>" in shown("compile 2")
+    assert "fitting the adapter</p>" in shown("fitting the adapter")
+
+
 def test_time_left_is_said_to_be_of_the_step():
     began = time.monotonic() - 10
     half = Progress("forms", 500, 1000)
