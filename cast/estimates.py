@@ -85,7 +85,7 @@ def translate_seconds(source: Shape, target: Shape, config: TranslationConfig, *
         work += rounds * config.steps * _WITH_GRADIENTS * target.forward(tokens)
         handled += rounds * config.steps * tokens
         if prompts:
-            answered = 2 * config.prompts_wanted * _TEXT_TOKENS
+            answered = 2 * config.prompts_for(1) * _TEXT_TOKENS
             # The larger of the two writes them, at most.
             work += source.forward(answered) + max(source.forward(answered), target.forward(answered))
             handled += answered

@@ -77,7 +77,8 @@ class TranslationConfig:
     answer_share: float = 0.75
     """Compiled: share of a batch's weight that falls on the adapted source's answers to `prompts`."""
     prompts_wanted: int = 400
-    """Compiled: to how many prompts a smaller number of given ones is expanded by the base models."""
+    """Compiled: to how many prompts a smaller number of given ones is expanded by the base models; to fewer
+    for a fit of few steps."""
     moments: int = 1000
     """Compiled, without prompts: so many passages of general text are cut where the adapter acts most, and
     the source with its adapter goes on; see `cast.moments`."""
@@ -144,6 +145,10 @@ class TranslationConfig:
     def answers_a_batch(self) -> int:
         """Compiled: rows of a batch that have an answer."""
         return round(self.prompt_share * self.batch_size)
+
+    def prompts_for(self, given: int) -> int:
+        """Compiled: to how many prompts so many given ones are expanded: a fit has no use for many unread."""
+        return max(given, min(self.prompts_wanted, 2 * self.lessons * self.answers_a_batch))
 
     @property
     def asks(self) -> bool:

@@ -363,7 +363,7 @@ def answered_prompts(
         fitted = texts[HELD_OUT_BATCHES * config.batch_size :]
         return unprompted(source, target, lora, fitted, config, on_progress=on_progress)
     return excited(
-        source, lora, prompts, config.prompts_wanted,
+        source, lora, prompts, config.prompts_for(len(prompts)),
         target=target, words=words_of(texts, source), seed=config.seed, on_progress=on_progress,
     )  # fmt: skip
 

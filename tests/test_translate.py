@@ -308,3 +308,12 @@ def test_the_card_names_what_it_was_made_of(carried: dict[str, TranslatedAdapter
     assert "unexplained share" not in body
     by_states = card(replace(recipe, config={**recipe.config, "readout": "states"}))
     assert ("unexplained share" in by_states) == (mode == "compiled")
+
+
+def test_a_fit_of_few_steps_asks_for_few_prompts_and_never_drops_a_given_one() -> None:
+    config = TranslationConfig()
+    assert config.prompts_for(5) == config.prompts_wanted
+    short = replace(config, steps=20)
+    assert short.prompts_for(5) == 2 * 5 * 12
+    assert short.prompts_for(300) == 300
+    assert replace(config, prompts_wanted=8).prompts_for(5) == 8
