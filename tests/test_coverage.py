@@ -9,6 +9,7 @@ from translation_fixtures import corpus
 
 from cast.adapters import Kernel, Lora
 from cast.arriving import held_out_quality
+from cast.commands.carrying import _expectations
 from cast.coverage import covered, measured_coverage
 from cast.errors import CorpusError
 from cast.models import LanguageModel
@@ -113,3 +114,14 @@ def test_a_prediction_is_a_share_and_says_why_it_is_low() -> None:
     assert "in part" in words(replace(measured, kl_carried_adapted=1.0))
     assert "the text hardly shows what the adapter does" in words(barely)
     assert "95 % of its effect" in words(replace(measured, kl_carried_adapted=1.9))
+
+
+def test_what_would_help_depends_on_whether_prompts_were_given() -> None:
+    low = Quality(kl_carried_base=2.0, kl_carried_adapted=0.2, reach=REACHED / 10, strongest=(" owl",))
+    recipe = replace(RECIPE, quality=replace(low, predicted=predicted(low)))
+    (unlikely, without), (_, given) = (_expectations(recipe, prompted=prompted) for prompted in (False, True))
+    assert unlikely.startswith("Unlikely")
+    assert "hardly excites" in without
+    assert "a few (--prompts FILE)" in without
+    assert r"each on one line, \n where it breaks" in given
+    assert _expectations(RECIPE, prompted=True) == []

@@ -72,7 +72,7 @@ def translate(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> An
                 f"  {recipe.tokens:,} tokens, {recipe.seconds:.0f} s; of the carried effect "
                 f"{1 - missing:.0%} arrives on held-out text"
             )
-        for line in _expectations(recipe):
+        for line in _expectations(recipe, prompted=bool(prompts)):
             say(f"  {line}")
         made.append(
             {"folder": str(folder), "recipe": asdict(recipe), "expectation": prediction.in_words(recipe)}
@@ -146,13 +146,15 @@ def _translation_config(args: argparse.Namespace) -> TranslationConfig:
     )
 
 
-def _expectations(recipe: Recipe) -> list[str]:
+def _expectations(recipe: Recipe, *, prompted: bool) -> list[str]:
     """What may be expected of a translation, and what would help, in sentences."""
     lines = [prediction.in_words(recipe), prediction.said_in_words(recipe.quality)]
     reach, strongest = recipe.quality.reach, recipe.quality.strongest
     if reach is not None and prediction.hardly_excited(recipe.quality):
         told = prediction.excites_in_words(reach, strongest)
-        lines.append(f"{told}: give a few example prompts (--prompts FILE).")
+        # A prompt of several lines that was written as such has been read as several prompts.
+        helps = r"others, each on one line, \n where it breaks" if prompted else "a few (--prompts FILE)"
+        lines.append(f"{told}: as example prompts give {helps}.")
     return [line for line in lines if line]
 
 
