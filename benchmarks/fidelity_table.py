@@ -148,11 +148,11 @@ def _overview(runs: Sequence[Result], methods: Sequence[str]) -> str:
 
 def _middle_and_least(runs: Sequence[Result]) -> tuple[str, str]:
     """Median lift of all pairs and tasks, and the least with its place; seeds are averaged."""
-    cells: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    cells: dict[tuple[str, str, str], list[Result]] = defaultdict(list)
     for run in runs:
-        if run.lift is not None:
-            cells[run.source, run.target, run.task].append(run.lift)
-    lifts = {place: fmean(values) for place, values in cells.items()}
+        cells[run.source, run.target, run.task].append(run)
+    means = {place: Cell(tuple(own)).lift for place, own in cells.items()}
+    lifts = {place: lift for place, lift in means.items() if lift is not None}
     if not lifts:
         return "–", "–"
     source, target, task = min(lifts, key=lambda place: lifts[place])

@@ -235,7 +235,7 @@ def _round(
                 best = _Best(result, done + step, fit.kernels())
         metrics = {"missing": best.outcome.total, "kl": best.outcome.missing}
         on_progress(Progress(stage, step, fit.config.steps, metrics))
-        if step % _TEST_EVERY == 0 and step - lowered >= _PATIENCE * _TEST_EVERY:
+        if step - lowered >= _PATIENCE * _TEST_EVERY:
             break
     fit.restore(best.kernels)
     return best, done + step

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -94,7 +94,7 @@ class SourceReader:
         if any(crossings):
             self.advance(own)
         standing = [
-            settled(tokens, found, partial(self._log_probs, row)) if found else tokens
+            settled(tokens, found, cache(partial(self._log_probs, row))) if found else tokens
             for row, (tokens, found) in enumerate(zip(own, crossings, strict=True))
         ]
         return self._likeliest(own, standing, self.transcripts)

@@ -352,9 +352,7 @@ class WordedBatch:
         return logits
 
     def _taken_over(self, acting: Sequence[int], own: Sequence[Tokens], logits: Tensor) -> Tensor:
-        said = self.reader.log_probs([(row, len(own[row]) - 1) for row in acting])
-        adapted, plain = (torch.stack(way) for way in zip(*said, strict=True))
-        before, after = self._runner.at_strength(plain, adapted)
+        before, after = self._behind([(row, len(own[row]) - 1) for row in acting])
         pending = [self.reader.transcripts[row].text[max(own[row].ends[-1], 0) :] for row in acting]
         pooling = torch.tensor([self._trust[row][-1] for row in acting])
         taken = self._runner.vocabulary.take_over(logits, before, after, pending, pooling)
@@ -386,11 +384,17 @@ class WordedBatch:
                 torch.stack(states[row][start:]) for states in (self.reader.plain, self.reader.adapted)
             )
             return self._runner.said(plain, adapted, ids[start:])
-        said = self.reader.log_probs([(row, place) for place in places])
-        ways = (self._runner.at_strength(without, after) for after, without in said)
-        following = ids[start + 1 :]
-        chosen = [[float(way[token]) for way in both] for both, token in zip(ways, following, strict=True)]
-        return torch.tensor([[0.0, 0.0], *chosen])
+        first = torch.zeros(1, 2)
+        if not places:
+            return first
+        before, after = self._behind([(row, place) for place in places])
+        following = torch.tensor(ids[start + 1 :], device=before.device)
+        return torch.cat([first, _likelihoods(before, after, following)])
+
+    def _behind(self, places: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """`WordedRunner.distributions` [N, V_s] behind N (row, token) places, at least one."""
+        adapted, plain = (torch.stack(way) for way in zip(*self.reader.log_probs(places), strict=True))
+        return self._runner.at_strength(plain, adapted)
 
     def _whole_character(self, row: int) -> bool:
         ends = self.reader.transcripts[row].ends
