@@ -4,11 +4,19 @@ Two vocabularies cut text differently, but both are text. With p and q a source'
 without and with a LoRA, and t a target's own, the target takes over the *moved mass*: with
 μ = max(q - p, 0) and k = min(1, q / p), both read as target tokens,
 
-    (1 - |μ|) · t·k / |t·k| + μ,
+    m = (1 - |μ|) · t·k / |t·k| + μ,
 
 which is q itself where the target is the source (|·| is the sum), keeps the target's own judgement among what
 the LoRA leaves alone, and needs no likeness of the two beyond the text. Proxy tuning (arXiv 2401.08565)
 multiplies t by q / p instead; where the target thinks little of a word, no factor is large enough to say it.
+
+But in the midst of a sentence, where no model is sure, μ is the source's choice of words and not its LoRA's.
+There what the LoRA changes is the odds of words, and the target's own choice is weighed by it:
+
+    w = t·(q / p)^a / |t·(q / p)^a|,    a = |min(t, p)|,
+
+proxy tuning as far as the two models agree: a change of odds tells little to one that expects other words. As
+likely as q's likeliest word is m is said, and w for the rest. Where the target is the source, w is q as well.
 
 Inside a source token the target goes on in pieces: behind ` ha` of ` happy` the same is done with the source
 tokens that begin with ` ha`, each standing for the rest of its text.
@@ -61,7 +69,8 @@ class Bridge:
             own: [N, V_t] log-probabilities of the target itself.
             before: [N, V_s] log-probabilities of the source without the LoRA.
             after: [N, V_s] the same with it.
-            pooling: [N] in [0, 1], weight of the adapted source in a logarithmic pool with the outcome.
+            pooling: [N] in [0, 1], weight of the adapted source in a logarithmic pool with the outcome, as
+                far as it is sure, max q, or less in doubt of the next word than the target: σ(H(t) - H(q)).
 
         Returns:
             [N, V_t] float32 log-probabilities.
@@ -71,21 +80,25 @@ class Bridge:
         moved = (q - p).clamp_min(0) / begun.clamp_min(_NOISE)
         p, q = p / p.sum(-1, keepdim=True).clamp_min(_NOISE), q / begun.clamp_min(_NOISE)
         said, was, taken = (self._as_target(given) for given in (q, p, moved))
-        keep = self._spread(_ratio(said, was), _ratio(q, p), own.shape[-1])
         # What is as wide as the target's vocabulary stays in float32: there it is what takes the time.
-        kept = keep.mul_(own.exp())
-        kept /= kept.sum(-1, keepdim=True).clamp_min(torch.finfo(kept.dtype).tiny)
-        kept *= 1 - taken[:, :-1].sum(-1, keepdim=True).float()
-        result = kept.index_add_(1, self.spoken, taken[:, :-1].float()).clamp_min_(_NEVER).log_()
-        self._pool(result, said[:, :-1], pooling)
+        ratio = self._spread(_ratio(said, was), _ratio(q, p), own.shape[-1])
+        chances, taken = own.exp(), taken[:, :-1].float()
+        result = _shares(ratio.clamp(max=1).mul_(chances)).mul_(1 - taken.sum(-1, keepdim=True))
+        result.index_add_(1, self.spoken, taken)
+        agreed = torch.minimum(chances[:, self.spoken], was[:, :-1].float()).sum(-1, keepdim=True)
+        weighed = _shares(ratio.pow_(agreed).mul_(chances.add_(_NOISE)))
+        sure = said[:, :-1].amax(-1, keepdim=True)
+        result = weighed.lerp_(result, sure.float()).clamp_min_(_NEVER).log_()
+        # Where the source is not sure, it counts for more if the target is in more doubt.
+        doubt = _entropy(own) - _entropy(said[:, :-1].clamp_min(_NEVER).log()).float()
+        self._pool(result, said[:, :-1], pooling * torch.maximum(sure[:, 0].float(), doubt.sigmoid()))
         return torch.where(begun > _NOISE, result, own)
 
     def factor(self, before: Tensor, after: Tensor, size: int) -> Tensor:
         """The logarithm of q / p [N, size] of target tokens, from the source's log-probabilities [N, V_s]."""
         p, q = (given.double()[:, self.ids].exp() for given in (before, after))
         said, was = (self._as_target(given) for given in (q, p))
-        found = self._spread((said + _NOISE) / (was + _NOISE), (q + _NOISE) / (p + _NOISE), size)
-        return found.log_()
+        return self._spread(_ratio(said, was), _ratio(q, p), size).log_()
 
     def _as_target(self, given: Tensor) -> Tensor:
         """Mass [N, K] of source tokens as mass [N, U + 1] of `spoken`, and of what begins with none."""
@@ -113,7 +126,17 @@ class Bridge:
 
 
 def _ratio(after: Tensor, before: Tensor) -> Tensor:
-    return ((after + _NOISE) / (before + _NOISE)).clamp(max=1.0)
+    return (after + _NOISE) / (before + _NOISE)
+
+
+def _entropy(log_probs: Tensor) -> Tensor:
+    """Entropy [N] in nats of distributions [N, V]."""
+    return -(log_probs.exp() * log_probs).sum(-1)
+
+
+def _shares(mass: Tensor) -> Tensor:
+    """Mass [N, V] as distributions, in place."""
+    return mass.div_(mass.sum(-1, keepdim=True).clamp_min(torch.finfo(mass.dtype).tiny))
 
 
 class VocabularyMap:
@@ -162,7 +185,7 @@ class VocabularyMap:
         for text in dict.fromkeys(pending):
             places = torch.tensor([place for place, other in enumerate(pending) if other == text])
             bridge = self.bridge(text)
-            for at in places.split(size) if len(bridge.ids) else ():
+            for at in places.split(size) if len(bridge.spoken) else ():
                 result[at] = bridge.crossed(own[at], before[at], after[at], pooling[at])
         return result
 
