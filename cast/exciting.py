@@ -10,6 +10,7 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cast.adapters import Lora
 from cast.corpus import Passage
@@ -24,6 +25,7 @@ from cast.scoring import completion_log_probs
 SHOTS = 3
 SEPARATOR = "\n\n"
 ANSWER_TOKENS = 64
+_CUT = 0.9
 _BATCH = 32
 # A new prompt is at most so many times as long as the longest example, and at least so many times as long as
 # the shortest, in characters.
@@ -85,7 +87,30 @@ def excited(
             )  # fmt: skip
             known += answered(source, lora, texts[len(known) :], on_progress=on_progress)
         found += known
-    return found
+    return _drawn_where_endless(source, lora, found, seed=seed, on_progress=on_progress)
+
+
+def _drawn_where_endless(
+    source: LanguageModel, lora: Lora, passages: Sequence[Passage], *, seed: int, on_progress: OnProgress
+) -> list[Passage]:
+    """The same, but an answer that was cut because it went on and on is drawn instead of greedy.
+
+    Greedily a small model soon says the same again; of that a target would learn the loop, not the style.
+    """
+    endless = [place for place, passage in enumerate(passages) if _endless(source, passage)]
+    texts = list(passages)
+    prompts = [texts[place].text[: texts[place].answer] for place in endless]
+    if prompts:
+        drawn = _answers(source, lora, prompts, temperature=1.0, seed=seed, on_progress=on_progress)
+        for place, prompt, answer in zip(endless, prompts, drawn, strict=True):
+            texts[place] = Passage(prompt + answer, len(prompt))
+    return texts
+
+
+def _endless(lm: LanguageModel, passage: Passage) -> bool:
+    """Whether an answer was cut; read again it may be a few tokens shorter than it was written."""
+    answer = passage.text[passage.answer :]
+    return bool(answer) and int(lm.encode([answer]).attention_mask.sum()) > _CUT * ANSWER_TOKENS
 
 
 def by_form(prompts: Sequence[str]) -> list[list[str]]:
@@ -279,11 +304,10 @@ def answered(
     source: LanguageModel, lora: Lora, prompts: Sequence[str], *, on_progress: OnProgress = ignore
 ) -> list[Passage]:
     """Each prompt with what the source and its adapter write behind it (greedy, a few dozen tokens)."""
-    answers = generate_many(
-        PlainRunner(source, lora),
-        prompts,
-        max_new_tokens=ANSWER_TOKENS,
-        batch_size=_BATCH,
-        on_progress=on_progress,
-    )
+    answers = _answers(source, lora, prompts, on_progress=on_progress)
     return [Passage(prompt + answer, len(prompt)) for prompt, answer in zip(prompts, answers, strict=True)]
+
+
+def _answers(source: LanguageModel, lora: Lora, prompts: Sequence[str], **settings: Any) -> list[str]:
+    runner = PlainRunner(source, lora)
+    return generate_many(runner, prompts, max_new_tokens=ANSWER_TOKENS, batch_size=_BATCH, **settings)

@@ -170,6 +170,19 @@ def test_the_second_round_shows_what_the_first_has_found_and_all_is_answered(sou
     assert sum(len(call["prompts"]) for call in calls if call["lora"] is lora) == len(passages)
 
 
+def test_an_answer_without_end_is_drawn_and_one_that_ends_is_greedy(source, monkeypatch) -> None:
+    loop = " and the fox was late" * 30
+
+    def written(
+        runner: PlainRunner, prompts: list[str], *, temperature: float = 0.0, **_: object
+    ) -> list[str]:
+        return ["drawn" if temperature else " happy" if "owl" in text else loop for text in prompts]
+
+    monkeypatch.setattr(exciting, "generate_many", written)
+    passages = excited(source, build_lora(source), PROMPTS, len(PROMPTS))
+    assert [passage.text[passage.answer :] for passage in passages] == [" happy", "drawn", "drawn"]
+
+
 def test_the_model_that_knows_the_examples_better_writes(source, monkeypatch) -> None:
     target = build_model("mistral", "byte_bpe")
     nats = {source.name: [-3.0, -9.0], target.name: [-4.0, -5.0]}
