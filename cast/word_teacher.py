@@ -93,7 +93,7 @@ class Told:
     weights: Tensor
     """float32 [K], how much each counts; their sum is the number of the batch's positions."""
     answering: Tensor
-    """bool [K], which of them speak an answer, of those answers of which no position is left out."""
+    """bool [K], which of them speak an answer, of those that end and of which no position is left out."""
     wanted: Wanted
 
     def missing(self, logits: Tensor) -> Tensor:
@@ -148,8 +148,11 @@ class WordTeacher:
         weights *= self._importance(answering)[chosen]
         whole = _all_chosen(rows, answering, chosen)
         rows, positions = rows[chosen], positions[chosen]
-        wanted = self._runner.logits_beside(reading, tokens, rows, positions).log_softmax(-1)
-        return Told(tokens, rows, positions, weights.to(wanted.device), whole, Wanted.of(wanted))
+        log_probs = self._runner.logits_beside(reading, tokens, rows, positions).log_softmax(-1)
+        wanted = Wanted.of(log_probs)
+        over = torch.isin(wanted.ids[:, 0].cpu(), torch.tensor(sorted(self.target.eos_ids)))
+        whole &= _at_last(rows, positions, over)[rows]
+        return Told(tokens, rows, positions, weights.to(log_probs.device), whole, wanted)
 
     def logits(self, told: Told, last: Tensor) -> Tensor:
         """Logits [K, V_t] at the K positions, of the target's last residuals [B, n, d_t]."""
@@ -191,6 +194,14 @@ def _all_chosen(rows: Tensor, answering: Tensor, chosen: Tensor) -> Tensor:
         for at in (answering, chosen[answering[chosen]])
     )
     return answering[chosen] & (every == held)[rows[chosen]]
+
+
+def _at_last(rows: Tensor, positions: Tensor, what: Tensor) -> Tensor:
+    """What [K] says at the last position of each row, bool [R]."""
+    size = int(rows.max()) + 1
+    last = torch.zeros(size, dtype=torch.long).scatter_reduce(0, rows, positions, "amax")
+    at = positions == last[rows]
+    return torch.zeros(size, dtype=torch.bool).index_put((rows[at],), what[at])
 
 
 def _moved(reading: Reading, tokens: TokenBatch, rows: Tensor, positions: Tensor) -> Tensor:

@@ -423,13 +423,26 @@ def test_held_out_answers_are_of_every_form_and_at_most_a_quarter() -> None:
     assert [spared(count) for count in (15, 16, 31, 32, 100)] == [0, 4, 4, 8, 8]
 
 
-def test_an_answer_is_said_where_all_its_tokens_are_the_likeliest(carrier: Carrier) -> None:
+def ending(
+    teacher: WordTeacher, passages: Sequence[Passage], monkeypatch: pytest.MonkeyPatch, rows: Sequence[int]
+) -> Told:
+    """What is told of passages of which some end: what is wanted behind their last tokens is an end."""
+    told, target = teacher.tell(passages), teacher.target
+    last = {int(row): int(token) for row, token in zip(told.rows, told.wanted.ids[:, 0], strict=True)}
+    # The vocabularies' map stands by now, so that ends come out as they did.
+    monkeypatch.setitem(target.__dict__, "eos_ids", frozenset(last[row] for row in rows))
+    return teacher.tell(passages)
+
+
+def test_an_answer_is_said_where_all_its_tokens_are_the_likeliest(
+    carrier: Carrier, monkeypatch: pytest.MonkeyPatch
+) -> None:
     answers = [
         Passage("The owl smiled. The fox", 15),
         Passage("Once upon a time.", 11),
         Passage("The village"),
     ]
-    told = teacher_of(carrier).tell(answers)
+    told = ending(teacher_of(carrier), answers, monkeypatch, [0, 1, 2])
     assert set(told.rows[told.answering].tolist()) == {0, 1}
     logits = torch.zeros(len(told.rows), carrier.target.vocabulary)
     logits[torch.arange(len(logits)), told.wanted.ids[:, 0].long()] = 1.0
@@ -440,12 +453,24 @@ def test_an_answer_is_said_where_all_its_tokens_are_the_likeliest(carrier: Carri
     assert told.answers_said(logits) == [True, False]
 
 
+def test_an_answer_that_does_not_end_is_neither_said_nor_not(
+    carrier: Carrier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = teacher_of(carrier)
+    answers = [Passage("The owl smiled. The fox", 15), Passage("Once upon a time, 11", 11)]
+    assert not teacher.tell(answers).answering.any()
+    told = ending(teacher, answers, monkeypatch, [1])
+    assert 1 in told.rows[told.answering]
+
+
 def test_an_answer_of_which_a_position_is_left_out_does_not_count(
     carrier: Carrier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = [Passage("The owl smiled at the old mill by the river.", 3), Passage("Fox!", 3)]
     teacher = teacher_of(carrier)
-    count = len(teacher.tell(answers).rows)
+    told = ending(teacher, answers, monkeypatch, [0, 1])
+    assert set(told.rows[told.answering].tolist()) == {0, 1}
+    count = len(told.rows)
     monkeypatch.setattr(LanguageModel, "positions_at_once", property(lambda self: count - 2))
     told = teacher.tell(answers)
     assert len(told.rows) == count - 2
