@@ -77,8 +77,8 @@ def translate_seconds(source: Shape, target: Shape, config: TranslationConfig, *
     work = read * (source.forward(config.site_tokens) + target.forward(config.site_tokens))
     handled = float(read * config.site_tokens)
     if config.mode == "compiled":
-        # By words and with prompts something between one round and all of them.
-        rounds = (1 + config.rounds) / 2 if prompts and config.readout == "words" else 1.0
+        # Something between one round and all that there may be.
+        rounds = (1 + config.most_rounds(prompts=prompts)) / 2
         tokens = config.batch_size * _TEXT_TOKENS
         # Each batch is told once, by the source with and without its adapter and by the bare target.
         work += rounds * config.lessons * (2 * source.forward(tokens) + target.forward(tokens))

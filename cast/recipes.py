@@ -150,6 +150,14 @@ class TranslationConfig:
         """Compiled: to how many prompts so many given ones are expanded: a fit has no use for many unread."""
         return max(given, min(self.prompts_wanted, 2 * self.lessons * self.answers_a_batch))
 
+    def most_rounds(self, *, prompts: bool) -> int:
+        """Compiled: how many rounds of steps may follow each other.
+
+        One without prompts: what an adapter makes of general text is mostly not its skill; that it is said,
+        or not, tells nothing. One to states as well: they say nothing.
+        """
+        return self.rounds if prompts and self.readout == "words" else 1
+
     @property
     def asks(self) -> bool:
         """Whether, without prompts, the adapter is asked what it makes of general text."""

@@ -322,8 +322,7 @@ def _compiled(work: _Work) -> TranslatedAdapter:
     work.on_progress(Progress("coverage", 1, 1, {"energy": shown.energy, "reach": shown.reach}))
     maps = work.site_maps() if work.heads else None
     start = starting_kernels(work.target, maps, work.lora, work.config)
-    # What an adapter makes of general text is mostly not its skill: that it is said, or not, tells nothing.
-    config = work.config if work.prompts else replace(work.config, rounds=1)
+    config = replace(work.config, rounds=work.config.most_rounds(prompts=bool(work.prompts)))
     fitted = compile_lora(
         work.target, partial(_goal, work), start, work.texts, config,
         answers=answers, on_progress=work.on_progress,
