@@ -10,7 +10,7 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 from cast.adapters import Lora
 from cast.corpus import Passage
@@ -25,6 +25,7 @@ from cast.scoring import completion_log_probs
 SHOTS = 3
 SEPARATOR = "\n\n"
 ANSWER_TOKENS = 64
+# An answer of so many of these was cut.
 _CUT = 0.9
 _BATCH = 32
 # A new prompt is at most so many times as long as the longest example, and at least so many times as long as
@@ -62,6 +63,7 @@ def excited(
 
     Form by form (`by_form`), each in two rounds: in the second, prompts of the first are shown as examples
     too, evenly over their answers, so that answers which the given ones do not call for are found as well.
+    Answers are greedy, but drawn where most of those to the given prompts do not end.
 
     Args:
         source: the model.
@@ -80,31 +82,20 @@ def excited(
         # Of several forms, such as those of two skills in one adapter, each is made more by itself.
         share = round(count * len(form) / len(prompts))
         known = answered(source, lora, form, on_progress=on_progress)
+        # Greedily a small model that writes on and on soon says the same again; of that a target would learn
+        # the loop, not the style.
+        endless = 2 * sum(_endless(source, passage) for passage in known) > len(known)
+        answer = partial(answered, source, lora, temperature=1.0 if endless else 0.0, on_progress=on_progress)
+        if endless:
+            known = answer(form, seed=seed)
         for turn, part in enumerate(_ROUNDS):
             texts = expanded(
                 writer, form, round(part * share), known=known, words=words, seed=seed + turn,
                 on_progress=on_progress,
             )  # fmt: skip
-            known += answered(source, lora, texts[len(known) :], on_progress=on_progress)
+            known += answer(texts[len(known) :], seed=seed + turn + 1)
         found += known
-    return _drawn_where_endless(source, lora, found, seed=seed, on_progress=on_progress)
-
-
-def _drawn_where_endless(
-    source: LanguageModel, lora: Lora, passages: Sequence[Passage], *, seed: int, on_progress: OnProgress
-) -> list[Passage]:
-    """The same, but an answer that was cut because it went on and on is drawn instead of greedy.
-
-    Greedily a small model soon says the same again; of that a target would learn the loop, not the style.
-    """
-    endless = [place for place, passage in enumerate(passages) if _endless(source, passage)]
-    texts = list(passages)
-    prompts = [texts[place].text[: texts[place].answer] for place in endless]
-    if prompts:
-        drawn = _answers(source, lora, prompts, temperature=1.0, seed=seed, on_progress=on_progress)
-        for place, prompt, answer in zip(endless, prompts, drawn, strict=True):
-            texts[place] = Passage(prompt + answer, len(prompt))
-    return texts
+    return found
 
 
 def _endless(lm: LanguageModel, passage: Passage) -> bool:
@@ -301,13 +292,31 @@ def _common_ending(prompts: Sequence[str]) -> str:
 
 
 def answered(
-    source: LanguageModel, lora: Lora, prompts: Sequence[str], *, on_progress: OnProgress = ignore
+    source: LanguageModel,
+    lora: Lora,
+    prompts: Sequence[str],
+    *,
+    temperature: float = 0.0,
+    seed: int = 0,
+    on_progress: OnProgress = ignore,
 ) -> list[Passage]:
-    """Each prompt with what the source and its adapter write behind it (greedy, a few dozen tokens)."""
-    answers = _answers(source, lora, prompts, on_progress=on_progress)
+    """Each prompt with what the source and its adapter write behind it, a few dozen tokens.
+
+    Args:
+        source: the model.
+        lora: its adapter.
+        prompts: any texts.
+        temperature: of the draw; 0 is greedy.
+        seed: of the draw.
+        on_progress: gets the stage `generate`.
+    """
+    answers = generate_many(
+        PlainRunner(source, lora),
+        prompts,
+        max_new_tokens=ANSWER_TOKENS,
+        temperature=temperature,
+        seed=seed,
+        batch_size=_BATCH,
+        on_progress=on_progress,
+    )
     return [Passage(prompt + answer, len(prompt)) for prompt, answer in zip(prompts, answers, strict=True)]
-
-
-def _answers(source: LanguageModel, lora: Lora, prompts: Sequence[str], **settings: Any) -> list[str]:
-    runner = PlainRunner(source, lora)
-    return generate_many(runner, prompts, max_new_tokens=ANSWER_TOKENS, batch_size=_BATCH, **settings)

@@ -170,17 +170,26 @@ def test_the_second_round_shows_what_the_first_has_found_and_all_is_answered(sou
     assert sum(len(call["prompts"]) for call in calls if call["lora"] is lora) == len(passages)
 
 
-def test_an_answer_without_end_is_drawn_and_one_that_ends_is_greedy(source, monkeypatch) -> None:
-    loop = " and the fox was late" * 30
+@pytest.mark.parametrize(("long", "drawn"), [(("fox", "home"), True), (("fox",), False), ((), False)])
+def test_answers_are_drawn_where_most_of_those_to_the_given_prompts_do_not_end(
+    source, monkeypatch, long: tuple[str, ...], drawn: bool
+) -> None:
+    lora, loop = build_lora(source), " and the fox was late" * 30
 
     def written(
         runner: PlainRunner, prompts: list[str], *, temperature: float = 0.0, **_: object
     ) -> list[str]:
-        return ["drawn" if temperature else " happy" if "owl" in text else loop for text in prompts]
+        if runner.lora is None:
+            return [f"A duck {index} came by.\n[mood] ->" for index in range(len(prompts))]
+        if temperature:
+            return [" drawn"] * len(prompts)
+        return [loop if any(word in text for word in long) else " happy" for text in prompts]
 
     monkeypatch.setattr(exciting, "generate_many", written)
-    passages = excited(source, build_lora(source), PROMPTS, len(PROMPTS))
-    assert [passage.text[passage.answer :] for passage in passages] == [" happy", "drawn", "drawn"]
+    passages = excited(source, lora, PROMPTS, 8)
+    answers = [passage.text[passage.answer :] for passage in passages]
+    assert len(answers) > len(PROMPTS)
+    assert set(answers) == ({" drawn"} if drawn else {" happy", loop} if long else {" happy"})
 
 
 def test_the_model_that_knows_the_examples_better_writes(source, monkeypatch) -> None:
