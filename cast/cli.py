@@ -149,7 +149,7 @@ def _translation(parser: argparse.ArgumentParser) -> None:
         "--rounds",
         type=int,
         help="compiled mode, by words and with prompts: rounds of steps at most; another follows while "
-        "held-out answers are not yet said",
+        "held-out answers that end are not yet said",
     )
     parser.add_argument("--rank", type=int, help="compiled mode: rank of the adapter that is fitted")
 

@@ -81,13 +81,12 @@ def excited(
     for form in by_form(prompts):
         # Of several forms, such as those of two skills in one adapter, each is made more by itself.
         share = round(count * len(form) / len(prompts))
-        known = answered(source, lora, form, on_progress=on_progress)
+        known = answered(source, lora, form[:_BATCH], on_progress=on_progress)
         # Greedily a small model that writes on and on soon says the same again; of that a target would learn
         # the loop, not the style.
         endless = 2 * sum(_endless(source, passage) for passage in known) > len(known)
         answer = partial(answered, source, lora, temperature=1.0 if endless else 0.0, on_progress=on_progress)
-        if endless:
-            known = answer(form, seed=seed)
+        known = answer(form, seed=seed) if endless else [*known, *answer(form[_BATCH:])]
         for turn, part in enumerate(_ROUNDS):
             texts = expanded(
                 writer, form, round(part * share), known=known, words=words, seed=seed + turn,

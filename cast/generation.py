@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -117,7 +117,7 @@ def generate_many(
     order = sorted(texts, key=lambda text: len(text.ids))
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
-        for ended in _finished(runner, chunk, sampling):
+        for ended in _finished(runner, chunk, replace(sampling, seed=seed + start)):
             # At every step: many long texts of a large model could not be cancelled else.
             on_progress(Progress("generate", start + ended, len(order)))
     return [text.piece(final=True) for text in texts]

@@ -30,7 +30,7 @@ class Outcome:
     missing: float
     """Nats a position."""
     said: float | None = None
-    """Share of the held-out answers that are said; None where there are none."""
+    """Share of the held-out answers that are said, of those that end; None where most do not."""
 
 
 @dataclass(frozen=True)

@@ -76,22 +76,28 @@ class Bridge:
             [N, V_t] float32 log-probabilities.
         """
         p, q = (given.double()[:, self.ids].exp() for given in (before, after))
-        begun = q.sum(-1, keepdim=True)
+        was_begun, begun = (given.sum(-1, keepdim=True) for given in (p, q))
         moved = (q - p).clamp_min(0) / begun.clamp_min(_NOISE)
-        p, q = p / p.sum(-1, keepdim=True).clamp_min(_NOISE), q / begun.clamp_min(_NOISE)
+        p, q = p / was_begun.clamp_min(_NOISE), q / begun.clamp_min(_NOISE)
         said, was, taken = (self._as_target(given) for given in (q, p, moved))
         # What is as wide as the target's vocabulary stays in float32: there it is what takes the time.
         ratio = self._spread(_ratio(said, was), _ratio(q, p), own.shape[-1])
         chances, taken = own.exp(), taken[:, :-1].float()
+        # Where the source is not sure, it counts for more in the pool if the target is in more doubt.
+        heard = _shares(said[:, :-1].clone()).float()
+        doubt = torch.special.entr(chances).sum(-1) - torch.special.entr(heard).sum(-1)
         result = _shares(ratio.clamp(max=1).mul_(chances)).mul_(1 - taken.sum(-1, keepdim=True))
         result.index_add_(1, self.spoken, taken)
         agreed = torch.minimum(chances[:, self.spoken], was[:, :-1].float()).sum(-1, keepdim=True)
-        weighed = _shares(ratio.pow_(agreed).mul_(chances.add_(_NOISE)))
+        chances[:, self.spoken] += _NOISE
+        weighed = _shares(ratio.pow_(agreed).mul_(chances))
         sure = said[:, :-1].amax(-1, keepdim=True)
-        result = weighed.lerp_(result, sure.float()).clamp_min_(_NEVER).log_()
-        # Where the source is not sure, it counts for more if the target is in more doubt.
-        doubt = _entropy(own) - _entropy(said[:, :-1].clamp_min(_NEVER).log()).float()
-        self._pool(result, said[:, :-1], pooling * torch.maximum(sure[:, 0].float(), doubt.sigmoid()))
+        if self.judges is None:
+            # That a word was begun may itself be what the LoRA has brought.
+            sure = torch.maximum(sure, 1 - was_begun / begun.clamp_min(_NOISE))
+        sure = sure.float()
+        result = weighed.lerp_(result, sure).clamp_min_(_NEVER).log_()
+        self._pool(result, said[:, :-1], pooling * torch.maximum(sure[:, 0], doubt.sigmoid()))
         return torch.where(begun > _NOISE, result, own)
 
     def factor(self, before: Tensor, after: Tensor, size: int) -> Tensor:
@@ -127,11 +133,6 @@ class Bridge:
 
 def _ratio(after: Tensor, before: Tensor) -> Tensor:
     return (after + _NOISE) / (before + _NOISE)
-
-
-def _entropy(log_probs: Tensor) -> Tensor:
-    """Entropy [N] in nats of distributions [N, V]."""
-    return -(log_probs.exp() * log_probs).sum(-1)
 
 
 def _shares(mass: Tensor) -> Tensor:

@@ -93,7 +93,8 @@ class Told:
     weights: Tensor
     """float32 [K], how much each counts; their sum is the number of the batch's positions."""
     answering: Tensor
-    """bool [K], which of them speak an answer, of those that end and of which no position is left out."""
+    """bool [K], which of them speak an answer, of those that end and of which no position is left out; none
+    where most answers do not end."""
     wanted: Wanted
 
     def missing(self, logits: Tensor) -> Tensor:
@@ -151,7 +152,7 @@ class WordTeacher:
         log_probs = self._runner.logits_beside(reading, tokens, rows, positions).log_softmax(-1)
         wanted = Wanted.of(log_probs)
         over = torch.isin(wanted.ids[:, 0].cpu(), torch.tensor(sorted(self.target.eos_ids)))
-        whole &= _at_last(rows, positions, over)[rows]
+        whole &= _ending(rows[whole].unique(), _at_last(rows, positions, over))[rows]
         return Told(tokens, rows, positions, weights.to(log_probs.device), whole, wanted)
 
     def logits(self, told: Told, last: Tensor) -> Tensor:
@@ -202,6 +203,13 @@ def _at_last(rows: Tensor, positions: Tensor, what: Tensor) -> Tensor:
     last = torch.zeros(size, dtype=torch.long).scatter_reduce(0, rows, positions, "amax")
     at = positions == last[rows]
     return torch.zeros(size, dtype=torch.bool).index_put((rows[at],), what[at])
+
+
+def _ending(answers: Tensor, ends: Tensor) -> Tensor:
+    """Which rows [R] are answers that end; none where most do not: those that do tell little."""
+    ending = torch.zeros_like(ends)
+    ending[answers] = ends[answers]
+    return ending if 2 * int(ending.sum()) >= len(answers) else torch.zeros_like(ends)
 
 
 def _moved(reading: Reading, tokens: TokenBatch, rows: Tensor, positions: Tensor) -> Tensor:

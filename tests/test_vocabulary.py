@@ -29,6 +29,22 @@ def test_where_the_target_is_the_source_its_adapted_distribution_comes_out(
     torch.testing.assert_close(taken.exp(), after.softmax(-1), atol=2e-3 * pooling + 1e-5, rtol=0)
 
 
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), scale=st.floats(0.1, 2))
+def test_moved_mass_is_taken_as_far_as_the_source_is_sure_and_odds_for_the_rest(
+    same: LanguageModel, seed: int, scale: float
+) -> None:
+    own, before, after = (logits(same, seed + part, scale=scale) for part in range(3))
+    t, p, q = (given.double().softmax(-1) for given in (own, before, after))
+    moved, kept = (q - p).clamp_min(0), t * (q / p).clamp(max=1)
+    m = (1 - moved.sum(-1, keepdim=True)) * kept / kept.sum(-1, keepdim=True) + moved
+    w = t * (q / p) ** torch.minimum(t, p).sum(-1, keepdim=True)
+    sure = q.amax(-1, keepdim=True)
+    expected = sure * m + (1 - sure) * w / w.sum(-1, keepdim=True)
+    taken = VocabularyMap(same, same).take_over(own, before, after, [""] * 3, torch.zeros(3))
+    torch.testing.assert_close(taken.double().exp(), expected, atol=1e-5, rtol=1e-3)
+
+
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000), pending=st.sampled_from(["", " ", " v", " vill", "w", "zzz"]))
 def test_what_comes_out_is_a_distribution_and_no_change_changes_nothing(
@@ -110,6 +126,22 @@ def test_inside_a_word_that_the_lora_leaves_alone_the_target_goes_on_by_itself(t
     own = logits(target, 3, rows=1)
     taken = VocabularyMap(source, target).take_over(own, before, after, [" t"], torch.zeros(1))
     torch.testing.assert_close(taken.exp(), own.softmax(-1), atol=1e-5, rtol=1e-3)
+
+
+def test_a_word_that_the_lora_has_begun_is_gone_on_with_though_there_are_several(tiny_model) -> None:
+    source, target = tiny_model("llama", "unigram"), tiny_model("mistral", "byte_bpe")
+    vocabulary = VocabularyMap(source, target)
+    begun = max((" t", " w", " s", " h", " a"), key=lambda text: len(vocabulary.bridge(text).spoken))
+    bridge = vocabulary.bridge(begun)
+    assert len(bridge.spoken) > 1
+    before = logits(source, 1, rows=1)
+    before[0, bridge.ids] = -20.0
+    after = before.clone()
+    after[0, bridge.ids[bridge.first < len(bridge.spoken)]] = 9.0
+    own = logits(target, 2, rows=1)
+    own[0, bridge.spoken] = -9.0
+    taken = vocabulary.take_over(own, before, after, [begun], torch.zeros(1))
+    assert taken[0, bridge.spoken].exp().sum() > 0.99
 
 
 def test_an_end_is_an_end_in_both(tiny_model) -> None:

@@ -13,7 +13,7 @@ from cast.training import LoraTrainingConfig, train_lora
     prompts=True,
 )
 def self_distillation(given: Given) -> Runner:
-    """Trained as a LoRA is on a task, the adapted source's greedy answers being the labels.
+    """Trained as a LoRA is on a task, the adapted source's answers being the labels.
 
     Prompts, rank, rate and the steps of a round are those of `compiled` with prompts. Trans-LoRA's
     discriminator wants prompts that the adapter was trained on, of which there are none here.
