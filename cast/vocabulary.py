@@ -97,7 +97,8 @@ class Bridge:
             sure = torch.maximum(sure, 1 - was_begun / begun.clamp_min(_NOISE))
         sure = sure.float()
         result = weighed.lerp_(result, sure).clamp_min_(_NEVER).log_()
-        self._pool(result, said[:, :-1], pooling * torch.maximum(sure[:, 0], doubt.sigmoid()))
+        known = said[:, :-1].sum(-1) > _PATIENCE
+        self._pool(result, heard, pooling * torch.maximum(sure[:, 0], doubt.sigmoid()) * known)
         return torch.where(begun > _NOISE, result, own)
 
     def factor(self, before: Tensor, after: Tensor, size: int) -> Tensor:
@@ -120,13 +121,12 @@ class Bridge:
         factors = by_spoken[:, -1:].float().repeat(1, size)
         return factors.index_copy_(1, self.spoken, by_spoken[:, :-1].float())
 
-    def _pool(self, mixed: Tensor, said: Tensor, pooling: Tensor) -> None:
-        """Pool log-probabilities [N, V_t], in place, with what the adapted source says of `spoken` [N, U]."""
-        known = said.sum(-1)
-        for row in ((known > _PATIENCE) & (pooling > 0)).nonzero()[:, 0].tolist():
+    def _pool(self, mixed: Tensor, heard: Tensor, pooling: Tensor) -> None:
+        """Pool log-probabilities [N, V_t], in place, with the source's distributions of `spoken` [N, U]."""
+        for row in (pooling > 0).nonzero()[:, 0].tolist():
             weight = float(pooling[row])
             spoken = mixed.new_zeros(mixed.shape[-1])
-            spoken[self.spoken] = (said[row] / known[row]).float()
+            spoken[self.spoken] = heard[row]
             pooled = (1 - weight) * mixed[row] + weight * (spoken + _PATIENCE).log()
             mixed[row] = pooled.log_softmax(-1)
 
