@@ -85,14 +85,16 @@ def excited(
         # Greedily a small model that writes on and on soon says the same again; of that a target would learn
         # the loop, not the style.
         endless = 2 * sum(_endless(source, passage) for passage in known) > len(known)
-        answer = partial(answered, source, lora, temperature=1.0 if endless else 0.0, on_progress=on_progress)
-        known = answer(form, seed=seed) if endless else [*known, *answer(form[_BATCH:])]
+        answer = partial(
+            answered, source, lora, temperature=1.0 if endless else 0.0, seed=seed, on_progress=on_progress
+        )
+        known = answer(form) if endless else [*known, *answer(form[_BATCH:])]
         for turn, part in enumerate(_ROUNDS):
             texts = expanded(
                 writer, form, round(part * share), known=known, words=words, seed=seed + turn,
                 on_progress=on_progress,
             )  # fmt: skip
-            known += answer(texts[len(known) :], seed=seed + turn + 1)
+            known += answer(texts[len(known) :])
         found += known
     return found
 

@@ -1,8 +1,10 @@
 """Text from a runner: streamed piece by piece for one prompt, greedy in batches for evaluation."""
 
+import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -75,10 +77,10 @@ def generate(
     """
     sampling = sampling or Sampling()
     pick = _Picker(runner.lm, sampling)
-    text = _Continuation(runner.lm, prompt, sampling.stop)
+    text = _Continuation(runner.lm, prompt, sampling.stop, sampling.seed)
     session = runner.session()
     for _ in range(sampling.max_new_tokens):
-        if should_stop() or text.take(pick(session.next_logits(text.ids)[None])[0]):
+        if should_stop() or text.take(pick(session.next_logits(text.ids)[None], [text])[0]):
             break
         if piece := text.piece():
             yield piece
@@ -104,8 +106,8 @@ def generate_many(
         prompts: any texts.
         max_new_tokens: most tokens of each.
         stop: end before this text.
-        temperature: see `Sampling`; each text gets draws of its own.
-        seed: of the draws.
+        temperature: see `Sampling`.
+        seed: of the draws. Each prompt gets its own by it, whatever the others are.
         batch_size: prompts that are stepped together; those of like length are taken together.
         on_progress: gets stage `generate`.
 
@@ -113,14 +115,25 @@ def generate_many(
         RequestError: a prompt leaves no room in the model's context.
     """
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, stop=stop)
-    texts = [_Continuation(runner.lm, prompt, sampling.stop) for prompt in prompts]
+    texts = [
+        _Continuation(runner.lm, prompt, stop, own)
+        for prompt, own in zip(prompts, _seeds(prompts, seed), strict=True)
+    ]
     order = sorted(texts, key=lambda text: len(text.ids))
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
-        for ended in _finished(runner, chunk, replace(sampling, seed=seed + start)):
+        for ended in _finished(runner, chunk, sampling):
             # At every step: many long texts of a large model could not be cancelled else.
             on_progress(Progress("generate", start + ended, len(order)))
     return [text.piece(final=True) for text in texts]
+
+
+def _seeds(prompts: Sequence[str], seed: int) -> Iterator[str]:
+    """A seed for each prompt, from its text; where several are the same, from which of them it is as well."""
+    before: Counter[str] = Counter()
+    for prompt in prompts:
+        yield f"{seed} {before[prompt]} {prompt}"
+        before[prompt] += 1
 
 
 def _finished(runner: Runner, texts: Sequence["_Continuation"], sampling: Sampling) -> Iterator[int]:
@@ -128,7 +141,7 @@ def _finished(runner: Runner, texts: Sequence["_Continuation"], sampling: Sampli
     pick = _Picker(runner.lm, sampling)
     session, running = _batch_session(runner, len(texts)), list(texts)
     for _ in range(sampling.max_new_tokens):
-        tokens = pick(session.next_logits([text.ids for text in running]))
+        tokens = pick(session.next_logits([text.ids for text in running]), running)
         ended = [text.take(token) for text, token in zip(running, tokens, strict=True)]
         going = [row for row, over in enumerate(ended) if not over]
         if not going:
@@ -170,15 +183,14 @@ class _Picker:
     def __init__(self, lm: LanguageModel, sampling: Sampling) -> None:
         self._size = min(lm.vocabulary, len(lm.tokenizer))  # Rows of the head beyond it belong to no token.
         self._greedy = sampling.temperature == 0
-        self._generator = torch.Generator().manual_seed(sampling.seed)
         self._warpers = LogitsProcessorList()
         if not self._greedy:
             self._warpers.append(TemperatureLogitsWarper(sampling.temperature))
             if sampling.top_p < 1:
                 self._warpers.append(TopPLogitsWarper(sampling.top_p))
 
-    def __call__(self, logits: Tensor) -> list[int]:
-        """One token for each row of logits [B, V]."""
+    def __call__(self, logits: Tensor, texts: Sequence["_Continuation"]) -> list[int]:
+        """One token for each row of logits [B, V], by the next number that its text draws."""
         logits = logits[:, : self._size].float().cpu()
         if self._greedy:
             return logits.argmax(-1).tolist()
@@ -186,15 +198,16 @@ class _Picker:
         # One number a row against the summed probabilities, not `multinomial`: panes that differ by rounding
         # only then draw alike, on any device.
         mass = scores.double().softmax(-1).cumsum(-1)
-        drawn = torch.rand(len(logits), 1, generator=self._generator, dtype=torch.float64) * mass[:, -1:]
+        drawn = torch.tensor([[text.draw()] for text in texts], dtype=torch.float64) * mass[:, -1:]
         return torch.searchsorted(mass, drawn, right=True).clamp(max=self._size - 1)[:, 0].tolist()
 
 
 class _Continuation:
-    """A text that grows behind its prompt until it ends."""
+    """A text that grows behind its prompt until it ends, and the numbers in [0, 1) that it draws."""
 
-    def __init__(self, lm: LanguageModel, prompt: str, stop: str | None) -> None:
+    def __init__(self, lm: LanguageModel, prompt: str, stop: str | None, seed: int | str) -> None:
         self._lm, self._stop = lm, stop
+        self.draw = random.Random(seed).random
         self.ids: list[int] = lm.encode([prompt]).input_ids[0].tolist()
         if self._full():
             raise RequestError(

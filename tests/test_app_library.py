@@ -170,10 +170,8 @@ def test_prompts_are_made_answered_and_measured_before_a_fit(backend, chosen, he
     as_edited = replace(asked, prompts=edited, expand=False)
     again = backend.expand(as_edited, heads, ignore)
     assert tuple(row.prompt for row in again.rows) == edited
-    # Answers of models like these never end, so they are drawn: the same for the same prompts.
-    assert [row.answer for row in again.rows] == [
-        row.answer for row in backend.expand(as_edited, heads, ignore).rows
-    ]
+    # Answers of models like these never end, so they are drawn; an edit leaves those of the others alone.
+    assert again.rows[0] == found.rows[0]
     assert all(row.answer for row in again.rows)
 
     def stop(progress):

@@ -159,6 +159,17 @@ def test_seeds_decide_and_equal_distributions_draw_alike(tiny_model: Callable, t
     assert len({text(plain, seed) for seed in range(4)}) == 4
 
 
+def test_what_is_drawn_for_a_prompt_is_its_own_whatever_the_others_are(tiny_model: Callable) -> None:
+    runner = PlainRunner(tiny_model("llama"))
+
+    def drawn(prompts: list[str], seed: int = 0) -> list[str]:
+        return generate_many(runner, prompts, max_new_tokens=12, temperature=1.0, seed=seed, batch_size=2)
+
+    once, again, other = drawn(["The owl", "The owl", "A fox"])
+    assert len({once, again, other, *drawn(["The owl"], seed=1)}) == 4
+    assert drawn(["A fox", "So", "The owl"]) == [other, drawn(["So"])[0], once]
+
+
 def test_draws_follow_temperature_and_top_p(tiny_model: Callable) -> None:
     lm = tiny_model("llama", "byte_bpe")
     letters = [ids_of(lm, letter)[0] for letter in "abc"]
