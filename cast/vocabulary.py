@@ -82,15 +82,11 @@ class Bridge:
         said, was, taken = (self._as_target(given) for given in (q, p, moved))
         # What is as wide as the target's vocabulary stays in float32: there it is what takes the time.
         ratio = self._spread(_ratio(said, was), _ratio(q, p), own.shape[-1])
-        chances, taken = own.exp(), taken[:, :-1].float()
+        chances, heard = own.exp(), _shares(said[:, :-1].clone()).float()
         # Where the source is not sure, it counts for more in the pool if the target is in more doubt.
-        heard = _shares(said[:, :-1].clone()).float()
         doubt = torch.special.entr(chances).sum(-1) - torch.special.entr(heard).sum(-1)
-        result = _shares(ratio.clamp(max=1).mul_(chances)).mul_(1 - taken.sum(-1, keepdim=True))
-        result.index_add_(1, self.spoken, taken)
-        agreed = torch.minimum(chances[:, self.spoken], was[:, :-1].float()).sum(-1, keepdim=True)
-        chances[:, self.spoken] += _NOISE
-        weighed = _shares(ratio.pow_(agreed).mul_(chances))
+        result = self._taken_over(chances, ratio, taken[:, :-1].float())
+        weighed = self._weighed(chances, ratio, was[:, :-1].float())
         sure = said[:, :-1].amax(-1, keepdim=True)
         if self.judges is None:
             # That a word was begun may itself be what the LoRA has brought.
@@ -100,6 +96,17 @@ class Bridge:
         known = said[:, :-1].sum(-1) > _PATIENCE
         self._pool(result, heard, pooling * torch.maximum(sure[:, 0], doubt.sigmoid()) * known)
         return torch.where(begun > _NOISE, result, own)
+
+    def _taken_over(self, chances: Tensor, ratio: Tensor, moved: Tensor) -> Tensor:
+        """The m [N, V_t] of the module, from t and q / p [N, V_t] and the moved mass [N, U] of `spoken`."""
+        left = _shares(ratio.clamp(max=1).mul_(chances)).mul_(1 - moved.sum(-1, keepdim=True))
+        return left.index_add_(1, self.spoken, moved)
+
+    def _weighed(self, chances: Tensor, ratio: Tensor, was: Tensor) -> Tensor:
+        """The w [N, V_t] of the module, from t and q / p [N, V_t], used up here, and p [N, U] of `spoken`."""
+        agreed = torch.minimum(chances[:, self.spoken], was).sum(-1, keepdim=True)
+        chances[:, self.spoken] += _NOISE
+        return _shares(ratio.pow_(agreed).mul_(chances))
 
     def factor(self, before: Tensor, after: Tensor, size: int) -> Tensor:
         """The logarithm of q / p [N, size] of target tokens, from the source's log-probabilities [N, V_s]."""
