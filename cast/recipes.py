@@ -199,8 +199,8 @@ class Quality:
     kl_carried_adapted: float | None = None
     """KL(carried ‖ adapted target) in nats an aligned pair: what is still missing."""
     said: float | None = None
-    """Compiled: share of held-out answers of which the adapted target would say each token behind the ones
-    before it."""
+    """Compiled: share of the held-out answers that end of which the adapted target would say each token
+    behind the ones before it; None where most do not end."""
     coverage: float | None = None
     """Compiled: the kernels' input energy on the fitting text over that on their strongest tokens."""
     reach: float | None = None
