@@ -27,6 +27,8 @@ HELD_OUT_BATCHES = 2
 """Batches that nothing is fitted on: the first of general text, and of answers where there are enough."""
 _TEST_EVERY = 25
 _PATIENCE = 4
+# The end of a schedule that is run whatever came before: what high rates leave unsettled, low ones settle.
+_SETTLING = 0.25
 # Share by which a result must be lower to count.
 _BETTER = 1e-3
 # Share of the held-out answers that are said by a fit that has learnt the skill.
@@ -168,8 +170,9 @@ def compile_lora(
     """Fit the kernels of a plain LoRA so that the target changes as the source does.
 
     AdamW in float32 whatever the models' number type, rounds of a cosine schedule, and the kernels of the
-    best held-out result. A round ends early once that result no longer improves. Another follows while
-    held-out answers are not yet said and the last one lowered the result, up to the number configured.
+    best held-out result. Once that result no longer improves, a round goes on with the end of its schedule.
+    Another follows while held-out answers are not yet said and the last one lowered the result, up to the
+    number configured.
 
     Args:
         target: the model that shall have the LoRA.
@@ -224,21 +227,24 @@ def _round(
     """
     fit.begin()
     lessons.more()
-    lowest, lowered = math.inf, 0
-    for step in range(1, fit.config.steps + 1):
+    lowest, lowered, place, steps = math.inf, 0, 0, fit.config.steps
+    settling = round((1 - _SETTLING) * steps)
+    while place < steps:
         fit.step(lessons.next())
-        if step % _TEST_EVERY == 0 or step == fit.config.steps:
+        place, done = place + 1, done + 1
+        if place % _TEST_EVERY == 0 or place == steps:
             result = fit.measure()
             if result.total < lowest * (1 - _BETTER):
-                lowest, lowered = result.total, step
+                lowest, lowered = result.total, place
             if result.total < best.outcome.total * (1 - _BETTER):
-                best = _Best(result, done + step, fit.kernels())
+                best = _Best(result, done, fit.kernels())
         metrics = {"missing": best.outcome.total, "kl": best.outcome.missing}
-        on_progress(Progress(stage, step, fit.config.steps, metrics))
-        if step - lowered >= _PATIENCE * _TEST_EVERY:
-            break
+        on_progress(Progress(stage, place, steps, metrics))
+        if place < settling and place - lowered >= _PATIENCE * _TEST_EVERY:
+            fit.skip(settling - place)
+            place = settling
     fit.restore(best.kernels)
-    return best, done + step
+    return best, done
 
 
 def _split(
@@ -289,6 +295,11 @@ class _Fit:
         self._schedule = get_cosine_schedule_with_warmup(
             self._optimizer, min(_WARMUP, config.steps // 4), config.steps
         )
+
+    def skip(self, steps: int) -> None:
+        """Go on with the rate of so many steps later."""
+        for _ in range(steps):
+            self._schedule.step()
 
     def kernels(self) -> tuple[Kernel, ...]:
         """A copy of the kernels as they stand."""
