@@ -29,8 +29,9 @@ def expanded(request: TranslateRequest, heads: "FoundHeads | None", on_progress:
     """
     from cast import adapters, models, pipeline
     from cast.coverage import covered
+    from cast.exciting import endless
     from cast.interrupting import interruptible
-    from cast.prediction import excites, excites_in_words
+    from cast.prediction import ENDLESS, excites, excites_in_words
     from cast.translate import answered_prompts
 
     chosen, config = request.selection, translation_config(request)
@@ -45,4 +46,10 @@ def expanded(request: TranslateRequest, heads: "FoundHeads | None", on_progress:
     rows = tuple(
         AnsweredPrompt(answer.text[: answer.answer], answer.text[answer.answer :]) for answer in answers
     )
-    return Expansion(rows, shown.reach, excites(shown.reach), excites_in_words(shown.reach, shown.strongest))
+    return Expansion(
+        rows=rows,
+        reach=shown.reach,
+        excites=excites(shown.reach),
+        words=excites_in_words(shown.reach, shown.strongest),
+        warning=ENDLESS if request.prompts and endless(source, answers) else "",
+    )

@@ -167,13 +167,14 @@ class Expansion:
     """What a compiled fit reads beside general text, and how much of the adapter all of it excites.
 
     `reach` is the adapter's mean effect on the text over that on the tokens where it is largest, and `words`
-    says what that means.
+    says what that means; `warning`, what speaks against a fit on it.
     """
 
     rows: tuple[AnsweredPrompt, ...]
     reach: float
     excites: bool
     words: str
+    warning: str = ""
 
 
 @dataclass(frozen=True)

@@ -84,11 +84,11 @@ def excited(
         known = answered(source, lora, form[:_BATCH], on_progress=on_progress)
         # Greedily a small model that writes on and on soon says the same again; of that a target would learn
         # the loop, not the style.
-        endless = 2 * sum(_endless(source, passage) for passage in known) > len(known)
+        drawn = endless(source, known)
         answer = partial(
-            answered, source, lora, temperature=1.0 if endless else 0.0, seed=seed, on_progress=on_progress
+            answered, source, lora, temperature=1.0 if drawn else 0.0, seed=seed, on_progress=on_progress
         )
-        known = answer(form) if endless else [*known, *answer(form[_BATCH:])]
+        known = answer(form) if drawn else [*known, *answer(form[_BATCH:])]
         for turn, part in enumerate(_ROUNDS):
             texts = expanded(
                 writer, form, round(part * share), known=known, words=words, seed=seed + turn,
@@ -99,10 +99,12 @@ def excited(
     return found
 
 
-def _endless(lm: LanguageModel, passage: Passage) -> bool:
-    """Whether an answer was cut; read again it may be a few tokens shorter than it was written."""
-    answer = passage.text[passage.answer :]
-    return bool(answer) and int(lm.encode([answer]).attention_mask.sum()) > _CUT * ANSWER_TOKENS
+def endless(source: LanguageModel, passages: Sequence[Passage]) -> bool:
+    """Whether most answers do not end by themselves, but were cut."""
+    answers = [passage.text[passage.answer :] for passage in passages]
+    # Read again, an answer that was cut may be a few tokens shorter than it was written.
+    lengths = [int(source.encode([answer]).attention_mask.sum()) for answer in answers if answer]
+    return 2 * sum(length > _CUT * ANSWER_TOKENS for length in lengths) > len(answers)
 
 
 def by_form(prompts: Sequence[str]) -> list[list[str]]:

@@ -14,6 +14,11 @@ REACHED = 0.12
 """Reach below which a text hardly excites an adapter: with five example prompts all that were measured have
 more, and on general text few have (docs/fidelity.md, docs/experiments.md)."""
 LIKELY, PARTLY = 0.7, 0.3
+ENDLESS = (
+    "Most of its answers do not end. Of such prose a plain LoRA has carried less than the adapter beside the "
+    "target has, and from a smaller model it has done harm: compare with mode hosted."
+)
+"""What to do about an adapter that goes on and on (`benchmarks/real_pair`, *style*)."""
 
 
 def predicted(quality: Quality | None) -> float | None:
@@ -41,6 +46,12 @@ def in_words(recipe: Recipe) -> str:
     if quality.predicted >= PARTLY:
         return f"Likely to carry over in part ({number}): {_reason(quality)}."
     return f"Unlikely to carry over ({number}): {_reason(quality)}."
+
+
+def expected_in_words(recipe: Recipe) -> list[str]:
+    """What may be expected of a translation, in sentences."""
+    endless = ENDLESS if recipe.quality.endless else ""
+    return [line for line in (in_words(recipe), said_in_words(recipe.quality), endless) if line]
 
 
 def said_in_words(quality: Quality) -> str:

@@ -201,6 +201,8 @@ class Quality:
     said: float | None = None
     """Compiled: share of the held-out answers that end of which the adapted target would say each token
     behind the ones before it; None where most do not end."""
+    endless: bool = False
+    """Compiled with prompts: whether most of the adapter's answers do not end by themselves."""
     coverage: float | None = None
     """Compiled: the kernels' input energy on the fitting text over that on their strongest tokens."""
     reach: float | None = None

@@ -20,7 +20,7 @@ from cast.compiling import HELD_OUT_BATCHES, compile_lora, starting_kernels
 from cast.corpus import Passage
 from cast.coverage import covered
 from cast.errors import AdapterError, HeadsError, RequestError
-from cast.exciting import excited
+from cast.exciting import endless, excited
 from cast.gain import matched_gain
 from cast.goals import Goal, StatesGoal, WordsGoal
 from cast.heads import HeadSet
@@ -28,7 +28,7 @@ from cast.headwords import words_of
 from cast.hosting import HostedRunner
 from cast.kernel_mode import KernelRunner
 from cast.models import LanguageModel
-from cast.prediction import in_words, predicted, said_in_words
+from cast.prediction import expected_in_words, predicted
 from cast.progress import OnProgress, Progress, ignore
 from cast.recipes import RECIPE_FILE, Quality, Recipe, TranslationConfig, read_recipe
 from cast.runners import PlainRunner, Runner
@@ -135,7 +135,7 @@ def card(recipe: Recipe) -> str:
             f"A LoRA that was trained on `{recipe.source}`, carried to `{recipe.target}` by CAST in mode "
             f"`{recipe.mode}` at strength {recipe.strength:g}. {use}", "",
             *_quality_lines(recipe), "",
-            *filter(None, [in_words(recipe), said_in_words(recipe.quality)]), "",
+            *expected_in_words(recipe), "",
         ]
     )  # fmt: skip
 
@@ -331,6 +331,7 @@ def _compiled(work: _Work) -> TranslatedAdapter:
         fitted.quality, coverage=shown.energy, reach=shown.reach, source_effect=shown.effect,
         carriers=shown.carriers, strongest=shown.strongest,
         said=fitted.quality.said if work.prompts else None,
+        endless=bool(work.prompts) and endless(work.source, answers),
     )  # fmt: skip
     return work.plain(fitted.kernels, work.recipe(tokens=fitted.tokens, quality=quality))
 

@@ -13,7 +13,15 @@ from cast.commands.carrying import _expectations
 from cast.coverage import covered, measured_coverage
 from cast.errors import CorpusError
 from cast.models import LanguageModel
-from cast.prediction import LIKELY, REACHED, hardly_excited, in_words, predicted, said_in_words
+from cast.prediction import (
+    LIKELY,
+    REACHED,
+    expected_in_words,
+    hardly_excited,
+    in_words,
+    predicted,
+    said_in_words,
+)
 from cast.recipes import Quality, Recipe, TranslationConfig
 from cast.runners import PlainRunner
 from cast.wording import WordedRunner
@@ -107,6 +115,9 @@ def test_a_prediction_is_a_share_and_says_why_it_is_low() -> None:
         return in_words(replace(RECIPE, quality=replace(quality, predicted=predicted(quality))))
 
     assert in_words(RECIPE) == said_in_words(measured) == ""
+    assert expected_in_words(RECIPE) == []
+    (endless,) = expected_in_words(replace(RECIPE, quality=Quality(endless=True)))
+    assert "compare with mode hosted" in endless
     assert "would say 94 % word for word" in said_in_words(replace(measured, said=0.9375))
     assert words(replace(measured, kl_carried_adapted=2 * (1 - LIKELY) - 0.01)).startswith(
         "Likely to carry over ("

@@ -195,8 +195,10 @@ def _told(made: Made, lines: Sequence[Line]) -> str:
     else:
         read = f"{len(lines):,} texts that the adapter answers by itself, and general text."
     advice = f": give {'other' if given else 'a few'} example prompts." if not found.excites else "."
+    told = f"{read} {found.words}{advice} {found.warning}".rstrip()
+    good = found.excites and not found.warning
     caption = f'<p class="cast-caption">{_CAPTION}</p>' if found.rows else ""
-    return views.sentence(f"{read} {found.words}{advice}", "good" if found.excites else "info") + caption
+    return views.sentence(told, "good" if good else "info") + caption
 
 
 def _cells(lines: Sequence[Line]) -> list[list[Any]]:

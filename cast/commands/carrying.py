@@ -148,14 +148,14 @@ def _translation_config(args: argparse.Namespace) -> TranslationConfig:
 
 def _expectations(recipe: Recipe, *, prompted: bool) -> list[str]:
     """What may be expected of a translation, and what would help, in sentences."""
-    lines = [prediction.in_words(recipe), prediction.said_in_words(recipe.quality)]
+    lines = prediction.expected_in_words(recipe)
     reach, strongest = recipe.quality.reach, recipe.quality.strongest
     if reach is not None and prediction.hardly_excited(recipe.quality):
         told = prediction.excites_in_words(reach, strongest)
         # A prompt of several lines that was written as such has been read as several prompts.
         helps = r"others, each on one line, \n where it breaks" if prompted else "a few (--prompts FILE)"
         lines.append(f"{told}: as example prompts give {helps}.")
-    return [line for line in lines if line]
+    return lines
 
 
 def _say_heads(heads: HeadSet, say: Say) -> None:
