@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.engine import Engine
-from app.expansions import MAX_PROMPTS, Expansions, KeptList, Line, lines_of
+from app.expansions import MAX_PROMPTS, Expansions, KeptList, Line, Made, lines_of
 from app.facts import AnsweredPrompt, Expansion, TranslateRequest
 from app.jobs import JobState
-from app.tabs.prompts import prompts_of
+from app.tabs.prompts import prompts_of, told
 from app.workspace import Selection
 from cast.errors import RequestError
 
@@ -69,6 +69,14 @@ def test_what_the_adapter_said_by_itself_is_read_anew_unless_it_is_edited(expans
     lines = expansions.made(kept, CHOICE).lines
     edited = replace(kept, lines=(replace(lines[0], use=False), lines[1]))
     assert expansions.asked(asked, edited) == replace(asked, prompts=("Then",), expand=False)
+
+
+def test_what_speaks_against_a_fit_stands_behind_what_the_text_excites():
+    found = Expansion((AnsweredPrompt("Once", " upon"),), 0.3, True, "It excites the adapter")
+    good, warned = (told(Made(ASKED, replace(found, warning=each)), ()) for each in ("", "Host it."))
+    assert "It excites the adapter.</p>" in good
+    assert "It excites the adapter. Host it.</p>" in warned
+    assert ("cast-good" in good, "cast-good" in warned) == (True, False)
 
 
 def test_a_later_job_that_is_cancelled_leaves_the_list(expansions, backend):

@@ -180,12 +180,12 @@ def _standing(panel: PromptsPanel, expansions: Expansions, chosen: Selection, sh
         return updates
     lines = shown.shown(made)
     return updates | {
-        panel.told: _told(made, lines),
+        panel.told: told(made, lines),
         panel.table: gr.update(value=_cells(lines), visible=bool(made.expansion.rows)),
     }
 
 
-def _told(made: Made, lines: Sequence[Line]) -> str:
+def told(made: Made, lines: Sequence[Line]) -> str:
     """How much of the adapter the text excites, and what would help."""
     found, given = made.expansion, bool(made.asked.prompts)
     if not found.rows:
@@ -195,10 +195,10 @@ def _told(made: Made, lines: Sequence[Line]) -> str:
     else:
         read = f"{len(lines):,} texts that the adapter answers by itself, and general text."
     advice = f": give {'other' if given else 'a few'} example prompts." if not found.excites else "."
-    told = f"{read} {found.words}{advice} {found.warning}".rstrip()
+    words = f"{read} {found.words}{advice} {found.warning}".rstrip()
     good = found.excites and not found.warning
     caption = f'<p class="cast-caption">{_CAPTION}</p>' if found.rows else ""
-    return views.sentence(told, "good" if good else "info") + caption
+    return views.sentence(words, "good" if good else "info") + caption
 
 
 def _cells(lines: Sequence[Line]) -> list[list[Any]]:
