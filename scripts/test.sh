@@ -16,5 +16,7 @@ if [ -z "$(find_chromium)" ]; then
     fi
 fi
 
+# A thread for each of the two processes: with more they wait for each other most of the time.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # Files as they come: the slow ones, of the page, are first in the alphabet, so that none is left for the end.
 exec .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
