@@ -114,7 +114,7 @@ def generate_many(
     Raises:
         RequestError: a prompt leaves no room in the model's context.
     """
-    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, stop=stop)
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, stop=stop)
     texts = [
         _Continuation(runner.lm, prompt, stop, own)
         for prompt, own in zip(prompts, _seeds(prompts, seed), strict=True)
