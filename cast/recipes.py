@@ -63,7 +63,8 @@ class TranslationConfig:
     """Compiled: rank of the written LoRA; None takes the source's, at least 16, rounded up to one that vLLM
     serves."""
     learning_rate: float | None = None
-    """Compiled: peak of a cosine that ends near zero; None chooses by the size of the target."""
+    """Compiled: peak of a cosine that ends near zero; None chooses by the size of the target. Where answers
+    to the prompts do not end, less than a third of it is taken."""
     seed: int = 0
     max_length: int = 256
     """Longest text in tokens of either model; what is longer is cut."""

@@ -16,7 +16,7 @@ from cast import adapters
 from cast.adapters import Kernel, Lora
 from cast.arriving import held_out_quality
 from cast.carrying import Carrier
-from cast.compiling import HELD_OUT_BATCHES, compile_lora, starting_kernels
+from cast.compiling import HELD_OUT_BATCHES, compile_lora, learning_rate, starting_kernels
 from cast.corpus import Passage
 from cast.coverage import covered
 from cast.errors import AdapterError, HeadsError, RequestError
@@ -43,6 +43,9 @@ __all__ = ["Recipe", "TranslatedAdapter", "TranslationConfig", "load_translated"
 
 # Batches of text on which the strength is matched where none is given.
 _STRENGTH_BATCHES = 4
+# Of the rate that suits answers which are the same each time. A draw tells of much that might have been said
+# as well, and a target that knows such text better than the source is soon harmed.
+_DRAWN_RATE = 0.3
 
 
 @dataclass(frozen=True)
@@ -322,16 +325,20 @@ def _compiled(work: _Work) -> TranslatedAdapter:
     work.on_progress(Progress("coverage", 1, 1, {"energy": shown.energy, "reach": shown.reach}))
     maps = work.site_maps() if work.heads else None
     start = starting_kernels(work.target, maps, work.lora, work.config)
+    drawn = bool(work.prompts) and endless(work.source, answers)
     config = replace(work.config, rounds=work.config.most_rounds(prompts=bool(work.prompts)))
+    if drawn:
+        rate = config.learning_rate or learning_rate(work.target)
+        config = replace(config, learning_rate=_DRAWN_RATE * rate)
     fitted = compile_lora(
-        work.target, partial(_goal, work), start, work.texts, config,
+        work.target, partial(_goal, work, drawn), start, work.texts, config,
         answers=answers, on_progress=work.on_progress,
     )  # fmt: skip
     quality = replace(
         fitted.quality, coverage=shown.energy, reach=shown.reach, source_effect=shown.effect,
         carriers=shown.carriers, strongest=shown.strongest,
         said=fitted.quality.said if work.prompts else None,
-        endless=bool(work.prompts) and endless(work.source, answers),
+        endless=drawn,
     )  # fmt: skip
     return work.plain(fitted.kernels, work.recipe(tokens=fitted.tokens, quality=quality))
 
@@ -368,13 +375,13 @@ def answered_prompts(
     )  # fmt: skip
 
 
-def _goal(work: _Work, held: Sequence[Sequence[Passage]]) -> Goal:
+def _goal(work: _Work, drawn: bool, held: Sequence[Sequence[Passage]]) -> Goal:
     """What a compiled translation is fitted to, as the recipe says."""
     config = work.config
     states = StatesGoal(work.carrier, held, config, work.strength) if work.heads else None
     if states and config.readout == "states":
         return states
-    teacher = WordTeacher(work.source, work.target, work.lora, config, strength=work.strength)
+    teacher = WordTeacher(work.source, work.target, work.lora, config, strength=work.strength, drawn=drawn)
     return WordsGoal(teacher, held, states)
 
 

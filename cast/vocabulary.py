@@ -20,6 +20,11 @@ likely as q's likeliest word is m is said, and w for the rest. Where the target 
 
 Inside a source token the target goes on in pieces: behind ` ha` of ` happy` the same is done with the source
 tokens that begin with ` ha`, each standing for the rest of its text.
+
+Beside the source the target says no more at once than the source's token does, so that the source goes on
+with the word. A target that has to go on alone would be left with beginnings: for it p and q are first laid
+out over its own tokens, each source token over those that begin with it and with no longer one, as likely as
+t has them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,14 +60,19 @@ class Bridge:
         judges: [V_t] int64, what says how much of each target token stays, where nothing has been written yet
             of the source token: an entry of `spoken`; else U + the entry of `ids` that is the longest which
             it begins with; else U + K, all of it. None where something has been written.
+        longest: [V_t] int64, the entry of `ids` that is the longest with which each target token begins; K
+            where it begins with none. None where something has been written.
     """
 
     ids: Tensor
     spoken: Tensor
     first: Tensor
     judges: Tensor | None
+    longest: Tensor | None
 
-    def crossed(self, own: Tensor, before: Tensor, after: Tensor, pooling: Tensor) -> Tensor:
+    def crossed(
+        self, own: Tensor, before: Tensor, after: Tensor, pooling: Tensor, *, alone: bool = False
+    ) -> Tensor:
         """The target's distributions with the moved mass taken over.
 
         Args:
@@ -71,6 +81,7 @@ class Bridge:
             after: [N, V_s] the same with it.
             pooling: [N] in [0, 1], weight of the adapted source in a logarithmic pool with the outcome, as
                 far as it is sure, max q, or less in doubt of the next word than the target: σ(H(t) - H(q)).
+            alone: whether the target goes on without the source.
 
         Returns:
             [N, V_t] float32 log-probabilities.
@@ -79,34 +90,39 @@ class Bridge:
         was_begun, begun = (given.sum(-1, keepdim=True) for given in (p, q))
         moved = (q - p).clamp_min(0) / begun.clamp_min(_NOISE)
         p, q = p / was_begun.clamp_min(_NOISE), q / begun.clamp_min(_NOISE)
-        said, was, taken = (self._as_target(given) for given in (q, p, moved))
+        said, was = (self._as_target(given) for given in (q, p))
         # What is as wide as the target's vocabulary stays in float32: there it is what takes the time.
         ratio = self._spread(_ratio(said, was), _ratio(q, p), own.shape[-1])
         chances, heard = own.exp(), _shares(said[:, :-1].clone()).float()
         # Where the source is not sure, it counts for more in the pool if the target is in more doubt.
         doubt = torch.special.entr(chances).sum(-1) - torch.special.entr(heard).sum(-1)
-        result = self._taken_over(chances, ratio, taken[:, :-1].float())
-        weighed = self._weighed(chances, ratio, was[:, :-1].float())
         sure = said[:, :-1].amax(-1, keepdim=True)
         if self.judges is None:
             # That a word was begun may itself be what the LoRA has brought.
             sure = torch.maximum(sure, 1 - was_begun / begun.clamp_min(_NOISE))
-        sure = sure.float()
-        result = weighed.lerp_(result, sure).clamp_min_(_NEVER).log_()
+        sure, at = sure.float(), self.spoken
         known = said[:, :-1].sum(-1) > _PATIENCE
-        self._pool(result, heard, pooling * torch.maximum(sure[:, 0], doubt.sigmoid()) * known)
+        if alone and self.longest is not None:
+            at = torch.arange(own.shape[-1])
+            heard, was, taken = (self._laid_out(given.float(), chances) for given in (q, p, moved))
+        else:
+            was, taken = was[:, :-1].float(), self._as_target(moved)[:, :-1].float()
+        result = _taken_over(chances, ratio, taken, at)
+        weighed = _weighed(chances, ratio, was, at)
+        result = weighed.lerp_(result, sure).clamp_min_(_NEVER).log_()
+        _pool(result, heard, pooling * torch.maximum(sure[:, 0], doubt.sigmoid()) * known, at)
         return torch.where(begun > _NOISE, result, own)
 
-    def _taken_over(self, chances: Tensor, ratio: Tensor, moved: Tensor) -> Tensor:
-        """The m [N, V_t] of the module, from t and q / p [N, V_t] and the moved mass [N, U] of `spoken`."""
-        left = _shares(ratio.clamp(max=1).mul_(chances)).mul_(1 - moved.sum(-1, keepdim=True))
-        return left.index_add_(1, self.spoken, moved)
-
-    def _weighed(self, chances: Tensor, ratio: Tensor, was: Tensor) -> Tensor:
-        """The w [N, V_t] of the module, from t and q / p [N, V_t], used up here, and p [N, U] of `spoken`."""
-        agreed = torch.minimum(chances[:, self.spoken], was).sum(-1, keepdim=True)
-        chances[:, self.spoken] += _NOISE
-        return _shares(ratio.pow_(agreed).mul_(chances))
+    def _laid_out(self, mass: Tensor, chances: Tensor) -> Tensor:
+        """Mass [N, K] of source tokens over target tokens of chances [N, V_t], longer ones as well."""
+        assert self.longest is not None
+        result = chances + _NOISE
+        known = result.new_zeros(len(mass), len(self.ids) + 1).index_add_(1, self.longest, result)[:, :-1]
+        shares = mass.where(known > 0, 0) / known.where(known > 0, 1)
+        result *= torch.nn.functional.pad(shares, (0, 1)).index_select(1, self.longest)
+        # What the target has no token to begin with is said from its own beginning.
+        rest = self._as_target(mass.where(known == 0, 0))[:, :-1]
+        return result.index_add_(1, self.spoken, rest)
 
     def factor(self, before: Tensor, after: Tensor, size: int) -> Tensor:
         """The logarithm of q / p [N, size] of target tokens, from the source's log-probabilities [N, V_s]."""
@@ -128,14 +144,28 @@ class Bridge:
         factors = by_spoken[:, -1:].float().repeat(1, size)
         return factors.index_copy_(1, self.spoken, by_spoken[:, :-1].float())
 
-    def _pool(self, mixed: Tensor, heard: Tensor, pooling: Tensor) -> None:
-        """Pool log-probabilities [N, V_t], in place, with the source's distributions of `spoken` [N, U]."""
-        for row in (pooling > 0).nonzero()[:, 0].tolist():
-            weight = float(pooling[row])
-            spoken = mixed.new_zeros(mixed.shape[-1])
-            spoken[self.spoken] = heard[row]
-            pooled = (1 - weight) * mixed[row] + weight * (spoken + _PATIENCE).log()
-            mixed[row] = pooled.log_softmax(-1)
+
+def _taken_over(chances: Tensor, ratio: Tensor, moved: Tensor, at: Tensor) -> Tensor:
+    """The m [N, V_t] of the module, from t and q / p [N, V_t] and the moved mass [N, U] of tokens `at`."""
+    left = _shares(ratio.clamp(max=1).mul_(chances)).mul_(1 - moved.sum(-1, keepdim=True))
+    return left.index_add_(1, at, moved)
+
+
+def _weighed(chances: Tensor, ratio: Tensor, was: Tensor, at: Tensor) -> Tensor:
+    """The w [N, V_t] of the module, from t and q / p [N, V_t], used up here, and p [N, U] of tokens `at`."""
+    agreed = torch.minimum(chances[:, at], was).sum(-1, keepdim=True)
+    chances[:, at] += _NOISE
+    return _shares(ratio.pow_(agreed).mul_(chances))
+
+
+def _pool(mixed: Tensor, heard: Tensor, pooling: Tensor, at: Tensor) -> None:
+    """Pool log-probabilities [N, V_t], in place, with the source's distributions [N, U] of tokens `at`."""
+    for row in (pooling > 0).nonzero()[:, 0].tolist():
+        weight = float(pooling[row])
+        spoken = mixed.new_zeros(mixed.shape[-1])
+        spoken[at] = heard[row]
+        pooled = (1 - weight) * mixed[row] + weight * (spoken + _PATIENCE).log()
+        mixed[row] = pooled.log_softmax(-1)
 
 
 def _ratio(after: Tensor, before: Tensor) -> Tensor:
@@ -173,7 +203,14 @@ class VocabularyMap:
         return self._bridges[pending]
 
     def take_over(
-        self, own: Tensor, before: Tensor, after: Tensor, pending: Sequence[str], pooling: Tensor
+        self,
+        own: Tensor,
+        before: Tensor,
+        after: Tensor,
+        pending: Sequence[str],
+        pooling: Tensor,
+        *,
+        alone: bool = False,
     ) -> Tensor:
         """The target's next-token distributions with the LoRA's moved mass taken over, at N places.
 
@@ -183,6 +220,7 @@ class VocabularyMap:
             after: [N, V_s] the same with it.
             pending: N strings, what was written since that token.
             pooling: [N] in [0, 1]; see `Bridge.crossed`.
+            alone: what a target shall say that goes on without the source.
 
         Returns:
             [N, V_t] float32 log-probabilities, on the CPU.
@@ -194,7 +232,7 @@ class VocabularyMap:
             places = torch.tensor([place for place, other in enumerate(pending) if other == text])
             bridge = self.bridge(text)
             for at in places.split(size) if len(bridge.spoken) else ():
-                result[at] = bridge.crossed(own[at], before[at], after[at], pooling[at])
+                result[at] = bridge.crossed(own[at], before[at], after[at], pooling[at], alone=alone)
         return result
 
     def first(self, text: str) -> int:
@@ -209,24 +247,28 @@ class VocabularyMap:
         for end in self._ends[0]:
             first[end] = self._ends[1][0] if self._ends[1] else nothing
         spoken, entries = self._spoken(first)
-        return Bridge(torch.arange(self._source_size), spoken, entries, self._judges(texts, spoken))
+        longest = self._longest_source(texts)
+        judges = self._judges(longest, spoken)
+        return Bridge(torch.arange(self._source_size), spoken, entries, judges, longest)
 
     def _behind(self, pending: str) -> Bridge:
         places = self.source.beginning(pending)
         first = [self.first(text[len(pending) :]) for _, text in self._texts_of(places)]
-        return Bridge(self.source.ids[places.start : places.stop], *self._spoken(first), None)
+        return Bridge(self.source.ids[places.start : places.stop], *self._spoken(first), None, None)
 
-    def _judges(self, texts: Mapping[int, str], spoken: Tensor) -> Tensor:
-        """See `Bridge.judges`."""
+    def _longest_source(self, texts: Mapping[int, str]) -> Tensor:
+        """See `Bridge.longest`, from the source's tokens and their texts."""
         ids = {text: token for token, text in texts.items()}
-        stand_ins = {
-            token: _longest_beginning(text, ids, self.source.longest, self._source_size)
-            for text, token in self._target.items()
-        }
+        result = torch.full([self._target_size], self._source_size)
+        for text, token in self._target.items():
+            result[token] = _longest_beginning(text, ids, self.source.longest, self._source_size)
+        return result
+
+    def _judges(self, longest: Tensor, spoken: Tensor) -> Tensor:
+        """See `Bridge.judges`."""
+        judges = len(spoken) + longest
         if self._ends[0] and self._ends[1]:
-            stand_ins |= dict.fromkeys(self._ends[1][1:], self._ends[0][0])
-        judges = torch.full([self._target_size], len(spoken) + self._source_size)
-        judges[torch.tensor(list(stand_ins))] = len(spoken) + torch.tensor(list(stand_ins.values()))
+            judges[self._ends[1][1:]] = len(spoken) + self._ends[0][0]
         judges[spoken] = torch.arange(len(spoken))
         return judges
 

@@ -120,6 +120,9 @@ class WordTeacher:
             answers, where it holds some. A label is one token behind a whole prompt, and what an adapter does
             to a prompt is hardly ever what it is for.
         strength: factor on what the adapter changes.
+        drawn: whether answers are draws. What follows in a greedy answer is what the source is likeliest to
+            say, and tells how a word goes on of which it says the beginning; what follows in a draw tells of
+            the draw.
     """
 
     def __init__(
@@ -130,8 +133,9 @@ class WordTeacher:
         config: TranslationConfig,
         *,
         strength: float = 1.0,
+        drawn: bool = False,
     ) -> None:
-        self.target, self._config = target, config
+        self.target, self._config, self._drawn = target, config, drawn
         self._runner = WordedRunner(source, lora, target, strength)
         self._random = torch.Generator().manual_seed(config.seed)
 
@@ -149,11 +153,11 @@ class WordTeacher:
         weights *= self._importance(answering)[chosen]
         whole = _all_chosen(rows, answering, chosen)
         rows, positions = rows[chosen], positions[chosen]
-        log_probs = self._runner.logits_beside(reading, tokens, rows, positions).log_softmax(-1)
-        wanted = Wanted.of(log_probs)
+        logits = self._runner.logits_beside(reading, tokens, rows, positions, alone=self._drawn)
+        wanted = Wanted.of(logits.log_softmax(-1))
         over = torch.isin(wanted.ids[:, 0].cpu(), torch.tensor(sorted(self.target.eos_ids)))
         whole &= _ending(rows[whole].unique(), _at_last(rows, positions, over))[rows]
-        return Told(tokens, rows, positions, weights.to(log_probs.device), whole, wanted)
+        return Told(tokens, rows, positions, weights.to(logits.device), whole, wanted)
 
     def logits(self, told: Told, last: Tensor) -> Tensor:
         """Logits [K, V_t] at the K positions, of the target's last residuals [B, n, d_t]."""

@@ -109,9 +109,19 @@ class WordedRunner:
 
     @torch.no_grad()
     def logits_beside(
-        self, reading: "Reading | None", batch: TokenBatch, rows: Tensor, positions: Tensor
+        self,
+        reading: "Reading | None",
+        batch: TokenBatch,
+        rows: Tensor,
+        positions: Tensor,
+        *,
+        alone: bool = False,
     ) -> Tensor:
-        """`logits` at chosen positions, beside a reading of the same texts; without one, the target's own."""
+        """`logits` at chosen positions, beside a reading of the same texts; without one, the target's own.
+
+        With `alone`, what a target shall say that goes on without the source, and nothing of it from what
+        follows in the text.
+        """
         rows, positions = rows.cpu(), positions.cpu()
         with locked(self.source, self.lm):
             hidden = residuals(self.lm, batch, [self.lm.depth])[self.lm.depth]
@@ -119,19 +129,23 @@ class WordedRunner:
             if reading is not None:
                 places = Places.of(batch, reading.tokens, rows, positions)
                 if len(places.entry):
-                    result[places.entry] = self._taken_over(reading, places, result[places.entry])
+                    result[places.entry] = self._taken_over(
+                        reading, places, result[places.entry], alone=alone
+                    )
         return result
 
-    def _taken_over(self, reading: "Reading", places: "Places", own: Tensor) -> Tensor:
+    def _taken_over(self, reading: "Reading", places: "Places", own: Tensor, *, alone: bool) -> Tensor:
         at = places.row, places.position
         pooling = torch.tensor([list(lasting(gains(row))) for row in reading.said])[at]
         parts = []
         # Some at a time: the source's vocabulary may be far larger than the one that so many places are for.
         for some, before, after in self._behind(reading.plain[at], reading.adapted[at]):
             pending = [places.pending[place] for place in some.tolist()]
-            parts.append(self.vocabulary.take_over(own[some], before, after, pending, pooling[some]))
+            parts.append(
+                self.vocabulary.take_over(own[some], before, after, pending, pooling[some], alone=alone)
+            )
         taken = torch.cat(parts)
-        for place in places.spanning():
+        for place in () if alone else places.spanning():
             share = self._said_beyond(reading, places, place)
             _move(taken[place], own[place], share, self._begun(places, place), int(places.next_token[place]))
         return taken.to(own.device)

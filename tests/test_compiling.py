@@ -438,6 +438,19 @@ def ending(
     return teacher.tell(passages)
 
 
+def test_what_follows_in_a_draw_tells_nothing_of_what_is_wanted(carrier: Carrier) -> None:
+    # ` fox` is one token of the target and two of the source.
+    read, told = "The village", {}
+    for drawn in (False, True):
+        teacher = WordTeacher(carrier.source, carrier.target, carrier.lora, WORDS, drawn=drawn)
+        batch = teacher.tell([Passage(f"{read} fox"), Passage(f"{read} village")])
+        at = batch.tokens.ends[batch.rows, batch.positions] == len(read)
+        assert batch.rows[at].tolist() == [0, 1]
+        told[drawn] = batch.wanted.log_probs[at]
+    torch.testing.assert_close(told[True][0], told[True][1], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(told[False][0], told[False][1], atol=1e-5, rtol=1e-4)
+
+
 def test_an_answer_is_said_where_all_its_tokens_are_the_likeliest(
     carrier: Carrier, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from conftest import FAMILIES, build_lora, build_model
 from safetensors.torch import save_file
 from translation_fixtures import corpus, heads_for
 
+import cast.translate
 from cast import adapters
 from cast.adapters import Lora
 from cast.errors import AdapterError, HeadsError, OutputError, RequestError
@@ -152,6 +153,31 @@ def test_every_family_writes_and_reads_a_translated_adapter(pair: Pair, family: 
     again = PlainRunner(target, adapters.read(tmp_path / "out", target)).logits(batch)
     torch.testing.assert_close(again, made.runner(None, target).logits(batch), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(again, PlainRunner(target).logits(batch))
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_prose_that_does_not_end_is_learnt_more_slowly_from_what_is_told_of_draws(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, drawn: bool
+) -> None:
+    rates, teachers = [], []
+    fit, teacher = cast.translate.compile_lora, cast.translate.WordTeacher
+
+    def noted(target, goal_on, start, texts, config, **options):
+        rates.append(config.learning_rate)
+        return fit(target, goal_on, start, texts, config, **options)
+
+    def told(*given, **options):
+        teachers.append(options["drawn"])
+        return teacher(*given, **options)
+
+    monkeypatch.setattr(cast.translate, "compile_lora", noted)
+    monkeypatch.setattr(cast.translate, "WordTeacher", told)
+    monkeypatch.setattr(cast.translate, "endless", lambda source, answers: drawn)
+    config = replace(CONFIG, steps=2, rounds=1, prompts_wanted=8)
+    made = translate(*pair, corpus(40), config, prompts=["Name one.", "Say more."])
+    assert made.recipe.quality.endless == drawn
+    assert teachers == [drawn]
+    assert rates == [pytest.approx(0.3e-2 if drawn else 1e-2)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

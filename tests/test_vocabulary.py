@@ -20,12 +20,14 @@ def logits(lm: LanguageModel, seed: int, rows: int = 3, scale: float = 3.0) -> t
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 10_000), pooling=st.floats(0, 1), scale=st.floats(0.1, 6))
+@given(seed=st.integers(0, 10_000), pooling=st.floats(0, 1), scale=st.floats(0.1, 6), alone=st.booleans())
 def test_where_the_target_is_the_source_its_adapted_distribution_comes_out(
-    same: LanguageModel, seed: int, pooling: float, scale: float
+    same: LanguageModel, seed: int, pooling: float, scale: float, alone: bool
 ) -> None:
     before, after = logits(same, seed, scale=scale), logits(same, seed + 1, scale=scale)
-    taken = VocabularyMap(same, same).take_over(before, before, after, [""] * 3, torch.full((3,), pooling))
+    taken = VocabularyMap(same, same).take_over(
+        before, before, after, [""] * 3, torch.full((3,), pooling), alone=alone
+    )
     torch.testing.assert_close(taken.exp(), after.softmax(-1), atol=2e-3 * pooling + 1e-6, rtol=0)
 
 
@@ -46,16 +48,22 @@ def test_moved_mass_is_taken_as_far_as_the_source_is_sure_and_odds_for_the_rest(
 
 
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 10_000), pending=st.sampled_from(["", " ", " v", " vill", "w", "zzz"]))
+@given(
+    seed=st.integers(0, 10_000),
+    pending=st.sampled_from(["", " ", " v", " vill", "w", "zzz"]),
+    alone=st.booleans(),
+)
 def test_what_comes_out_is_a_distribution_and_no_change_changes_nothing(
-    tiny_model, seed: int, pending: str
+    tiny_model, seed: int, pending: str, alone: bool
 ) -> None:
     source, target = tiny_model("llama", "unigram"), tiny_model("mistral", "byte_bpe")
     vocabulary = VocabularyMap(source, target)
     own, before, after = logits(target, seed), logits(source, seed + 1), logits(source, seed + 2)
-    taken = vocabulary.take_over(own, before, after, [pending] * 3, torch.tensor([0.0, 0.5, 1.0]))
+    taken = vocabulary.take_over(
+        own, before, after, [pending] * 3, torch.tensor([0.0, 0.5, 1.0]), alone=alone
+    )
     torch.testing.assert_close(taken.exp().sum(-1), torch.ones(3))
-    same = vocabulary.take_over(own, before, before, [pending] * 3, torch.zeros(3))
+    same = vocabulary.take_over(own, before, before, [pending] * 3, torch.zeros(3), alone=alone)
     torch.testing.assert_close(same.exp(), own.softmax(-1), atol=1e-6, rtol=1e-4)
 
 
@@ -96,6 +104,35 @@ def test_a_certain_word_is_said_however_little_the_target_thinks_of_it(tiny_mode
         assert taken[0, token] > -0.01
         written += target.token_texts[token]
         assert " village".startswith(written)
+
+
+def test_a_target_that_goes_on_alone_says_of_a_word_as_much_as_it_would(tiny_model) -> None:
+    source, target = tiny_model("llama", "char_bpe"), tiny_model("mistral", "byte_bpe")
+    texts = {text: token for token, text in enumerate(source.token_texts) if text}
+
+    def longest(text: str) -> str:
+        return max((own for own in texts if text.startswith(own)), key=len, default="")
+
+    going_on: dict[str, list[int]] = {}
+    for token, text in enumerate(target.token_texts):
+        if text:
+            going_on.setdefault(longest(text), []).append(token)
+    # The source has but a beginning of what the target can say at once.
+    word = max((text for text in going_on if text), key=lambda text: len(going_on[text]))
+    assert len(going_on[word]) > 1
+    before = logits(source, 1, rows=1)
+    before[0, texts[word]] = -30.0
+    after = before.clone()
+    after[0, texts[word]] = 60.0
+    own, vocabulary = logits(target, 2, rows=1), VocabularyMap(source, target)
+    own[0, going_on[word]] = torch.linspace(-1, 1, len(going_on[word]))
+    beside, alone = (
+        vocabulary.take_over(own, before, after, [""], torch.zeros(1), alone=alone)[0].exp()
+        for alone in (False, True)
+    )
+    assert beside.max() > 0.99
+    expected = own[0, going_on[word]].softmax(-1)
+    torch.testing.assert_close(alone[going_on[word]], expected, atol=0.01, rtol=0)
 
 
 def test_where_the_source_is_not_sure_the_target_s_own_choice_is_weighed(tiny_model) -> None:

@@ -64,9 +64,9 @@ def test_the_sources_logits_are_held_at_a_few_places_at_a_time(pair, monkeypatch
     monkeypatch.setattr("cast.language_model._LOGITS_AT_ONCE", 5 * source.vocabulary)
     held, take_over = [], runner.vocabulary.take_over
 
-    def noted(own, before, after, pending, pooling):
+    def noted(own, before, *rest, **options):
         held.append(len(before))
-        return take_over(own, before, after, pending, pooling)
+        return take_over(own, before, *rest, **options)
 
     monkeypatch.setattr(runner.vocabulary, "take_over", noted)
     torch.testing.assert_close(runner.logits(batch), wanted)

@@ -22,7 +22,14 @@ class _Factors(VocabularyMap):
     """Multiplies the target's distribution by the source's factor q / p where both have read one text."""
 
     def take_over(
-        self, own: Tensor, before: Tensor, after: Tensor, pending: Sequence[str], pooling: Tensor
+        self,
+        own: Tensor,
+        before: Tensor,
+        after: Tensor,
+        pending: Sequence[str],
+        pooling: Tensor,
+        *,
+        alone: bool = False,
     ) -> Tensor:
         """See `VocabularyMap.take_over`; nothing is pooled, and inside a source token nothing is changed."""
         own, before, after = (logits.float().cpu().log_softmax(-1) for logits in (own, before, after))
