@@ -81,7 +81,7 @@ class Bridge:
             after: [N, V_s] the same with it.
             pooling: [N] in [0, 1], weight of the adapted source in a logarithmic pool with the outcome, as
                 far as it is sure, max q, or less in doubt of the next word than the target: σ(H(t) - H(q)).
-            alone: whether the target goes on without the source.
+            alone: whether the target goes on without the source, which then counts only as far as it is sure.
 
         Returns:
             [N, V_t] float32 log-probabilities.
@@ -94,13 +94,17 @@ class Bridge:
         # What is as wide as the target's vocabulary stays in float32: there it is what takes the time.
         ratio = self._spread(_ratio(said, was), _ratio(q, p), own.shape[-1])
         chances, heard = own.exp(), _shares(said[:, :-1].clone()).float()
-        # Where the source is not sure, it counts for more in the pool if the target is in more doubt.
-        doubt = torch.special.entr(chances).sum(-1) - torch.special.entr(heard).sum(-1)
         sure = said[:, :-1].amax(-1, keepdim=True)
         if self.judges is None:
             # That a word was begun may itself be what the LoRA has brought.
             sure = torch.maximum(sure, 1 - was_begun / begun.clamp_min(_NOISE))
         sure, at = sure.float(), self.spoken
+        heeded = sure[:, 0]
+        if not alone:
+            # Where it is not sure, it counts for more in the pool if the target is in more doubt. What shall be
+            # said alone is asked of the source's own draws, which tell nothing of who doubts with reason.
+            doubt = torch.special.entr(chances).sum(-1) - torch.special.entr(heard).sum(-1)
+            heeded = torch.maximum(heeded, doubt.sigmoid())
         known = said[:, :-1].sum(-1) > _PATIENCE
         if alone and self.longest is not None:
             at = torch.arange(own.shape[-1])
@@ -110,7 +114,7 @@ class Bridge:
         result = _taken_over(chances, ratio, taken, at)
         weighed = _weighed(chances, ratio, was, at)
         result = weighed.lerp_(result, sure).clamp_min_(_NEVER).log_()
-        _pool(result, heard, pooling * torch.maximum(sure[:, 0], doubt.sigmoid()) * known, at)
+        _pool(result, heard, pooling * heeded * known, at)
         return torch.where(begun > _NOISE, result, own)
 
     def _laid_out(self, mass: Tensor, chances: Tensor) -> Tensor:
