@@ -101,8 +101,8 @@ class Bridge:
         sure, at = sure.float(), self.spoken
         heeded = sure[:, 0]
         if not alone:
-            # Where it is not sure, it counts for more in the pool if the target is in more doubt. What shall be
-            # said alone is asked of the source's own draws, which tell nothing of who doubts with reason.
+            # Where it is not sure, it counts for more in the pool if the target is in more doubt. What shall
+            # be said alone is asked of the source's own draws, which tell nothing of who doubts with reason.
             doubt = torch.special.entr(chances).sum(-1) - torch.special.entr(heard).sum(-1)
             heeded = torch.maximum(heeded, doubt.sigmoid())
         known = said[:, :-1].sum(-1) > _PATIENCE
