@@ -29,7 +29,7 @@ def expanded(request: TranslateRequest, heads: "FoundHeads | None", on_progress:
     """
     from cast import adapters, models, pipeline
     from cast.coverage import covered
-    from cast.exciting import endless
+    from cast.exciting import mostly_drawn
     from cast.interrupting import interruptible
     from cast.prediction import ENDLESS, excites, excites_in_words
     from cast.translate import answered_prompts
@@ -51,5 +51,5 @@ def expanded(request: TranslateRequest, heads: "FoundHeads | None", on_progress:
         reach=shown.reach,
         excites=excites(shown.reach),
         words=excites_in_words(shown.reach, shown.strongest),
-        warning=ENDLESS if request.prompts and endless(source, answers) else "",
+        warning=ENDLESS if mostly_drawn(answers) else "",
     )

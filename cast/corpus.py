@@ -38,6 +38,8 @@ class Passage:
     text: str
     answer: int | None = None
     """The character at which an answer to what stands before begins; None where there is none."""
+    drawn: bool = False
+    """Whether the answer is a draw, one of many that might have come, and not the likeliest."""
 
 
 def general_text(spec: str | None = None, *, seed: int = 0, held_out: bool = False) -> Iterator[str]:

@@ -84,7 +84,7 @@ def excited(
         known = answered(source, lora, form[:_BATCH], on_progress=on_progress)
         # Greedily a small model that writes on and on soon says the same again; of that a target would learn
         # the loop, not the style.
-        drawn = endless(source, known)
+        drawn = _endless(source, known)
         answer = partial(
             answered, source, lora, temperature=1.0 if drawn else 0.0, seed=seed, on_progress=on_progress
         )
@@ -99,7 +99,12 @@ def excited(
     return found
 
 
-def endless(source: LanguageModel, passages: Sequence[Passage]) -> bool:
+def mostly_drawn(answers: Sequence[Passage]) -> bool:
+    """Whether most answers are draws, for those to the given prompts did not end."""
+    return 2 * sum(answer.drawn for answer in answers) > len(answers)
+
+
+def _endless(source: LanguageModel, passages: Sequence[Passage]) -> bool:
     """Whether most answers do not end by themselves, but were cut."""
     answers = [passage.text[passage.answer :] for passage in passages]
     # Read again, an answer that was cut may be a few tokens shorter than it was written.
@@ -322,4 +327,7 @@ def answered(
         batch_size=_BATCH,
         on_progress=on_progress,
     )
-    return [Passage(prompt + answer, len(prompt)) for prompt, answer in zip(prompts, answers, strict=True)]
+    return [
+        Passage(prompt + answer, len(prompt), drawn=temperature > 0)
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]

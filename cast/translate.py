@@ -20,7 +20,7 @@ from cast.compiling import HELD_OUT_BATCHES, compile_lora, learning_rate, starti
 from cast.corpus import Passage
 from cast.coverage import covered
 from cast.errors import AdapterError, HeadsError, RequestError
-from cast.exciting import endless, excited
+from cast.exciting import excited, mostly_drawn
 from cast.gain import matched_gain
 from cast.goals import Goal, StatesGoal, WordsGoal
 from cast.heads import HeadSet
@@ -325,7 +325,7 @@ def _compiled(work: _Work) -> TranslatedAdapter:
     work.on_progress(Progress("coverage", 1, 1, {"energy": shown.energy, "reach": shown.reach}))
     maps = work.site_maps() if work.heads else None
     start = starting_kernels(work.target, maps, work.lora, work.config)
-    drawn = bool(work.prompts) and endless(work.source, answers)
+    drawn = mostly_drawn(answers)
     config = replace(work.config, rounds=work.config.most_rounds(prompts=bool(work.prompts)))
     if drawn:
         rate = config.learning_rate or learning_rate(work.target)

@@ -190,6 +190,7 @@ def test_answers_are_drawn_where_most_of_those_to_the_given_prompts_do_not_end(
     answers = [passage.text[passage.answer :] for passage in passages]
     assert len(answers) > len(PROMPTS)
     assert set(answers) == ({" drawn"} if drawn else {" happy", loop} if long else {" happy"})
+    assert exciting.mostly_drawn(passages) == drawn
 
 
 def test_the_model_that_knows_the_examples_better_writes(source, monkeypatch) -> None:

@@ -172,7 +172,7 @@ def test_prose_that_does_not_end_is_learnt_more_slowly_from_what_is_told_of_draw
 
     monkeypatch.setattr(cast.translate, "compile_lora", noted)
     monkeypatch.setattr(cast.translate, "WordTeacher", told)
-    monkeypatch.setattr(cast.translate, "endless", lambda source, answers: drawn)
+    monkeypatch.setattr("cast.exciting._endless", lambda source, answers: drawn)
     config = replace(CONFIG, steps=2, rounds=1, prompts_wanted=8)
     made = translate(*pair, corpus(40), config, prompts=["Name one.", "Say more."])
     assert made.recipe.quality.endless == drawn
