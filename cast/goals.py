@@ -30,7 +30,7 @@ class Outcome:
     missing: float
     """Nats a position."""
     said: float | None = None
-    """Share of the held-out answers that are said, of those that end; None where most do not."""
+    """Share of the held-out answers that are said, of those that end; None for draws and where none ends."""
 
 
 @dataclass(frozen=True)

@@ -201,7 +201,7 @@ class Quality:
     """KL(carried ‖ adapted target) in nats an aligned pair: what is still missing."""
     said: float | None = None
     """Compiled: share of the held-out answers that end of which the adapted target would say each token
-    behind the ones before it; None where most do not end."""
+    behind the ones before it; None for draws and where none ends."""
     endless: bool = False
     """Compiled with prompts: whether most of the adapter's answers do not end by themselves."""
     coverage: float | None = None

@@ -94,7 +94,7 @@ class Told:
     """float32 [K], how much each counts; their sum is the number of the batch's positions."""
     answering: Tensor
     """bool [K], which of them speak an answer, of those that end and of which no position is left out; none
-    where most answers do not end."""
+    where answers are draws."""
     wanted: Wanted
 
     def missing(self, logits: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ class WordTeacher:
         logits = self._runner.logits_beside(reading, tokens, rows, positions, alone=self._drawn)
         wanted = Wanted.of(logits.log_softmax(-1))
         over = torch.isin(wanted.ids[:, 0].cpu(), torch.tensor(sorted(self.target.eos_ids)))
-        whole &= _ending(rows[whole].unique(), _at_last(rows, positions, over))[rows]
+        whole &= _at_last(rows, positions, over)[rows] & (not self._drawn)
         return Told(tokens, rows, positions, weights.to(logits.device), whole, wanted)
 
     def logits(self, told: Told, last: Tensor) -> Tensor:
@@ -207,13 +207,6 @@ def _at_last(rows: Tensor, positions: Tensor, what: Tensor) -> Tensor:
     last = torch.zeros(size, dtype=torch.long).scatter_reduce(0, rows, positions, "amax")
     at = positions == last[rows]
     return torch.zeros(size, dtype=torch.bool).index_put((rows[at],), what[at])
-
-
-def _ending(answers: Tensor, ends: Tensor) -> Tensor:
-    """Which rows [R] are answers that end; none where most do not: those that do tell little."""
-    ending = torch.zeros_like(ends)
-    ending[answers] = ends[answers]
-    return ending if 2 * int(ending.sum()) >= len(answers) else torch.zeros_like(ends)
 
 
 def _moved(reading: Reading, tokens: TokenBatch, rows: Tensor, positions: Tensor) -> Tensor:
