@@ -288,7 +288,7 @@ class _Fit:
         config = self.config
         self._optimizer = torch.optim.AdamW(
             self._parameters,
-            lr=config.learning_rate or learning_rate(self._target),
+            lr=learning_rate(self._target, config),
             betas=(0.9, 0.99),
             weight_decay=0.0,
         )
@@ -342,8 +342,10 @@ class _Fit:
         return self._goal.measure(self.run)
 
 
-def learning_rate(target: LanguageModel) -> float:
-    """Peak of the schedule for a target of this size, where none is chosen."""
+def learning_rate(target: LanguageModel, config: TranslationConfig) -> float:
+    """Peak of the schedule: the one chosen, or that for a target of this size."""
+    if config.learning_rate is not None:
+        return config.learning_rate
     small = sum(weight.numel() for weight in target.model.parameters()) < _SMALL_TARGET
     return _SMALL_RATE if small else _LARGE_RATE
 

@@ -328,8 +328,7 @@ def _compiled(work: _Work) -> TranslatedAdapter:
     drawn = mostly_drawn(answers)
     config = replace(work.config, rounds=work.config.most_rounds(prompts=bool(work.prompts)))
     if drawn:
-        rate = config.learning_rate or learning_rate(work.target)
-        config = replace(config, learning_rate=_DRAWN_RATE * rate)
+        config = replace(config, learning_rate=_DRAWN_RATE * learning_rate(work.target, config))
     fitted = compile_lora(
         work.target, partial(_goal, work, drawn), start, work.texts, config,
         answers=answers, on_progress=work.on_progress,

@@ -93,24 +93,25 @@ class Bridge:
         said, was = (self._as_target(given) for given in (q, p))
         # What is as wide as the target's vocabulary stays in float32: there it is what takes the time.
         ratio = self._spread(_ratio(said, was), _ratio(q, p), own.shape[-1])
-        chances, heard = own.exp(), _shares(said[:, :-1].clone()).float()
+        chances = own.exp()
         sure = said[:, :-1].amax(-1, keepdim=True)
         if self.judges is None:
             # That a word was begun may itself be what the LoRA has brought.
             sure = torch.maximum(sure, 1 - was_begun / begun.clamp_min(_NOISE))
-        sure, at = sure.float(), self.spoken
+        sure = sure.float()
+        known = said[:, :-1].sum(-1) > _PATIENCE
+        if alone and self.longest is not None:
+            at = torch.arange(own.shape[-1])
+            heard, was, taken = (self._laid_out(given.float(), chances) for given in (q, p, moved))
+        else:
+            at, heard = self.spoken, _shares(said[:, :-1].clone()).float()
+            was, taken = was[:, :-1].float(), self._as_target(moved)[:, :-1].float()
         heeded = sure[:, 0]
         if not alone:
             # Where it is not sure, it counts for more in the pool if the target is in more doubt. What shall
             # be said alone is asked of the source's own draws, which tell nothing of who doubts with reason.
             doubt = torch.special.entr(chances).sum(-1) - torch.special.entr(heard).sum(-1)
             heeded = torch.maximum(heeded, doubt.sigmoid())
-        known = said[:, :-1].sum(-1) > _PATIENCE
-        if alone and self.longest is not None:
-            at = torch.arange(own.shape[-1])
-            heard, was, taken = (self._laid_out(given.float(), chances) for given in (q, p, moved))
-        else:
-            was, taken = was[:, :-1].float(), self._as_target(moved)[:, :-1].float()
         result = _taken_over(chances, ratio, taken, at)
         weighed = _weighed(chances, ratio, was, at)
         result = weighed.lerp_(result, sure).clamp_min_(_NEVER).log_()
@@ -263,9 +264,11 @@ class VocabularyMap:
     def _longest_source(self, texts: Mapping[int, str]) -> Tensor:
         """See `Bridge.longest`, from the source's tokens and their texts."""
         ids = {text: token for token, text in texts.items()}
+        found = [
+            _longest_beginning(text, ids, self.source.longest, self._source_size) for text in self._target
+        ]
         result = torch.full([self._target_size], self._source_size)
-        for text, token in self._target.items():
-            result[token] = _longest_beginning(text, ids, self.source.longest, self._source_size)
+        result[torch.tensor(list(self._target.values()))] = torch.tensor(found)
         return result
 
     def _judges(self, longest: Tensor, spoken: Tensor) -> Tensor:

@@ -28,6 +28,6 @@ def self_distillation(given: Given) -> Runner:
         alpha=float(rank),
         steps=config.steps,
         batch_size=config.batch_size,
-        learning_rate=config.learning_rate or learning_rate(given.target),
+        learning_rate=learning_rate(given.target, config),
     )
     return PlainRunner(given.target, train_lora(given.target, examples, training, seed=config.seed))
