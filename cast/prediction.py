@@ -15,8 +15,8 @@ REACHED = 0.12
 more, and on general text few have (docs/fidelity.md, docs/experiments.md)."""
 LIKELY, PARTLY = 0.7, 0.3
 ENDLESS = (
-    "Most of its answers do not end. Of such prose a plain LoRA has carried less than the adapter beside the "
-    "target has, and from a smaller model next to nothing: compare with mode hosted."
+    "Most of its answers do not end. Of such prose a plain LoRA has carried half of what the adapter beside "
+    "the target has: compare with mode hosted."
 )
 """What to do about an adapter that goes on and on (`benchmarks/real_pair`, *style*)."""
 
