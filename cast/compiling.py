@@ -31,14 +31,14 @@ _PATIENCE = 4
 _SETTLING = 0.25
 # Share by which a result must be lower to count.
 _BETTER = 1e-3
-# Share of the held-out answers that are said by a fit that has learnt the skill.
-_ENOUGH_SAID = 0.95
+# What tells that a skill is learnt: the share of the held-out answers that are said, or, where long ones may
+# differ in a word, the share of the held-out effect that is still missing.
+_ENOUGH_SAID, _LITTLE_MISSING = 0.95, 0.15
 _WARMUP = 20
 _CLIP = 1.0
 # Batches whose texts are sorted by length together.
 _SORTED_BATCHES = 4
-# Models of a few million parameters bear, and need, a higher rate than those of hundreds of millions.
-_SMALL_TARGET, _SMALL_RATE, _LARGE_RATE = 30_000_000, 5e-3, 5e-4
+_MOMENTUM = 0.9
 
 
 def starting_kernels(
@@ -169,10 +169,10 @@ def compile_lora(
 ) -> Compiled:
     """Fit the kernels of a plain LoRA so that the target changes as the source does.
 
-    AdamW in float32 whatever the models' number type, rounds of a cosine schedule, and the kernels of the
+    Muon in float32 whatever the models' number type, rounds of a cosine schedule, and the kernels of the
     best held-out result. Once that result no longer improves, a round goes on with the end of its schedule.
-    Another follows while held-out answers are not yet said and the last one lowered the result, up to the
-    number configured.
+    Another follows while held-out answers are not yet said, more than a little of the effect is missing and
+    the last one lowered the result, up to the number configured.
 
     Args:
         target: the model that shall have the LoRA.
@@ -198,9 +198,13 @@ def compile_lora(
         before = best
         stage = "compile" if turn == 1 else f"compile {turn}"
         best, done = _round(fit, lessons, best, done, stage, on_progress)
-        if best is before or best.outcome.said is None or best.outcome.said >= _ENOUGH_SAID:
+        if best is before or best.outcome.said is None or _is_learnt(best.outcome):
             break
     return Compiled(best.kernels, goal.quality(fit.run), lessons.tokens, best.step)
+
+
+def _is_learnt(outcome: Outcome) -> bool:
+    return (outcome.said or 0.0) >= _ENOUGH_SAID or outcome.total <= _LITTLE_MISSING
 
 
 @dataclass(frozen=True)
@@ -284,13 +288,14 @@ class _Fit:
         self.config = config
 
     def begin(self) -> None:
-        """Start the schedule, from the kernels as they stand."""
+        """Start the schedule, from the kernels as they stand.
+
+        A step of Muon (Jordan, 2024) moves all directions of a matrix alike, so that B·A·x changes as much in
+        models of any width, and by those directions too in which gradients are small.
+        """
         config = self.config
-        self._optimizer = torch.optim.AdamW(
-            self._parameters,
-            lr=learning_rate(self._target, config),
-            betas=(0.9, 0.99),
-            weight_decay=0.0,
+        self._optimizer = torch.optim.Muon(
+            self._parameters, lr=config.learning_rate, momentum=_MOMENTUM, weight_decay=0.0
         )
         self._schedule = get_cosine_schedule_with_warmup(
             self._optimizer, min(_WARMUP, config.steps // 4), config.steps
@@ -340,14 +345,6 @@ class _Fit:
     def measure(self) -> Outcome:
         """The goal on held-out text."""
         return self._goal.measure(self.run)
-
-
-def learning_rate(target: LanguageModel, config: TranslationConfig) -> float:
-    """Peak of the schedule: the one chosen, or that for a target of this size."""
-    if config.learning_rate is not None:
-        return config.learning_rate
-    small = sum(weight.numel() for weight in target.model.parameters()) < _SMALL_TARGET
-    return _SMALL_RATE if small else _LARGE_RATE
 
 
 def _parameter(value: Tensor) -> Tensor:

@@ -52,8 +52,8 @@ class TranslationConfig:
     """Compiled: optimiser steps of a round."""
     rounds: int = 3
     """Compiled by words, with prompts: at most so many rounds of steps. Another follows where held-out
-    answers are not yet said: some skills, as to name what a story tells, come all at once, after hundreds of
-    steps."""
+    answers are not yet said and more than a little of the effect is missing: some skills, as to name what a
+    story tells, come all at once, after hundreds of steps."""
     passes: int = 4
     """Compiled: how often a batch is read in a round, on average. What shall be said on it is worked out
     once, by three passes through the models, where a step takes about two."""
@@ -62,9 +62,10 @@ class TranslationConfig:
     rank: int | None = None
     """Compiled: rank of the written LoRA; None takes the source's, at least 16, rounded up to one that vLLM
     serves."""
-    learning_rate: float | None = None
-    """Compiled: peak of a cosine that ends near zero; None chooses by the size of the target. Where answers
-    to the prompts do not end, less than a third of it is taken."""
+    learning_rate: float = 0.02
+    """Compiled: peak of a cosine that ends near zero. A step of Muon changes what a kernel adds to an input
+    of unit variance by about so much, whatever the model's width. Where answers to the prompts do not end,
+    less than a third of it is taken."""
     seed: int = 0
     max_length: int = 256
     """Longest text in tokens of either model; what is longer is cut."""

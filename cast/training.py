@@ -28,6 +28,8 @@ from cast.progress import OnProgress, Progress, ignore
 
 # Batches that are drawn together and sorted by length.
 _POOL = 8
+# Models of a few million parameters bear, and need, a higher rate than those of hundreds of millions.
+_SMALL, _SMALL_RATE, _LARGE_RATE = 20_000_000, 2e-3, 5e-4
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class LoraTrainingConfig:
     steps: int = 400
     batch_size: int = 16
     learning_rate: float = 2e-3
-    """Peak of a cosine that ends at zero; 2e-3 suits a few million parameters, 5e-4 some hundred million."""
+    """Peak of a cosine that ends at zero; see `suited_rate`."""
     warmup: int = 20
     """Steps over which the learning rate rises from zero."""
     weight_decay: float = 0.0
@@ -68,6 +70,12 @@ class LoraTrainingConfig:
             raise RequestError(f"max_length is {self.max_length}; an example needs at least 3 tokens.")
         if not self.targets:
             raise RequestError("targets names no module; give 'all-linear' or module names such as q_proj.")
+
+
+def suited_rate(lm: LanguageModel) -> float:
+    """The learning rate that suits a model of this size."""
+    small = sum(weight.numel() for weight in lm.model.parameters()) < _SMALL
+    return _SMALL_RATE if small else _LARGE_RATE
 
 
 def completion_mask(batch: TokenBatch, prompts: Sequence[str]) -> Tensor:

@@ -24,9 +24,7 @@ from cast.site_fitting import fit_site_maps
 from cast.word_teacher import Told, Wanted, WordTeacher
 from cast.wording import WordedRunner
 
-CONFIG = TranslationConfig(
-    readout="states", steps=40, batch_size=4, site_tokens=600, learning_rate=1e-2, max_length=128
-)
+CONFIG = TranslationConfig(readout="states", steps=40, batch_size=4, site_tokens=600, max_length=128)
 WORDS = replace(CONFIG, readout="words")
 
 
@@ -375,6 +373,7 @@ class _Scripted:
         ([(0.5, 0.2), (0.3, 0.95)], 8, 8),
         ([(0.5, 0.2), (0.3, 0.4), (0.2, 0.6)], 12, 12),
         ([(0.5, 0.2), (0.6, 0.95)], 8, 4),
+        ([(0.5, 0.2), (0.15, 0.4)], 8, 8),
     ],
 )
 def test_another_round_follows_while_held_out_answers_are_not_said_and_it_helps(
@@ -614,7 +613,7 @@ def test_it_can_be_cancelled(carrier: Carrier, start: tuple[Kernel, ...]) -> Non
 def test_a_family_can_be_the_target(family: str) -> None:
     source, target = build_model("llama", "unigram", width=24, depth=2), build_model(family, depth=3)
     carrier = Carrier(source, target, build_lora(source), heads_for(source, target), 64)
-    config = replace(CONFIG, steps=10, learning_rate=2e-3)
+    config = replace(CONFIG, steps=10, learning_rate=5e-3)
     maps = fit_site_maps(source, target, carrier.lora, carrier.heads, corpus(48), config)
     result = fitted_to(carrier, starting_kernels(target, maps, carrier.lora, config), corpus(12), config)
     assert result.quality.kl_carried_adapted is not None

@@ -324,9 +324,7 @@ def tiny_plan(tiny_model, tmp_path, monkeypatch) -> Plan:
         models[name] = str(tmp_path / name)
         lm.model.save_pretrained(models[name])
         lm.tokenizer.save_pretrained(models[name])
-    config = TranslationConfig(
-        steps=25, batch_size=4, learning_rate=1e-2, site_tokens=200, strength=None, max_length=64
-    )
+    config = TranslationConfig(steps=25, batch_size=4, site_tokens=200, strength=None, max_length=64)
     return Plan(
         models,
         work=tmp_path / "work",

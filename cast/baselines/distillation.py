@@ -1,10 +1,9 @@
 """Self-generated distillation: a LoRA of the target learns what the adapted source wrote, word for word."""
 
 from cast.baselines.registry import Given, baseline
-from cast.compiling import learning_rate
 from cast.pocket.tasks import Example
 from cast.runners import PlainRunner, Runner
-from cast.training import LoraTrainingConfig, train_lora
+from cast.training import LoraTrainingConfig, suited_rate, train_lora
 
 
 @baseline(
@@ -15,7 +14,7 @@ from cast.training import LoraTrainingConfig, train_lora
 def self_distillation(given: Given) -> Runner:
     """Trained as a LoRA is on a task, the adapted source's answers being the labels.
 
-    Prompts, rank, rate and the steps of a round are those of `compiled` with prompts. Trans-LoRA's
+    Prompts, rank and the steps of a round are those of `compiled` with prompts. Trans-LoRA's
     discriminator wants prompts that the adapter was trained on, of which there are none here.
     """
     config, rank = given.config, given.config.served_rank(given.lora.rank)
@@ -28,6 +27,6 @@ def self_distillation(given: Given) -> Runner:
         alpha=float(rank),
         steps=config.steps,
         batch_size=config.batch_size,
-        learning_rate=learning_rate(given.target, config),
+        learning_rate=suited_rate(given.target),
     )
     return PlainRunner(given.target, train_lora(given.target, examples, training, seed=config.seed))

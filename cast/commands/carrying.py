@@ -106,13 +106,12 @@ def train_lora(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> A
     check_output_folder(out)
     task = scores.read_task(args.data, split="train")
     lm = load(args.model, args, on_progress)
-    small = sum(parameter.numel() for parameter in lm.model.parameters()) < 20_000_000
     config = training.LoraTrainingConfig(
         rank=args.rank,
         alpha=2.0 * args.rank,
         steps=args.steps,
         batch_size=args.batch_size,
-        learning_rate=args.learning_rate or (2e-3 if small else 5e-4),
+        learning_rate=args.learning_rate or training.suited_rate(lm),
     )
     lora = training.train_lora(lm, task.examples, config, seed=args.seed, on_progress=on_progress)
     card = f"---\nlibrary_name: peft\nbase_model: {lm.name}\n---\n\n# A LoRA of {lm.name} for {task.name}\n"
