@@ -30,8 +30,8 @@ _MOST_TIMES = 1000
 # A table may be wider than a phone; the keyboard must reach it to scroll it.
 SCROLLS = 'tabindex="0" role="group" aria-label="Table"'
 ROUNDS = (
-    f"With example prompts up to {TranslationConfig.rounds} rounds of them, until answers that it was not "
-    "fitted on arrive."
+    f"With example prompts up to {TranslationConfig.rounds} rounds of them, until what it was not fitted "
+    "on arrives."
 )
 # The stages that `cast` reports, in a visitor's words.
 _STAGES = {
