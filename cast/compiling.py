@@ -38,6 +38,8 @@ _WARMUP = 20
 _CLIP = 1.0
 # Batches whose texts are sorted by length together.
 _SORTED_BATCHES = 4
+# Models of a few million parameters bear, and need, a higher rate than those of hundreds of millions.
+_SMALL_TARGET, _SMALL_RATE, _LARGE_RATE = 30_000_000, 0.02, 0.002
 _MOMENTUM = 0.9
 
 
@@ -290,12 +292,15 @@ class _Fit:
     def begin(self) -> None:
         """Start the schedule, from the kernels as they stand.
 
-        A step of Muon (Jordan, 2024) moves all directions of a matrix alike, so that B·A·x changes as much in
-        models of any width, and by those directions too in which gradients are small.
+        A step of Muon (Jordan, 2024) moves all directions of a matrix alike, those too in which gradients are
+        small.
         """
         config = self.config
         self._optimizer = torch.optim.Muon(
-            self._parameters, lr=config.learning_rate, momentum=_MOMENTUM, weight_decay=0.0
+            self._parameters,
+            lr=learning_rate(self._target, config),
+            momentum=_MOMENTUM,
+            weight_decay=0.0,
         )
         self._schedule = get_cosine_schedule_with_warmup(
             self._optimizer, min(_WARMUP, config.steps // 4), config.steps
@@ -345,6 +350,14 @@ class _Fit:
     def measure(self) -> Outcome:
         """The goal on held-out text."""
         return self._goal.measure(self.run)
+
+
+def learning_rate(target: LanguageModel, config: TranslationConfig) -> float:
+    """Peak of the schedule: the one chosen, or that for a target of this size."""
+    if config.learning_rate is not None:
+        return config.learning_rate
+    small = sum(weight.numel() for weight in target.model.parameters()) < _SMALL_TARGET
+    return _SMALL_RATE if small else _LARGE_RATE
 
 
 def _parameter(value: Tensor) -> Tensor:

@@ -62,10 +62,9 @@ class TranslationConfig:
     rank: int | None = None
     """Compiled: rank of the written LoRA; None takes the source's, at least 16, rounded up to one that vLLM
     serves."""
-    learning_rate: float = 0.02
-    """Compiled: peak of a cosine that ends near zero. A step of Muon changes what a kernel adds to an input
-    of unit variance by about so much, whatever the model's width. Where answers to the prompts do not end,
-    less than a third of it is taken."""
+    learning_rate: float | None = None
+    """Compiled: peak of a cosine that ends near zero, in Muon's terms; None chooses by the size of the
+    target. Where answers to the prompts do not end, less than a third of it is taken."""
     seed: int = 0
     max_length: int = 256
     """Longest text in tokens of either model; what is longer is cut."""

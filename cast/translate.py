@@ -16,7 +16,7 @@ from cast import adapters
 from cast.adapters import Kernel, Lora
 from cast.arriving import held_out_quality
 from cast.carrying import Carrier
-from cast.compiling import HELD_OUT_BATCHES, compile_lora, starting_kernels
+from cast.compiling import HELD_OUT_BATCHES, compile_lora, learning_rate, starting_kernels
 from cast.corpus import Passage
 from cast.coverage import covered
 from cast.errors import AdapterError, HeadsError, RequestError
@@ -328,7 +328,7 @@ def _compiled(work: _Work) -> TranslatedAdapter:
     drawn = mostly_drawn(answers)
     config = replace(work.config, rounds=work.config.most_rounds(prompts=bool(work.prompts)))
     if drawn:
-        config = replace(config, learning_rate=_DRAWN_RATE * config.learning_rate)
+        config = replace(config, learning_rate=_DRAWN_RATE * learning_rate(work.target, config))
     fitted = compile_lora(
         work.target, partial(_goal, work, drawn), start, work.texts, config,
         answers=answers, on_progress=work.on_progress,

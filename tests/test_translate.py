@@ -23,7 +23,7 @@ from cast.runners import PlainRunner
 from cast.translate import TranslatedAdapter, card, load_translated, translate
 
 MODES = ("compiled", "instant", "hosted", "kernel")
-CONFIG = TranslationConfig(steps=6, batch_size=4, site_tokens=400)
+CONFIG = TranslationConfig(steps=6, batch_size=4, site_tokens=400, learning_rate=0.02)
 TEXTS = ["The owl smiled at the little fox.", "Once upon a time"]
 Pair = tuple[LanguageModel, LanguageModel, Lora, HeadSet]
 
@@ -177,7 +177,7 @@ def test_prose_that_does_not_end_is_learnt_more_slowly_from_what_is_told_of_draw
     made = translate(*pair, corpus(40), config, prompts=["Name one.", "Say more."])
     assert made.recipe.quality.endless == drawn
     assert teachers == [drawn]
-    assert rates == [pytest.approx((0.3 if drawn else 1) * CONFIG.learning_rate)]
+    assert rates == [pytest.approx(0.006 if drawn else 0.02)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

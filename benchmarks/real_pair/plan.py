@@ -25,7 +25,6 @@ _COMPILED = TranslationConfig(
     rounds=1,
     passes=3,
     batch_size=16,
-    learning_rate=0.01,
     max_length=96,
     prompt_share=0.875,
     moments=400,
