@@ -200,13 +200,10 @@ def compile_lora(
         before = best
         stage = "compile" if turn == 1 else f"compile {turn}"
         best, done = _round(fit, lessons, best, done, stage, on_progress)
-        if best is before or best.outcome.said is None or _is_learnt(best.outcome):
+        said, missing = best.outcome.said, best.outcome.total
+        if best is before or said is None or said >= _ENOUGH_SAID or missing <= _LITTLE_MISSING:
             break
     return Compiled(best.kernels, goal.quality(fit.run), lessons.tokens, best.step)
-
-
-def _is_learnt(outcome: Outcome) -> bool:
-    return (outcome.said or 0.0) >= _ENOUGH_SAID or outcome.total <= _LITTLE_MISSING
 
 
 @dataclass(frozen=True)
@@ -356,7 +353,7 @@ def learning_rate(target: LanguageModel, config: TranslationConfig) -> float:
     """Peak of the schedule: the one chosen, or that for a target of this size."""
     if config.learning_rate is not None:
         return config.learning_rate
-    small = sum(weight.numel() for weight in target.model.parameters()) < _SMALL_TARGET
+    small = target.model.num_parameters() < _SMALL_TARGET
     return _SMALL_RATE if small else _LARGE_RATE
 
 

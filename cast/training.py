@@ -74,7 +74,7 @@ class LoraTrainingConfig:
 
 def suited_rate(lm: LanguageModel) -> float:
     """The learning rate that suits a model of this size."""
-    small = sum(weight.numel() for weight in lm.model.parameters()) < _SMALL
+    small = lm.model.num_parameters() < _SMALL
     return _SMALL_RATE if small else _LARGE_RATE
 
 
