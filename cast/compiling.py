@@ -38,9 +38,10 @@ _WARMUP = 20
 _CLIP = 1.0
 # Batches whose texts are sorted by length together.
 _SORTED_BATCHES = 4
-# Models of a few million parameters bear, and need, a higher rate than those of hundreds of millions.
-_SMALL_TARGET, _SMALL_RATE, _LARGE_RATE = 30_000_000, 0.02, 0.002
-_MOMENTUM = 0.9
+# Muon learns in a round what takes AdamW three on models of a few million parameters, and less than AdamW on
+# those of hundreds of millions, at any rate that was tried (`docs/experiments.md`).
+_SMALL_TARGET, _SMALL_RATE, _LARGE_RATE = 30_000_000, 0.02, 1e-3
+_MOMENTUM, _BETAS = 0.9, (0.9, 0.99)
 
 
 def starting_kernels(
@@ -171,10 +172,10 @@ def compile_lora(
 ) -> Compiled:
     """Fit the kernels of a plain LoRA so that the target changes as the source does.
 
-    Muon in float32 whatever the models' number type, rounds of a cosine schedule, and the kernels of the
-    best held-out result. Once that result no longer improves, a round goes on with the end of its schedule.
-    Another follows while held-out answers are not yet said, more than a little of the effect is missing and
-    the last one lowered the result, up to the number configured.
+    Muon, or AdamW for large targets, in float32 whatever the models' number type, rounds of a cosine
+    schedule, and the kernels of the best held-out result. Once that result no longer improves, a round goes
+    on with the end of its schedule. Another follows while held-out answers are not yet said, more than a
+    little of the effect is missing and the last one lowered the result, up to the number configured.
 
     Args:
         target: the model that shall have the LoRA.
@@ -292,13 +293,14 @@ class _Fit:
         A step of Muon (Jordan, 2024) moves all directions of a matrix alike, those too in which gradients are
         small.
         """
-        config = self.config
-        self._optimizer = torch.optim.Muon(
-            self._parameters,
-            lr=learning_rate(self._target, config),
-            momentum=_MOMENTUM,
-            weight_decay=0.0,
-        )
+        config, rate = self.config, learning_rate(self._target, self.config)
+        self._optimizer: torch.optim.Optimizer
+        if _is_small(self._target):
+            self._optimizer = torch.optim.Muon(
+                self._parameters, lr=rate, momentum=_MOMENTUM, weight_decay=0.0
+            )
+        else:
+            self._optimizer = torch.optim.AdamW(self._parameters, lr=rate, betas=_BETAS, weight_decay=0.0)
         self._schedule = get_cosine_schedule_with_warmup(
             self._optimizer, min(_WARMUP, config.steps // 4), config.steps
         )
@@ -353,8 +355,11 @@ def learning_rate(target: LanguageModel, config: TranslationConfig) -> float:
     """Peak of the schedule: the one chosen, or that for a target of this size."""
     if config.learning_rate is not None:
         return config.learning_rate
-    small = target.model.num_parameters() < _SMALL_TARGET
-    return _SMALL_RATE if small else _LARGE_RATE
+    return _SMALL_RATE if _is_small(target) else _LARGE_RATE
+
+
+def _is_small(target: LanguageModel) -> bool:
+    return bool(target.model.num_parameters() < _SMALL_TARGET)
 
 
 def _parameter(value: Tensor) -> Tensor:

@@ -34,8 +34,11 @@ _LONGER = 1.5
 _SHORTER = 0.5
 # Times that new ones are asked for behind examples, and then the rest from an example's beginning.
 _NEW_TURNS, _TURNS = 3, 4
-# Share of all prompts that are there after each round.
-_ROUNDS = (0.4, 1.0)
+# Share of all prompts that are there after each round. Some answers are much easier to provoke than others,
+# so what falls short is seen only behind each.
+_ROUNDS = (0.4, 0.55, 0.7, 0.85, 1.0)
+# More answers than these are not those of a few kinds.
+_MOST_KINDS = 16
 # Their words make new ones differ enough; hotter, a small model loses the form.
 _NEW_TEMPERATURE, _WITH_WORD = 0.7, 0.75
 # How many draws of examples tell which words suit them.
@@ -64,8 +67,9 @@ def excited(
 ) -> list[Passage]:
     """The given prompts and more of their kind, each with the adapted source's answer behind it.
 
-    Form by form (`by_form`), each in two rounds: in the second, prompts of the first are shown as examples
-    too, evenly over their answers, so that answers which the given ones do not call for are found as well.
+    Form by form (`by_form`), each in rounds: behind the first, prompts that were found are shown as examples
+    too. Where answers are of a few kinds, those of one are shown together, the more often the more prompts
+    with this answer are missing, so that answers which the given ones hardly call for are found as well.
     Answers are greedy, but drawn where most of those to the given prompts do not end.
 
     Args:
@@ -164,13 +168,13 @@ def expanded(
 
     Most it writes behind a few of the examples, as new ones that begin as the examples do, and most of these
     with a word of their own that suits the examples: left to itself, a small model says their words again.
-    The rest, and what it did not find so, it writes by going on from the beginning of an example.
+    The rest, and what it did not find so, it writes by going on from the beginning of a given one.
 
     Args:
         writer: the model, without an adapter.
         prompts: examples without answers, at least one.
         count: how many there shall be in all; fewer if the model does not find the form.
-        known: answered prompts that were found so far, to be shown as examples beside the given ones.
+        known: answered prompts, the given ones and what was found so far, to be shown as examples.
         words: what new ones may begin with, so that they are about many things.
         seed: of the choice of examples and of the sampling.
         on_progress: gets the stage `generate`.
@@ -178,17 +182,16 @@ def expanded(
     Returns:
         Distinct prompts, the given and the known ones first.
     """
-    examples = list(dict.fromkeys([*prompts, *(passage.text[: passage.answer] for passage in known)]))
-    weights = evenly(known) if known else [1.0] * len(examples)
-    found = dict.fromkeys(examples)
+    kinds = _kinds(prompts, known, count)
+    found = dict.fromkeys([*prompts, *(passage.text[: passage.answer] for passage in known)])
     order, form = random.Random(seed), _Form.of(prompts)
-    several = len(examples) > 1
-    openings: list[str] = []
+    several = len(found) > 1
+    openings: list[list[str]] = []
     if several and count > len(found):
         # A stream of its own, so that what is drawn below does not depend on it.
-        apart = random.Random(seed)
-        shown = [_shown(examples, weights, apart) for _ in range(_DRAWS)]
-        openings = suiting(writer, shown, form.start, list(map(form.cased, words)))
+        apart, cased = random.Random(seed), list(map(form.cased, words))
+        shown_by = [[kind.shown(apart) for _ in range(_DRAWS)] for kind in kinds]
+        openings = [suiting(writer, shown, form.start, cased) for shown in shown_by]
     room = int(writer.encode(list(prompts)).attention_mask.sum(1).max() * _LONGER) + 8
     for turn in range(_NEW_TURNS + _TURNS):
         missing = count - len(found)
@@ -196,8 +199,9 @@ def expanded(
             break
         new = several and turn < _NEW_TURNS
         if new:
-            shown = [_shown(examples, weights, order) for _ in range(missing)]
-            begun = [form.opening(order, openings) for _ in range(missing)]
+            asked = order.choices(range(len(kinds)), [kind.missing for kind in kinds], k=missing)
+            shown = [kinds[index].shown(order) for index in asked]
+            begun = [form.opening(order, openings[index]) for index in asked]
             read = [some + first for some, first in zip(shown, begun, strict=True)]
         else:
             read = begun = [form.beginning(order.choice(list(prompts)), order) for _ in range(missing)]
@@ -211,12 +215,38 @@ def expanded(
     return list(found)[:count]
 
 
-def _shown(examples: Sequence[str], weights: Sequence[float], order: random.Random) -> str:
-    """A few distinct examples, each as likely as it weighs, as they stand before a new one."""
-    # The largest of U^(1/w) are a draw without replacement (Efraimidis and Spirakis, 2006).
-    keys = [order.random() ** (1 / weight) for weight in weights]
-    ranked = sorted(range(len(examples)), key=keys.__getitem__, reverse=True)
-    return "".join(examples[index] + SEPARATOR for index in ranked[:SHOTS])
+@dataclass(frozen=True)
+class _Kind:
+    """Examples that are shown together, how likely each is, and how many more like them are missing."""
+
+    examples: Sequence[str]
+    weights: Sequence[float]
+    missing: float
+
+    def shown(self, order: random.Random) -> str:
+        """A few distinct examples, each as likely as it weighs, as they stand before a new one."""
+        # The largest of U^(1/w) are a draw without replacement (Efraimidis and Spirakis, 2006).
+        keys = [order.random() ** (1 / weight) for weight in self.weights]
+        ranked = sorted(range(len(keys)), key=keys.__getitem__, reverse=True)
+        return "".join(self.examples[index] + SEPARATOR for index in ranked[:SHOTS])
+
+
+def _kinds(prompts: Sequence[str], known: Sequence[Passage], count: int) -> list[_Kind]:
+    """Those of each answer that falls short of an even share; all together where that tells nothing."""
+    found = len(known) > len(set(prompts)) and not mostly_drawn(known)
+    groups = list(by_answer(known).values()) if found else []
+    if 1 < len(groups) <= _MOST_KINDS:
+        short = [(group, count / len(groups) - len(group)) for group in groups]
+        if kinds := [
+            _Kind([passage.text[: passage.answer] for passage in group], [1.0] * len(group), missing)
+            for group, missing in short
+            if missing > 0
+        ]:
+            return kinds
+    if known:
+        return [_Kind([passage.text[: passage.answer] for passage in known], evenly(known), 1.0)]
+    distinct = list(dict.fromkeys(prompts))
+    return [_Kind(distinct, [1.0] * len(distinct), 1.0)]
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,9 @@ class TranslationConfig:
     """Compiled: rank of the written LoRA; None takes the source's, at least 16, rounded up to one that vLLM
     serves."""
     learning_rate: float | None = None
-    """Compiled: peak of a cosine that ends near zero, in Muon's terms; None chooses by the size of the
-    target. Where answers to the prompts do not end, less than a third of it is taken."""
+    """Compiled: peak of a cosine that ends near zero, in the terms of the optimiser: Muon for targets of a
+    few million parameters, AdamW for larger ones. None chooses by that; where answers to the prompts do not
+    end, less than a third of it is taken."""
     seed: int = 0
     max_length: int = 256
     """Longest text in tokens of either model; what is longer is cut."""

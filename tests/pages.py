@@ -278,11 +278,20 @@ class CastPage:
 
     def open_fold(self, name: str) -> None:
         self.page.get_by_role("button", name=name).click()
+        self._built()
+
+    def _built(self) -> None:
+        """Wait until widgets that came into sight hold what they shall.
+
+        Gradio gives them what the page put back a moment after they stand there, over what was set meanwhile.
+        """
+        self.page.evaluate("() => new Promise((done) => setTimeout(() => requestAnimationFrame(done), 100))")
 
     def set_slider(self, label: str, value: str) -> None:
         field = self.page.get_by_label(f"number input for {label}")
         field.fill(value)
         field.press("Enter")
+        expect(field).to_have_value(value)
 
     def cancel(self) -> None:
         self.page.get_by_role("button", name="Cancel", exact=True).locator("visible=true").click()
@@ -349,6 +358,7 @@ class CastPage:
             self.page.get_by_role("button", name="More tabs").click()
             shown = self.page.locator(".overflow-dropdown").get_by_role("button", name=name)
         shown.click()
+        self._built()
 
     @property
     def tabs(self) -> list[str]:
@@ -360,6 +370,7 @@ class CastPage:
         folds = self.page.locator(".gradio-container button.label-wrap:not(.open):visible")
         while folds.count():
             folds.first.click()
+            self._built()
 
     def press(self, button: str) -> None:
         self.page.get_by_role("button", name=button, exact=True).click()

@@ -1,5 +1,7 @@
 """Example prompts made more, in their own form, and answered by the source."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import build_lora, build_model
@@ -168,6 +170,32 @@ def test_the_second_round_shows_what_the_first_has_found_and_all_is_answered(sou
     assert "The duck came by." not in "".join(written[0]["prompts"])
     assert "The duck came by." in "".join("".join(call["prompts"]) for call in written[1:])
     assert sum(len(call["prompts"]) for call in calls if call["lora"] is lora) == len(passages)
+
+
+def test_each_answer_is_asked_for_as_far_as_it_falls_short(source, monkeypatch) -> None:
+    calls = says(monkeypatch, *(f"A duck {index} came by.\n[mood] ->" for index in range(60)))
+    numbers = {"plant": 40, "person": 20, "food": 8, "ability": 1}
+    known = []
+    for answer, number in numbers.items():
+        prompts = [f"{answer} {index}.\n[mood] ->" for index in range(number)]
+        known += [Passage(f"{prompt} {answer}", len(prompt)) for prompt in prompts]
+
+    def asked(known: list[Passage]) -> list[set[str]]:
+        prompts = [passage.text[: passage.answer] for passage in known[::30]]
+        expanded(source, prompts, 129, known=known)
+        return [{answer for answer in numbers if answer in text} for text in calls.pop(0)["prompts"]]
+
+    shown = asked(known)
+    assert len(shown) == 60
+    # Examples of one answer each. An even share is 43, so 3, 23 and 35 are missing; noise is not asked for.
+    assert all(len(answers) == 1 for answers in shown)
+    assert shown.count({"ability"}) == 0
+    assert shown.count({"food"}) == pytest.approx(60 * 35 / 61, abs=9)
+    assert shown.count({"person"}) == pytest.approx(60 * 23 / 61, abs=9)
+    # Draws are of no kinds: their first words tell nothing.
+    calls.clear()
+    drawn = asked([replace(passage, drawn=True) for passage in known])
+    assert any(len(answers) > 1 for answers in drawn)
 
 
 @pytest.mark.parametrize(("long", "drawn"), [(("fox", "home"), True), (("fox",), False), ((), False)])
