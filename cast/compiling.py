@@ -40,7 +40,7 @@ _CLIP = 1.0
 _SORTED_BATCHES = 4
 # Muon learns in a round what takes AdamW three on models of a few million parameters, and less than AdamW on
 # those of hundreds of millions, at any rate that was tried (`docs/experiments.md`).
-_SMALL_TARGET, _SMALL_RATE, _LARGE_RATE = 30_000_000, 0.02, 1e-3
+_SMALL_RATE, _LARGE_RATE = 0.02, 1e-3
 _MOMENTUM, _BETAS = 0.9, (0.9, 0.99)
 
 
@@ -295,7 +295,7 @@ class _Fit:
         """
         config, rate = self.config, learning_rate(self._target, self.config)
         self._optimizer: torch.optim.Optimizer
-        if _is_small(self._target):
+        if self._target.is_small:
             self._optimizer = torch.optim.Muon(
                 self._parameters, lr=rate, momentum=_MOMENTUM, weight_decay=0.0
             )
@@ -355,11 +355,7 @@ def learning_rate(target: LanguageModel, config: TranslationConfig) -> float:
     """Peak of the schedule: the one chosen, or that for a target of this size."""
     if config.learning_rate is not None:
         return config.learning_rate
-    return _SMALL_RATE if _is_small(target) else _LARGE_RATE
-
-
-def _is_small(target: LanguageModel) -> bool:
-    return bool(target.model.num_parameters() < _SMALL_TARGET)
+    return _SMALL_RATE if target.is_small else _LARGE_RATE
 
 
 def _parameter(value: Tensor) -> Tensor:

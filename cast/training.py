@@ -28,8 +28,7 @@ from cast.progress import OnProgress, Progress, ignore
 
 # Batches that are drawn together and sorted by length.
 _POOL = 8
-# Models of a few million parameters bear, and need, a higher rate than those of hundreds of millions.
-_SMALL, _SMALL_RATE, _LARGE_RATE = 20_000_000, 2e-3, 5e-4
+_SMALL_RATE, _LARGE_RATE = 2e-3, 5e-4
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,7 @@ class LoraTrainingConfig:
 
 def suited_rate(lm: LanguageModel) -> float:
     """The learning rate that suits a model of this size."""
-    small = lm.model.num_parameters() < _SMALL
-    return _SMALL_RATE if small else _LARGE_RATE
+    return _SMALL_RATE if lm.is_small else _LARGE_RATE
 
 
 def completion_mask(batch: TokenBatch, prompts: Sequence[str]) -> Tensor:
