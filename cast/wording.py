@@ -76,8 +76,9 @@ class WordedRunner:
     ) -> Tensor:
         """See `Runner.logits`; the texts count as finished, so the source's tokens are those of the whole.
 
-        Where the token that follows in the text spans several of the source's, it gets the probability of its
-        text, which the source's next token alone would give to a shorter token of the target.
+        Where the token that follows in the text is not the one with which the target would begin the source's
+        next token, it gets the probability of its text. It may span several of the source's; or be shorter,
+        where the target writes the whole word in other pieces.
         """
         if rows is None or positions is None:
             every = torch.ones(batch.input_ids.shape).nonzero(as_tuple=True)
@@ -145,9 +146,11 @@ class WordedRunner:
                 self.vocabulary.take_over(own[some], before, after, pending, pooling[some], alone=alone)
             )
         taken = torch.cat(parts)
-        for place in () if alone else places.spanning():
-            share = self._said_beyond(reading, places, place)
-            _move(taken[place], own[place], share, self._begun(places, place), int(places.next_token[place]))
+        for place in () if alone else places.looking_ahead():
+            begun, follows = self._begun(places, place), int(places.next_token[place])
+            if begun not in (follows, len(taken[place])):
+                share, brought, most = self._said_beyond(reading, places, place)
+                _move(taken[place], own[place], begun, follows, share, brought, most)
         return taken.to(own.device)
 
     def _begun(self, places: "Places", place: int) -> int:
@@ -155,19 +158,23 @@ class WordedRunner:
         text, end = places.read.texts[places.row[place]], int(places.end[place])
         return self.vocabulary.first(text[end : places.next_source_end(place)])
 
-    def _said_beyond(self, reading: "Reading", places: "Places", place: int) -> float:
-        """The adapted source's probability, behind its next token, of what the target's next token holds."""
+    def _said_beyond(self, reading: "Reading", places: "Places", place: int) -> tuple[float, float, float]:
+        """What `_move` takes: how surely the target's next token is what the adapted source says."""
         row, position = int(places.row[place]), int(places.position[place]) + 1
-        ends, stop, log_share = places.read.ends[row], int(places.next_end[place]), 0.0
+        ends, stop = places.read.ends[row], int(places.next_end[place])
+        if stop <= ends[position]:
+            return 1.0, 0.0, math.exp(float(reading.said[row, position, 1]))
+        log_shares = torch.zeros(2)
         while position + 1 < len(ends) and 0 <= ends[position + 1] <= stop:
             position += 1
-            log_share += float(reading.said[row, position, 1])
+            log_shares += reading.said[row, position]
         if ends[position] < stop:
             at = slice(position, position + 1)
-            after = self.distributions(reading.plain[row, at], reading.adapted[row, at])[1][0].cpu()
+            ways = self.distributions(reading.plain[row, at], reading.adapted[row, at])
             ids = self.vocabulary.bridge(places.read.texts[row][int(ends[position]) : stop]).ids
-            log_share += float(after[ids].logsumexp(0))
-        return math.exp(log_share)
+            log_shares += torch.stack([way[0].cpu()[ids].logsumexp(0) for way in ways])
+        before, after = log_shares.exp().tolist()
+        return after, max(after - before, 0.0), 1.0
 
     def distributions(self, plain: Tensor, adapted: Tensor) -> tuple[Tensor, Tensor]:
         """The source's next-token log-probabilities [N, V_s] without the LoRA and at the strength with it."""
@@ -213,21 +220,26 @@ def _likelihoods(before: Tensor, after: Tensor, ids: Tensor) -> Tensor:
     return torch.cat(chosen, 1).cpu()
 
 
-def _move(taken: Tensor, own: Tensor, share: float, begun: int, follows: int) -> None:
-    """Give a share of what was taken over as the beginning of a word to the token that follows in the text.
+def _move(
+    taken: Tensor, own: Tensor, begun: int, follows: int, share: float, brought: float, most: float
+) -> None:
+    """Give what was taken over as the beginning of a word to the token that follows in the text.
 
     Args:
         taken: [V_t] log-probabilities, changed in place.
         own: [V_t] logits of the target itself.
-        share: of it in [0, 1].
         begun: the token that stands for the beginning.
-        follows: the token that says more of the word at once.
+        follows: the token with which the target writes the word of the text.
+        share: in [0, 1], how much of what the source has put there.
+        brought: in [0, 1], the same of what the target says of itself: the part of `share` that the LoRA has
+            brought.
+        most: no more than this probability.
     """
-    if begun in (follows, len(taken)):
-        return
-    over = (taken[begun].exp() - own.softmax(-1)[begun].to(taken.device)).clamp_min(0) * share
+    said = taken[begun].exp()
+    shared = torch.minimum(said, own.softmax(-1)[begun].to(taken.device))
+    over = ((said - shared) * share + shared * brought).clamp_max(most)
     taken[follows] = (taken[follows].exp() + over).log()
-    taken[begun] = (taken[begun].exp() - over).clamp_min(1e-30).log()
+    taken[begun] = (said - over).clamp_min(1e-30).log()
 
 
 def gains(said: Tensor) -> list[float]:
@@ -318,12 +330,13 @@ class Places:
         ends = self.read.ends[int(self.row[place])]
         return int(ends[position]) if position < len(ends) else -1
 
-    def spanning(self) -> list[int]:
-        """The places whose next target token runs past the end of the source's next one."""
+    def looking_ahead(self) -> list[int]:
+        """The places at which both models go on with a token of the text."""
+        ends = zip(self.end.tolist(), self.next_end.tolist(), strict=True)
         return [
             place
-            for place, (end, stop) in enumerate(zip(self.end.tolist(), self.next_end.tolist(), strict=True))
-            if end < self.next_source_end(place) < stop
+            for place, (end, stop) in enumerate(ends)
+            if end < stop and end < self.next_source_end(place)
         ]
 
 

@@ -120,7 +120,7 @@ def test_where_ends_are_judged_right_a_session_equals_teacher_forcing(
     steps = [session.next_logits([ids[:stop]])[0] for stop in range(1, len(ids) + 1)]
     expected, places = runner.logits(batch)[0], places_in(source, batch)
     # Teacher forcing knows the token that follows where a session cannot.
-    ahead = set(places.entry[places.spanning()].tolist())
+    ahead = set(places.entry[ahead_of_the_source(runner, places)].tolist())
     settled = [place for place in range(len(ids)) if place not in ahead]
     torch.testing.assert_close(torch.stack(steps)[settled], expected[settled], atol=2e-4, rtol=1e-3)
     # Each token passed once through the target; through the source once each way, and with each token of the
@@ -135,21 +135,39 @@ def places_in(source: LanguageModel, batch: TokenBatch) -> Places:
     return Places.of(batch, source.encode(batch.texts), torch.zeros_like(positions), positions)
 
 
-def test_a_token_that_spans_several_of_the_source_gets_the_probability_of_its_text(
-    pair, monkeypatch: pytest.MonkeyPatch
+def ahead_of_the_source(runner: WordedRunner, places: Places) -> list[int]:
+    """The places at which the target's next token does not begin what the source's own next one says."""
+    return [
+        place
+        for place in places.looking_ahead()
+        if runner.vocabulary.first(LONG[places.end[place] : places.next_source_end(place)])
+        != int(places.next_token[place])
+    ]
+
+
+@pytest.mark.parametrize("spans", [True, False])
+def test_the_target_writes_what_a_sure_source_says_in_its_own_pieces(
+    pair, tiny_lora: Callable, monkeypatch: pytest.MonkeyPatch, spans: bool
 ) -> None:
-    """A source that is sure of each of its small tokens says the text through the target's larger ones."""
+    """Where its token spans several of the source's; and where it could begin with more, but writes less."""
     source, lora, target = pair
+    if not spans:
+        source, lora, target = target, tiny_lora(target), source
     runner, batch = WordedRunner(source, lora, target), target.encode([LONG])
     places = places_in(source, batch)
-    assert places.spanning()
+    ahead = [
+        place
+        for place in ahead_of_the_source(runner, places)[1:]
+        if spans == (int(places.next_end[place]) > places.next_source_end(place))
+    ]
+    assert ahead
     sure = sure_of_what_follows(source, LONG)
     monkeypatch.setattr(WordedRunner, "distributions", sure)
     monkeypatch.setattr(
         WordedRunner, "_behind", lambda self, *states: [(torch.arange(len(states[0])), *sure(self, *states))]
     )
     probabilities = runner.logits(batch)[0].softmax(-1)
-    for place in places.spanning()[1:]:  # At the start the source writes a space that is not in the text.
+    for place in ahead:
         assert probabilities[places.entry[place], places.next_token[place]] > 0.9
 
 
