@@ -1,5 +1,6 @@
 """What a target with a translated adapter shall say: the adapted source's words, in the target's tokens."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ _MOVED_MOST = 0.75
 # Tokens of a distribution that are told apart. The rest counts as one, so that what is wanted of many texts
 # can be kept; of prose the rest is a few hundredths, behind an answer nothing.
 _TOLD_APART = 256
+# Of a greedy answer, the weight of the very word that follows, beside all that the source might have said.
+_ANSWERED = 0.3
 # Logit of what cannot happen.
 _NEVER = -1e30
 
@@ -154,7 +157,10 @@ class WordTeacher:
         whole = _all_chosen(rows, answering, chosen)
         rows, positions = rows[chosen], positions[chosen]
         logits = self._runner.logits_beside(reading, tokens, rows, positions, alone=self._drawn)
-        wanted = Wanted.of(logits.log_softmax(-1))
+        log_probs = logits.log_softmax(-1)
+        if not self._drawn:
+            log_probs = _answered(log_probs, tokens, rows, positions, answering[chosen])
+        wanted = Wanted.of(log_probs)
         over = torch.isin(wanted.ids[:, 0].cpu(), torch.tensor(sorted(self.target.eos_ids)))
         whole &= _at_last(rows, positions, over)[rows] & (not self._drawn)
         return Told(tokens, rows, positions, weights.to(logits.device), whole, wanted)
@@ -190,6 +196,25 @@ class WordTeacher:
         weights = torch.ones(len(chosen))
         weights[most:] = (count - most) / len(others)
         return chosen, weights
+
+
+def _answered(
+    log_probs: Tensor, tokens: TokenBatch, rows: Tensor, positions: Tensor, answering: Tensor
+) -> Tensor:
+    """Log-probabilities [K, V_t] with what follows in the text made likelier at the positions that answer.
+
+    As in distillation of sequences beside that of words (Kim and Rush, arXiv 1606.07947): of a source that
+    says a word although it is hardly sure of it, a target that learns its doubt a little wrong says another.
+    """
+    following = (positions + 1).clamp_max(tokens.input_ids.shape[1] - 1)
+    ends = tokens.attention_mask.cpu()[rows, following] == 0
+    at = (answering & ~ends & (following > positions)).nonzero()[:, 0]
+    words = tokens.input_ids.cpu()[rows[at], following[at]].to(log_probs.device)[:, None]
+    at = at.to(log_probs.device)
+    answered = log_probs[at] + math.log(1 - _ANSWERED)
+    weight = torch.full_like(words, math.log(_ANSWERED), dtype=answered.dtype)
+    answered.scatter_(1, words, torch.logaddexp(answered.gather(1, words), weight))
+    return log_probs.index_copy(0, at, answered)
 
 
 def _all_chosen(rows: Tensor, answering: Tensor, chosen: Tensor) -> Tensor:
