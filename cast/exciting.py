@@ -10,7 +10,7 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 from cast.adapters import Lora
 from cast.corpus import Passage
@@ -183,7 +183,7 @@ def expanded(
         Distinct prompts, the given and the known ones first.
     """
     kinds = _kinds(prompts, known, count)
-    found = dict.fromkeys([*prompts, *(passage.text[: passage.answer] for passage in known)])
+    found = dict.fromkeys([*prompts, *map(_prompt, known)])
     order, form = random.Random(seed), _Form.of(prompts)
     several = len(found) > 1
     openings: list[list[str]] = []
@@ -217,36 +217,35 @@ def expanded(
 
 @dataclass(frozen=True)
 class _Kind:
-    """Examples that are shown together, how likely each is, and how many more like them are missing."""
+    """Answered prompts that are shown together, and how many more like them are missing."""
 
-    examples: Sequence[str]
-    weights: Sequence[float]
+    passages: Sequence[Passage]
     missing: float
 
+    @cached_property
+    def _weights(self) -> list[float]:
+        return evenly(self.passages)
+
     def shown(self, order: random.Random) -> str:
-        """A few distinct examples, each as likely as it weighs, as they stand before a new one."""
+        """A few distinct prompts, evenly over their answers, as they stand before a new one."""
         # The largest of U^(1/w) are a draw without replacement (Efraimidis and Spirakis, 2006).
-        keys = [order.random() ** (1 / weight) for weight in self.weights]
+        keys = [order.random() ** (1 / weight) for weight in self._weights]
         ranked = sorted(range(len(keys)), key=keys.__getitem__, reverse=True)
-        return "".join(self.examples[index] + SEPARATOR for index in ranked[:SHOTS])
+        return "".join(_prompt(self.passages[index]) + SEPARATOR for index in ranked[:SHOTS])
 
 
 def _kinds(prompts: Sequence[str], known: Sequence[Passage], count: int) -> list[_Kind]:
     """Those of each answer that falls short of an even share; all together where that tells nothing."""
     found = len(known) > len(set(prompts)) and not mostly_drawn(known)
     groups = list(by_answer(known).values()) if found else []
-    if 1 < len(groups) <= _MOST_KINDS:
-        short = [(group, count / len(groups) - len(group)) for group in groups]
-        if kinds := [
-            _Kind([passage.text[: passage.answer] for passage in group], [1.0] * len(group), missing)
-            for group, missing in short
-            if missing > 0
-        ]:
-            return kinds
-    if known:
-        return [_Kind([passage.text[: passage.answer] for passage in known], evenly(known), 1.0)]
-    distinct = list(dict.fromkeys(prompts))
-    return [_Kind(distinct, [1.0] * len(distinct), 1.0)]
+    kinds = [_Kind(group, count / len(groups) - len(group)) for group in groups]
+    if 1 < len(kinds) <= _MOST_KINDS and (short := [kind for kind in kinds if kind.missing > 0]):
+        return short
+    return [_Kind(known or [Passage(prompt, len(prompt)) for prompt in dict.fromkeys(prompts)], 1.0)]
+
+
+def _prompt(passage: Passage) -> str:
+    return passage.text[: passage.answer]
 
 
 @dataclass(frozen=True)
