@@ -1,6 +1,5 @@
 """What a target with a translated adapter shall say: the adapted source's words, in the target's tokens."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +19,8 @@ _MOVED_MOST = 0.75
 # Tokens of a distribution that are told apart. The rest counts as one, so that what is wanted of many texts
 # can be kept; of prose the rest is a few hundredths, behind an answer nothing.
 _TOLD_APART = 256
-# Of a greedy answer, the weight of the very word that follows, beside all that the source might have said.
-_ANSWERED = 0.3
+# Temperature at which a greedy answer is taught: between the source's own and that at which it was written.
+_GREEDY = 0.5
 # Logit of what cannot happen.
 _NEVER = -1e30
 
@@ -159,7 +158,7 @@ class WordTeacher:
         logits = self._runner.logits_beside(reading, tokens, rows, positions, alone=self._drawn)
         log_probs = logits.log_softmax(-1)
         if not self._drawn:
-            log_probs = _answered(log_probs, tokens, rows, positions, answering[chosen])
+            log_probs = _surer(log_probs, answering[chosen])
         wanted = Wanted.of(log_probs)
         over = torch.isin(wanted.ids[:, 0].cpu(), torch.tensor(sorted(self.target.eos_ids)))
         whole &= _at_last(rows, positions, over)[rows] & (not self._drawn)
@@ -198,23 +197,15 @@ class WordTeacher:
         return chosen, weights
 
 
-def _answered(
-    log_probs: Tensor, tokens: TokenBatch, rows: Tensor, positions: Tensor, answering: Tensor
-) -> Tensor:
-    """Log-probabilities [K, V_t] with what follows in the text made likelier at the positions that answer.
+def _surer(log_probs: Tensor, answering: Tensor) -> Tensor:
+    """Log-probabilities [K, V_t], at the positions [K] that answer of a lower temperature.
 
-    As in distillation of sequences beside that of words (Kim and Rush, arXiv 1606.07947): of a source that
-    says a word although it is hardly sure of it, a target that learns its doubt a little wrong says another.
+    Sharpening as in MixMatch (Berthelot et al., arXiv 1905.02249, equation 7). A source says greedily a word
+    of which it is hardly sure, if no other is near, and a target that learns its doubt a little wrong says
+    another; between words that are near, such as two labels, its doubt is worth learning.
     """
-    following = (positions + 1).clamp_max(tokens.input_ids.shape[1] - 1)
-    ends = tokens.attention_mask.cpu()[rows, following] == 0
-    at = (answering & ~ends & (following > positions)).nonzero()[:, 0]
-    words = tokens.input_ids.cpu()[rows[at], following[at]].to(log_probs.device)[:, None]
-    at = at.to(log_probs.device)
-    answered = log_probs[at] + math.log(1 - _ANSWERED)
-    weight = torch.full_like(words, math.log(_ANSWERED), dtype=answered.dtype)
-    answered.scatter_(1, words, torch.logaddexp(answered.gather(1, words), weight))
-    return log_probs.index_copy(0, at, answered)
+    at = answering.nonzero()[:, 0].to(log_probs.device)
+    return log_probs.index_copy(0, at, (log_probs[at] / _GREEDY).log_softmax(-1))
 
 
 def _all_chosen(rows: Tensor, answering: Tensor, chosen: Tensor) -> Tensor:
