@@ -19,8 +19,8 @@ _MOVED_MOST = 0.75
 # Tokens of a distribution that are told apart. The rest counts as one, so that what is wanted of many texts
 # can be kept; of prose the rest is a few hundredths, behind an answer nothing.
 _TOLD_APART = 256
-# Temperature at which a greedy answer is taught: between the source's own and that at which it was written.
-_GREEDY = 0.5
+# Of a greedy answer, most that the very word that follows weighs, beside all that the source might have said.
+_ANSWERED = 0.3
 # Logit of what cannot happen.
 _NEVER = -1e30
 
@@ -158,7 +158,7 @@ class WordTeacher:
         logits = self._runner.logits_beside(reading, tokens, rows, positions, alone=self._drawn)
         log_probs = logits.log_softmax(-1)
         if not self._drawn:
-            log_probs = _surer(log_probs, answering[chosen])
+            log_probs = _answered(log_probs, tokens, rows, positions, answering[chosen])
         wanted = Wanted.of(log_probs)
         over = torch.isin(wanted.ids[:, 0].cpu(), torch.tensor(sorted(self.target.eos_ids)))
         whole &= _at_last(rows, positions, over)[rows] & (not self._drawn)
@@ -197,15 +197,26 @@ class WordTeacher:
         return chosen, weights
 
 
-def _surer(log_probs: Tensor, answering: Tensor) -> Tensor:
-    """Log-probabilities [K, V_t], at the positions [K] that answer of a lower temperature.
+def _answered(
+    log_probs: Tensor, tokens: TokenBatch, rows: Tensor, positions: Tensor, answering: Tensor
+) -> Tensor:
+    """Log-probabilities [K, V_t] with what follows in the text made likelier at the positions that answer.
 
-    Sharpening as in MixMatch (Berthelot et al., arXiv 1905.02249, equation 7). A source says greedily a word
-    of which it is hardly sure, if no other is near, and a target that learns its doubt a little wrong says
-    another; between words that are near, such as two labels, its doubt is worth learning.
+    As in distillation of sequences beside that of words (Kim and Rush, arXiv 1606.07947): of a source that
+    says a word although it is hardly sure of it, a target that learns its doubt a little wrong says another.
+    But as far as a rival is as likely as that word, as of two labels, the doubt tells more than the choice.
     """
-    at = answering.nonzero()[:, 0].to(log_probs.device)
-    return log_probs.index_copy(0, at, (log_probs[at] / _GREEDY).log_softmax(-1))
+    following = (positions + 1).clamp_max(tokens.input_ids.shape[1] - 1)
+    ends = tokens.attention_mask.cpu()[rows, following] == 0
+    at = (answering & ~ends & (following > positions)).nonzero()[:, 0]
+    words = tokens.input_ids.cpu()[rows[at], following[at]].to(log_probs.device)[:, None]
+    at = at.to(log_probs.device)
+    said, chance = log_probs[at], log_probs[at].gather(1, words)
+    rival = said.scatter(1, words, -torch.inf).amax(1, keepdim=True)
+    weight = _ANSWERED * -torch.expm1(-(chance - rival).abs())
+    answered = said + torch.log1p(-weight)
+    answered.scatter_(1, words, torch.logaddexp(answered.gather(1, words), weight.log()))
+    return log_probs.index_copy(0, at, answered)
 
 
 def _all_chosen(rows: Tensor, answering: Tensor, chosen: Tensor) -> Tensor:
