@@ -20,7 +20,7 @@ _MOVED_MOST = 0.75
 # can be kept; of prose the rest is a few hundredths, behind an answer nothing.
 _TOLD_APART = 256
 # Of a greedy answer, most that the very word that follows weighs, beside all that the source might have said.
-_ANSWERED = 0.3
+_ANSWERED = 0.5
 # Logit of what cannot happen.
 _NEVER = -1e30
 
