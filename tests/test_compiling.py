@@ -469,7 +469,7 @@ def test_the_word_that_follows_in_a_greedy_answer_counts_more_than_the_source_is
     rival = others.amax(-1)
     # As far as no other word is near: of two that are as likely, none is put before the other.
     weight = 0.5 * (1 - torch.minimum(before, rival) / torch.maximum(before, rival))[listed]
-    assert weight.min() < 0.25 < weight.max()
+    assert weight.min() < 0.45 < weight.max()
     torch.testing.assert_close(after[listed], (1 - weight) * before[listed] + weight, atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(after[~answering], before[~answering], atol=1e-5, rtol=1e-4)
 
