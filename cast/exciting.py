@@ -185,7 +185,8 @@ def expanded(
     kinds = _kinds(prompts, known, count)
     found = dict.fromkeys([*prompts, *map(_prompt, known)])
     order, form = random.Random(seed), _Form.of(prompts)
-    several = len(found) > 1
+    given = len(found)
+    new = several = given > 1
     openings: list[list[str]] = []
     if several and count > len(found):
         # A stream of its own, so that what is drawn below does not depend on it.
@@ -197,7 +198,8 @@ def expanded(
         missing = count - len(found)
         if missing <= 0:
             break
-        new = several and turn < _NEW_TURNS
+        # A form that was never taken up in a turn, such as a cue that the model does not know, never will be.
+        new = new and turn < _NEW_TURNS and (turn == 0 or len(found) > given)
         if new:
             asked = order.choices(range(len(kinds)), [kind.missing for kind in kinds], k=missing)
             shown = [kinds[index].shown(order) for index in asked]
