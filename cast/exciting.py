@@ -32,7 +32,8 @@ _BATCH = 32
 # the shortest, in characters.
 _LONGER = 1.5
 _SHORTER = 0.5
-# Times that new ones are asked for behind examples, and then the rest from an example's beginning.
+# Times that new ones are asked for at most behind examples, and times that follow in which the rest are asked
+# for from an example's beginning.
 _NEW_TURNS, _TURNS = 3, 4
 # Share of all prompts that are there after each round. Some answers are much easier to provoke than others,
 # so what falls short is seen only behind each.
@@ -198,7 +199,7 @@ def expanded(
         missing = count - len(found)
         if missing <= 0:
             break
-        # A form that was never taken up in a turn, such as a cue that the model does not know, never will be.
+        # Where the first turn found none, as of a form whose cue the model does not know, no later one will.
         new = new and turn < _NEW_TURNS and (turn == 0 or len(found) > given)
         if new:
             asked = order.choices(range(len(kinds)), [kind.missing for kind in kinds], k=missing)

@@ -20,7 +20,8 @@ _MOVED_MOST = 0.75
 # can be kept; of prose the rest is a few hundredths, behind an answer nothing.
 _TOLD_APART = 256
 # Of a greedy answer, most that the very word that follows weighs, beside all that the source might have said.
-_ANSWERED = 0.5
+# Above a half, so that it comes before whatever else the target takes for likelier.
+_ANSWERED = 0.6
 # Logit of what cannot happen.
 _NEVER = -1e30
 
@@ -138,6 +139,8 @@ class WordTeacher:
         drawn: bool = False,
     ) -> None:
         self.target, self._config, self._drawn = target, config, drawn
+        # Answers are written at strength 1; at another the source would say others.
+        self._as_answered = not drawn and strength == 1
         self._runner = WordedRunner(source, lora, target, strength)
         self._random = torch.Generator().manual_seed(config.seed)
 
@@ -157,7 +160,7 @@ class WordTeacher:
         rows, positions = rows[chosen], positions[chosen]
         logits = self._runner.logits_beside(reading, tokens, rows, positions, alone=self._drawn)
         log_probs = logits.log_softmax(-1)
-        if not self._drawn:
+        if self._as_answered:
             log_probs = _answered(log_probs, tokens, rows, positions, answering[chosen])
         wanted = Wanted.of(log_probs)
         over = torch.isin(wanted.ids[:, 0].cpu(), torch.tensor(sorted(self.target.eos_ids)))
@@ -202,9 +205,11 @@ def _answered(
 ) -> Tensor:
     """Log-probabilities [K, V_t] with what follows in the text made likelier at the positions that answer.
 
-    As in distillation of sequences beside that of words (Kim and Rush, arXiv 1606.07947): of a source that
-    says a word although it is hardly sure of it, a target that learns its doubt a little wrong says another.
-    But as far as a rival is as likely as that word, as of two labels, the doubt tells more than the choice.
+    As in distillation of sequences beside that of words (Kim and Rush, arXiv 1606.07947): a target that
+    learns a little wrong how unsure the source is of what it says says something else. The word weighs
+    λ·(1 - min / max), of its probability and of that of the likeliest other: nothing where they are level,
+    for there, as of two labels, the source's doubt tells more than its choice; most where either is far
+    ahead, the other where the target would cut the text in other pieces.
     """
     following = (positions + 1).clamp_max(tokens.input_ids.shape[1] - 1)
     ends = tokens.attention_mask.cpu()[rows, following] == 0

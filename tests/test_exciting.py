@@ -39,7 +39,9 @@ def test_what_takes_up_the_form_is_kept_and_cut_at_its_ending(source, monkeypatc
     found = expanded(source, PROMPTS, 7)
     assert found[:5] == [*PROMPTS, "A duck came by.\n[mood] ->", "A dog ran.\n[mood] ->"]
     assert calls[0]["lora"] is None
-    assert all(any(shown in text for shown in PROMPTS) for text in calls[0]["prompts"])
+    # The next turns ask so too, although they find nothing more.
+    asked = [text for call in calls[: exciting._NEW_TURNS] for text in call["prompts"]]
+    assert all(exciting.SEPARATOR in text and any(shown in text for shown in PROMPTS) for text in asked)
 
 
 def test_words_are_kept_that_the_examples_call_for_more_than_nothing_does(source, monkeypatch) -> None:
