@@ -187,9 +187,9 @@ def expanded(
     found = dict.fromkeys([*prompts, *map(_prompt, known)])
     order, form = random.Random(seed), _Form.of(prompts)
     given = len(found)
-    new = several = given > 1
+    new = given > 1
     openings: list[list[str]] = []
-    if several and count > len(found):
+    if new and count > given:
         # A stream of its own, so that what is drawn below does not depend on it.
         apart, cased = random.Random(seed), list(map(form.cased, words))
         shown_by = [[kind.shown(apart) for _ in range(_DRAWS)] for kind in kinds]

@@ -216,7 +216,8 @@ def _answered(
     at = (answering & ~ends & (following > positions)).nonzero()[:, 0]
     words = tokens.input_ids.cpu()[rows[at], following[at]].to(log_probs.device)[:, None]
     at = at.to(log_probs.device)
-    said, chance = log_probs[at], log_probs[at].gather(1, words)
+    said = log_probs[at]
+    chance = said.gather(1, words)
     rival = said.scatter(1, words, -torch.inf).amax(1, keepdim=True)
     weight = _ANSWERED * -torch.expm1(-(chance - rival).abs())
     answered = said + torch.log1p(-weight)
