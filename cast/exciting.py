@@ -193,7 +193,7 @@ def expanded(
         # A stream of its own, so that what is drawn below does not depend on it.
         apart, cased = random.Random(seed), list(map(form.cased, words))
         shown_by = [[kind.shown(apart) for _ in range(_DRAWS)] for kind in kinds]
-        openings = [suiting(writer, shown, form.start, cased) for shown in shown_by]
+        openings = suiting(writer, shown_by, form.start, cased)
     room = int(writer.encode(list(prompts)).attention_mask.sum(1).max() * _LONGER) + 8
     for turn in range(_NEW_TURNS + _TURNS):
         missing = count - len(found)

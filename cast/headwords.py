@@ -25,7 +25,9 @@ def words_of(texts: Sequence[str], lm: LanguageModel) -> list[str]:
     return list(dict.fromkeys([*(word.lower() for text in texts for word in _WORD.findall(text)), *own]))
 
 
-def suiting(writer: LanguageModel, shown: Sequence[str], start: str, words: Sequence[str]) -> list[str]:
+def suiting(
+    writer: LanguageModel, groups: Sequence[Sequence[str]], start: str, words: Sequence[str]
+) -> list[list[str]]:
     """The words that a model expects behind examples much more than without them, the best first.
 
     Examples that begin with animals' and tools' names call for more such names, where most words of a
@@ -34,28 +36,43 @@ def suiting(writer: LanguageModel, shown: Sequence[str], start: str, words: Sequ
 
     Args:
         writer: the model.
-        shown: examples, as they stand before a new one.
+        groups: examples that belong together, as they stand before a new one.
         start: how each example begins. Without a common beginning a word is the first of any text, and a
             model's first words tell little.
-        words: as they shall stand behind `start`. A fifth of them is kept, but a hundred at least; all where
-            they cannot be told apart so: where `start` is blank, where it runs into the words' first tokens,
-            or where examples fill the model's context.
+        words: as they shall stand behind `start`.
+
+    Returns:
+        For each group a fifth of the words, but a hundred at least; all where they cannot be told apart so:
+        where `start` is blank, where it runs into the words' first tokens, or where examples fill the
+        model's context.
     """
     if not start.strip():
-        return list(words)
+        return [list(words) for _ in groups]
+    firsts = _first_tokens(writer, start, words)
+    if len(set(firsts.values())) <= _FEWEST:
+        return [list(words) for _ in groups]
+    runner, opening = PlainRunner(writer), start.rstrip(" ")
+    alone = next_log_probs(runner, [opening])[0]
+    found = []
+    for shown in groups:
+        longest = max(map(len, writer.tokens([some + start for some in shown])[0]))
+        if writer.context_length is not None and longest >= writer.context_length:
+            found.append(list(words))
+            continue
+        read = [some + opening for some in shown]
+        portions = [read[at : at + _BATCH] for at in range(0, len(read), _BATCH)]
+        behind = torch.cat([next_log_probs(runner, some) for some in portions]).logsumexp(0)
+        gain = (behind - alone).tolist()
+        ranked = sorted(firsts, key=lambda word: gain[firsts[word]], reverse=True)
+        found.append(ranked[: max(_FEWEST, round(_SUITING * len(words)))])
+    return found
+
+
+def _first_tokens(writer: LanguageModel, start: str, words: Sequence[str]) -> dict[str, int]:
+    """The first token of each word behind `start`; without those that run into it."""
     begun = writer.tokens([start.rstrip(" ")])[0][0]
-    firsts = {
+    return {
         word: ids[len(begun)]
         for word, ids in zip(words, writer.tokens([start + word for word in words])[0], strict=True)
         if ids[: len(begun)] == begun and len(ids) > len(begun)
     }
-    longest = max(map(len, writer.tokens([some + start for some in shown])[0]))
-    cut = writer.context_length is not None and longest >= writer.context_length
-    if cut or len(set(firsts.values())) <= _FEWEST:
-        return list(words)
-    read, runner = [some + start.rstrip(" ") for some in shown], PlainRunner(writer)
-    portions = [read[at : at + _BATCH] for at in range(0, len(read), _BATCH)]
-    behind = torch.cat([next_log_probs(runner, some) for some in portions]).logsumexp(0)
-    gain = (behind - next_log_probs(runner, [start.rstrip(" ")])[0]).tolist()
-    ranked = sorted(firsts, key=lambda word: gain[firsts[word]], reverse=True)
-    return ranked[: max(_FEWEST, round(_SUITING * len(words)))]

@@ -62,14 +62,16 @@ def test_words_are_kept_that_the_examples_call_for_more_than_nothing_does(source
 
     monkeypatch.setattr(headwords, "next_log_probs", said)
     shown = ["Word: Owl\n\n"] * 6
-    kept = suiting(source, shown, "Word: ", words)
+    kept, others = suiting(source, [shown, ["Word: Fox\n\n"]], "Word: ", words)
     assert len(kept) == max(4, round(0.2 * len(words)))
     assert set(wanted) <= set(kept[:2])
     assert set(common).isdisjoint(kept)
+    # Other examples that call for nothing leave the words in their order.
+    assert set(wanted).isdisjoint(others[:2])
     # Where words cannot be told apart so, all are kept: no common start, few words, no room for the examples.
-    assert suiting(source, ["Owl\n\n"], "", words) == words
-    assert suiting(source, shown, "Word: ", words[:4]) == words[:4]
-    assert suiting(source, ["Owl " * source.context_length], "Word: ", words) == words
+    assert suiting(source, [["Owl\n\n"]], "", words)[0] == words
+    assert suiting(source, [shown], "Word: ", words[:4])[0] == words[:4]
+    assert suiting(source, [["Owl " * source.context_length]], "Word: ", words)[0] == words
 
 
 def test_words_behind_a_start_that_ends_in_a_line_break_are_judged_behind_it(source, monkeypatch) -> None:
@@ -80,8 +82,8 @@ def test_words_behind_a_start_that_ends_in_a_line_break_are_judged_behind_it(sou
         "next_log_probs",
         lambda runner, texts: read.extend(texts) or torch.zeros(1, runner.lm.vocabulary),
     )
-    assert suiting(source, ["Text:\nowl\n\n"], "Text:\n", ["owl", "fox", "river", "village", "lamp"])
-    assert read == ["Text:\nowl\n\nText:\n", "Text:\n"]
+    assert suiting(source, [["Text:\nowl\n\n"]], "Text:\n", ["owl", "fox", "river", "village", "lamp"])[0]
+    assert sorted(read) == ["Text:\n", "Text:\nowl\n\nText:\n"]
 
 
 def test_no_model_is_asked_for_words_where_there_are_prompts_enough(source, monkeypatch) -> None:
