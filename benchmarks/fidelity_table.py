@@ -123,8 +123,8 @@ def _overview(runs: Sequence[Result], methods: Sequence[str]) -> str:
     lines = [
         "## In short", "",
         "Recovered lift: means over label and behaviour tasks (number of pair and task), median and least of",
-        "all; mean off-task change, seconds a translation. Methods were measured on different pairs: only",
-        "`hosted` on all of them.",
+        "all; mean off-task change, seconds a translation. Methods were measured on different pairs and",
+        "tasks: only `hosted` on all of them.",
         "",
         *header(
             ["method", "pairs", "label", "behaviour", "median", "least", "off-task", "seconds"]
