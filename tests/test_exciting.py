@@ -71,7 +71,10 @@ def test_words_are_kept_that_the_examples_call_for_more_than_nothing_does(source
     # Where words cannot be told apart so, all are kept: no common start, few words, no room for the examples.
     assert suiting(source, [["Owl\n\n"]], "", words)[0] == words
     assert suiting(source, [shown], "Word: ", words[:4])[0] == words[:4]
-    assert suiting(source, [["Owl " * source.context_length]], "Word: ", words)[0] == words
+    cut = ["Owl " * source.context_length]
+    assert suiting(source, [cut, shown], "Word: ", words) == [words, kept]
+    long = "Word " * source.context_length
+    assert suiting(source, [["Owl\n\n"]], f"{long}: ", words) == [words]
 
 
 def test_words_behind_a_start_that_ends_in_a_line_break_are_judged_behind_it(source, monkeypatch) -> None:
