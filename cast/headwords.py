@@ -1,6 +1,5 @@
 """Words that new prompts may begin with, so that they are about many things, and fitting ones."""
 
-import math
 import re
 from collections.abc import Sequence
 
@@ -49,15 +48,16 @@ def suiting(
     """
     if not start.strip():
         return [list(words) for _ in groups]
-    firsts, room = _first_tokens(writer, start, words), writer.context_length or math.inf
-    fits = [max(map(len, writer.tokens([some + start for some in shown])[0])) < room for shown in groups]
-    if len(set(firsts.values())) <= _FEWEST or not any(fits):
+    # None behind a start that fills the context by itself.
+    firsts = _first_tokens(writer, start, words)
+    if len(set(firsts.values())) <= _FEWEST:
         return [list(words) for _ in groups]
     runner, opening = PlainRunner(writer), start.rstrip(" ")
     alone = next_log_probs(runner, [opening])[0]
     found = []
-    for shown, whole in zip(groups, fits, strict=True):
-        if not whole:
+    for shown in groups:
+        longest = max(map(len, writer.tokens([some + start for some in shown])[0]))
+        if writer.context_length is not None and longest >= writer.context_length:
             found.append(list(words))
             continue
         read = [some + opening for some in shown]

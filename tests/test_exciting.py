@@ -73,7 +73,7 @@ def test_words_are_kept_that_the_examples_call_for_more_than_nothing_does(source
     assert suiting(source, [shown], "Word: ", words[:4])[0] == words[:4]
     cut = ["Owl " * source.context_length]
     assert suiting(source, [cut, shown], "Word: ", words) == [words, kept]
-    # A start that fills the context by itself is not read at all: some models cannot.
+    # A start that fills the context by itself is not read at all.
     monkeypatch.setattr(headwords, "next_log_probs", None)
     long = "Word " * source.context_length
     assert suiting(source, [["Owl\n\n"]], f"{long}: ", words) == [words]
