@@ -46,10 +46,8 @@ def suiting(
         where `start` is blank, where it runs into the words' first tokens, or where examples fill the
         model's context.
     """
-    if not start.strip():
-        return [list(words) for _ in groups]
-    # None behind a start that fills the context by itself.
-    firsts = _first_tokens(writer, start, words)
+    # A blank start leaves none to tell apart, nor does one that fills the context by itself.
+    firsts = _first_tokens(writer, start, words) if start.strip() else {}
     if len(set(firsts.values())) <= _FEWEST:
         return [list(words) for _ in groups]
     runner, opening = PlainRunner(writer), start.rstrip(" ")
