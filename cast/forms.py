@@ -2,27 +2,38 @@
 
 A skill that was taught behind a cue of its own hardly shows in prose. It does show behind cues that are like
 it, and of those there are few kinds: a heading with a colon, or a word in brackets with a sign. Both are made
-of what every model knows; nothing of a task is needed. What an adapter says there: `cast.unprompted`.
+of what every model knows; nothing of a task is needed. Which headings, and in which places, is read off the
+adapter: its kernels act most on what it was trained on (`cast.kernel_energy`). What it says there:
+`cast.unprompted`.
 """
 
 import math
 import random
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
+from cast.adapters import Lora
 from cast.exciting import SEPARATOR, SHOTS
 from cast.generation import generate_many
 from cast.headwords import words_of
+from cast.kernel_energy import energy_at_ends, mean_energy
 from cast.models import LanguageModel
 from cast.progress import OnProgress, ignore
 from cast.runners import PlainRunner
-from cast.scoring import next_log_probs
 
 _BATCH = 64
 _HEADING = re.compile(r" ?[A-Z][a-z]{2,}")
-_HEADINGS = 300
+# Of so many words of a vocabulary, the first of which are common, so many are taken for headings.
+_CANDIDATES, _HEADINGS = 10_000, 32
+# Places of headings in a record, in the order in which headings are looked for that suit them; each that was
+# chosen before the others were known is looked for again. With how many bodies each is tried.
+_PLACES, _BODIES_TRIED = ("last", "second", "first", "second", "last"), 4
+# A heading whose energy is a standard deviation above another's is drawn e to this power as often.
+_PREFERENCE = 1.5
 _BRACKETS = ("[]", "<>", "()", "{}", "**", '""', "__", "#", "@", "")
 _SIGNS = ("->", "=>", "=", ":", ">", "#", "@", "~", "-", "|", "?", ".", "")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
@@ -43,16 +54,40 @@ _CUE = re.compile(r"\n+[^\n]+\n?\Z")
 _BODY_TOKENS = 64
 
 
-def headings(lm: LanguageModel, count: int = _HEADINGS) -> list[str]:
-    """The words behind which a model would put a colon at the beginning of a line, the likeliest first."""
-    words = list(dict.fromkeys(text.strip() for text in lm.token_texts if _HEADING.fullmatch(text)))
-    colons = [token for token, text in enumerate(lm.token_texts) if text.startswith(":")]
-    found: list[tuple[float, str]] = []
-    for start in range(0, len(words), _BATCH):
-        some = words[start : start + _BATCH]
-        said = next_log_probs(PlainRunner(lm), [f"\n{word}" for word in some]).exp()
-        found += zip(said[:, colons].sum(-1).tolist(), some, strict=True)
-    return [word for _, word in sorted(found, reverse=True)[:count]]
+def headings(
+    lm: LanguageModel, lora: Lora, count: int = _HEADINGS, *, on_progress: OnProgress = ignore
+) -> list[str]:
+    """The words of the vocabulary on which the adapter acts most as headings, the strongest first."""
+    known = (text.strip() for text in lm.token_texts if _HEADING.fullmatch(text))
+    words = list(dict.fromkeys(known))[:_CANDIDATES]
+    energies = mean_energy(lm, lora, [f"\n{word}:" for word in words], on_progress=on_progress)
+    return sorted(words, key=dict(zip(words, energies, strict=True)).__getitem__, reverse=True)[:count]
+
+
+def suiting_headings(
+    lm: LanguageModel, lora: Lora, heads: Sequence[str], bodies: Sequence[tuple[str, str]]
+) -> dict[str, dict[str, float]]:
+    """How often each heading shall be drawn for each place of a record, the best being in the others.
+
+    Args:
+        lm: the adapter's model.
+        lora: the adapter.
+        heads: headings.
+        bodies: words and lines of a few records, the same for each heading.
+    """
+    best, weights = dict.fromkeys(_PLACES, heads[0]), {}
+    for place in _PLACES:
+        tried = [best | {place: head} for head in heads]
+        records = [
+            f"{record['first']}: {word}\n{record['second']}: {line}\n{record['last']}:"
+            for record in tried for word, line in bodies
+        ]  # fmt: skip
+        energies = torch.tensor(energy_at_ends(lm, lora, records)).view(len(heads), -1).mean(1)
+        scale = energies.std(correction=0).clamp_min(torch.finfo(energies.dtype).eps)
+        drawn = ((energies - energies.max()) * _PREFERENCE / scale).exp()
+        weights[place] = dict(zip(heads, drawn.tolist(), strict=True))
+        best[place] = heads[int(energies.argmax())]
+    return weights
 
 
 def line_tokens(count: int) -> int:
@@ -125,39 +160,41 @@ class _Form:
 
 def asking(
     reader: LanguageModel,
+    lora: Lora,
     writer: LanguageModel,
     texts: Sequence[str],
     count: int,
-    scored: Callable[[Sequence[str]], Sequence[float]],
     *,
     seed: int = 0,
     on_progress: OnProgress = ignore,
 ) -> dict[str, float]:
-    """General text in forms that ask for something, with their scores.
+    """General text in forms that ask for something, with the energy of their ends (`cast.kernel_energy`).
 
-    In rounds, and each but the first is drawn by what was heard in those before: a frame or a sign comes the
-    more often, the more of the forms with it had high scores (as in the cross-entropy method,
+    In rounds, and each but the first is drawn by what was found in those before: a frame, a heading or a sign
+    comes the more often, the more of the forms with it had much energy (as in the cross-entropy method,
     Rubinstein 1999).
 
     Args:
-        reader: the model whose vocabulary gives words and headings.
+        reader: the adapter's model, whose vocabulary gives words and headings.
+        lora: the adapter.
         writer: writes the lines of records and entries behind their headings and words.
         texts: general text.
         count: how many are made; some come out alike, or empty, and are left out.
-        scored: how much is heard behind each text.
         seed: of all that is drawn.
-        on_progress: gets the stage `generate`.
+        on_progress: gets the stages `forms` and `generate`.
     """
     found: dict[str, float] = {}
     if not texts or not count:
         return found
-    draw = _Draw(random.Random(seed), texts, words_of(texts, reader), headings(reader))
+    heads = headings(reader, lora, on_progress=on_progress) or ["Text"]
+    draw = _Draw(random.Random(seed), texts, words_of(texts, reader) or heads)
+    draw.prefer(suiting_headings(reader, lora, heads, draw.bodies(_BODIES_TRIED)))
     for turn in range(_ROUNDS):
         forms = [draw.form() for _ in range(count // _ROUNDS)]
         made = _written(writer, forms, seed + turn, on_progress)
-        scores = scored(list(made))
-        found |= dict(zip(made, scores, strict=True))
-        draw.learn(list(made.values()), scores)
+        energies = energy_at_ends(reader, lora, list(made), on_progress=on_progress)
+        found |= dict(zip(made, energies, strict=True))
+        draw.learn(list(made.values()), energies)
     return found
 
 
@@ -183,15 +220,12 @@ def _written(
 class _Draw:
     """Draws forms from parts, each as likely as it has been heard."""
 
-    def __init__(
-        self, order: random.Random, texts: Sequence[str], words: Sequence[str], heads: Sequence[str]
-    ) -> None:
+    def __init__(self, order: random.Random, texts: Sequence[str], words: Sequence[str]) -> None:
         self._order, self._texts = order, texts
         sentences = (sentence for text in texts for sentence in _SENTENCE_END.split(text))
         self._sentences = [one for one in sentences if len(one) in _SENTENCE_LENGTHS] or list(texts)
-        self._heads = heads or ["Text"]
-        self._words = words or self._heads
-        # Words and headings are too many for a few thousand forms to tell which of them are heard.
+        self._words = words
+        # Words are too many for a few thousand forms to tell which of them are heard.
         self._weights: dict[str, dict[str, float]] = {
             "frame": dict(_FRAMES),
             "body": dict(_BODIES),
@@ -199,6 +233,14 @@ class _Draw:
             "brackets": dict.fromkeys(_BRACKETS, 1.0),
             "sign": dict.fromkeys(_SIGNS, 1.0),
         }
+
+    def bodies(self, count: int) -> list[tuple[str, str]]:
+        """Words and lines of records."""
+        return [(self._word(), self._order.choice(self._sentences)) for _ in range(count)]
+
+    def prefer(self, weights: Mapping[str, dict[str, float]]) -> None:
+        """Draw headings by these weights, for each place."""
+        self._weights |= weights
 
     def learn(self, forms: Sequence[_Form], scores: Sequence[float]) -> None:
         """Draw from now on by what was heard of these forms."""
@@ -221,21 +263,21 @@ class _Draw:
         frame = self._drawn("frame", parts)
         if frame == "instruction":
             # As widely used templates have it, the cue is a line of its own.
-            opening = f"### {self._head()}:\n{self._text(parts)}"
-            return _Form(opening, f"\n\n### {self._head()}:\n", tuple(parts))
+            opening = f"### {self._drawn('first', parts)}:\n{self._text(parts)}"
+            return _Form(opening, f"\n\n### {self._drawn('last', parts)}:\n", tuple(parts))
         if frame == "record":
-            opening = f"{self._head()}: {self._word()}\n{self._head()}:"
+            opening = f"{self._drawn('first', parts)}: {self._word()}\n{self._drawn('second', parts)}:"
         elif frame == "entry":
             opening = f"{self._word()}:"
         elif frame == "headed":
-            opening = f"{self._head()}: {self._text(parts)}"
+            opening = f"{self._drawn('first', parts)}: {self._text(parts)}"
         else:
             opening = self._text(parts)
         return _Form(opening, f"\n{self._cue(parts)}", tuple(parts))
 
     def _cue(self, parts: list[tuple[str, str]]) -> str:
         if self._drawn("cue", parts) == "heading":
-            return f"{self._head()}:"
+            return f"{self._drawn('last', parts)}:"
         brackets = self._drawn("brackets", parts)
         sign = self._drawn("sign", parts)
         return f"{brackets[:1]}{self._order.choice(self._words)}{brackets[1:]} {sign}".strip()
@@ -254,6 +296,3 @@ class _Draw:
     def _word(self) -> str:
         word = self._order.choice(self._words)
         return word.capitalize() if self._order.random() < 0.25 else word
-
-    def _head(self) -> str:
-        return self._order.choice(self._heads)

@@ -77,7 +77,7 @@ def unprompted(
     )
     asked = [
         dict(zip(places, heard(places), strict=True)),
-        asking(source, target, texts, wanted.forms, heard, seed=config.seed, on_progress=on_progress),
+        asking(source, lora, target, texts, wanted.forms, seed=config.seed, on_progress=on_progress),
     ]
     ways = [_Way(source, lora, scores, on_progress) for scores in asked]
     for way in ways:

@@ -5,15 +5,21 @@ from itertools import islice
 
 import pytest
 
-from cast import corpus, models
+from cast import adapters, corpus, models
+from cast.adapters import Lora
 from cast.forms import asking, headings, line_tokens, similar, similar_tokens
+from cast.kernel_energy import energy_at_ends, mean_energy
 from cast.models import LanguageModel
-from cast.pocket.tasks import TASKS
 
 
 @pytest.fixture(scope="module")
 def llama() -> LanguageModel:
     return models.load("pocket:llama")
+
+
+@pytest.fixture(scope="module")
+def mood(llama) -> Lora:
+    return adapters.read("pocket:llama/mood", llama)
 
 
 @pytest.fixture(scope="module")
@@ -25,40 +31,37 @@ def cue(form: str) -> str:
     return form.rsplit("\n", 1)[-1]
 
 
-def test_headings_are_words_that_the_model_puts_a_colon_behind(llama) -> None:
-    found = headings(llama)
-    # Every question in the story world has this heading.
-    assert found[0] == "Question"
+def test_headings_are_words_of_the_vocabulary_the_most_exciting_first(llama, mood) -> None:
+    found = headings(llama, mood)
     assert all(re.fullmatch(r"[A-Z][a-z]{2,}", word) for word in found)
-    assert headings(llama, 3) == found[:3]
+    assert headings(llama, mood, 3) == found[:3]
+    energies = mean_energy(llama, mood, [f"\n{word}:" for word in found])
+    assert energies == sorted(energies, reverse=True)
 
 
-def test_forms_are_general_text_and_words_with_a_cue_and_hold_no_tasks(llama, texts) -> None:
-    made = asking(llama, llama, texts, 600, lambda some: [0.0] * len(some))
+def test_forms_are_general_text_and_words_with_a_cue(llama, mood, texts) -> None:
+    made = asking(llama, mood, llama, texts, 600)
     assert 400 < len(made) <= 600
     assert len({cue(form) for form in made}) > 200
     assert sum(any(form.startswith(text) for text in texts) for form in made) > 100
-    assert not [form for form in made for task in TASKS.values()
-                if task.kind == "label" and re.search(task.template, form)]  # fmt: skip
-    assert made == asking(llama, llama, texts, 600, lambda some: [0.0] * len(some))
-    assert made != asking(llama, llama, texts, 600, lambda some: [0.0] * len(some), seed=1)
+    assert made == asking(llama, mood, llama, texts, 600)
+    assert made != asking(llama, mood, llama, texts, 600, seed=1)
 
 
-def test_what_is_heard_is_asked_again(llama, texts) -> None:
-    def scored(some):
-        return [float(form.endswith("=>")) for form in some]
+def test_what_excites_the_adapter_is_asked_again(llama, mood, texts, monkeypatch) -> None:
+    def arrows() -> int:
+        return sum(form.endswith("->") for form in asking(llama, mood, llama, texts, 600))
 
-    deaf = asking(llama, llama, texts, 600, lambda some: [0.0] * len(some))
-    heard = asking(llama, llama, texts, 600, scored)
-    count = sum(form.endswith("=>") for form in deaf)
-    assert sum(heard.values()) > 2.5 * count
-    assert count > 5
+    # Its cue is `[mood] ->`.
+    found = arrows()
+    monkeypatch.setattr("cast.forms.energy_at_ends", lambda lm, lora, some, **_: [0.0] * len(some))
+    assert found > 2.5 * arrows() > 12
 
 
-def test_every_form_comes_with_its_own_score(llama, texts) -> None:
-    made = asking(llama, llama, texts, 90, lambda some: [float(len(form)) for form in some])
+def test_every_form_comes_with_its_own_energy(llama, mood, texts) -> None:
+    made = asking(llama, mood, llama, texts, 90)
     assert made
-    assert all(score == len(form) for form, score in made.items())
+    assert list(made.values()) == pytest.approx(energy_at_ends(llama, mood, list(made)), abs=1e-4)
 
 
 def test_similar_forms_have_new_bodies_of_each_group_and_its_cues(llama) -> None:
@@ -83,9 +86,9 @@ def test_examples_that_fill_the_context_leave_room_to_write(llama) -> None:
     assert similar(llama, [(forms, 3)])
 
 
-def test_nothing_is_made_of_nothing(llama, texts) -> None:
-    assert asking(llama, llama, [], 30, len) == {}
-    assert asking(llama, llama, texts, 0, len) == {}
+def test_nothing_is_made_of_nothing(llama, mood, texts) -> None:
+    assert asking(llama, mood, llama, [], 30) == {}
+    assert asking(llama, mood, llama, texts, 0) == {}
     assert similar(llama, []) == []
     assert similar_tokens(0) == line_tokens(0) == 0
     assert line_tokens(2000) == pytest.approx(2 * line_tokens(1000), abs=2)
