@@ -2,11 +2,12 @@
 
 A kernel's change of a site's output is ΔW·x, ΔW = s·B·A. With the singular directions ΔW = Σ σ_k u_k v_kᵀ its
 size is ‖ΔW·x‖² = Σ σ_k² (v_k·x)²: the energy of the site's input along the directions that the kernel reads,
-each weighted by what the kernel makes of it. *Energy* is its mean over a text, as a share of what it is on
-the adapter's own strongest tokens: those of the vocabulary, read behind beginnings of the text, on which it
-is largest; a mean over the adapted sites. *Reach* is the same of what comes out in the end, the divergence of
-the next-token distribution. Kernels act a little on every input, so energy differs little between a text that
-shows the skill and one that does not; reach tells them apart (docs/experiments.md).
+each weighted by what the kernel makes of it (`cast.kernel_energy`). *Energy* is its mean over a text, as a
+share of what it is on the adapter's own strongest tokens: those of the vocabulary, read behind beginnings of
+the text, on which it is largest; a mean over the adapted sites. *Reach* is the same of what comes out in the
+end, the divergence of the next-token distribution. Kernels act a little on every input: single words stand
+out by their energy, but its mean over a text differs little between one that shows the skill and one that
+does not; reach tells those apart (docs/experiments.md).
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,9 +19,9 @@ from torch import Tensor
 from cast.activations import residuals
 from cast.adapters import Lora, applied
 from cast.errors import CorpusError
+from cast.kernel_energy import read_by_kernels
 from cast.models import LanguageModel, TokenBatch
 from cast.recipes import TranslationConfig
-from cast.site_values import watched
 
 _BATCH = 16
 # Tokens of the vocabulary that are tried, behind so many beginnings of the text of so many tokens (with BOS).
@@ -110,16 +111,10 @@ def covered(
 
 def _read(lm: LanguageModel, lora: Lora, tokens: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
     """Energies [B, n, sites], and the last residuals [B, n, d] without and with the adapter."""
-    with watched(lm, {kernel.site for kernel in lora.kernels}, tokens, False) as values:
-        plain = residuals(lm, tokens, [lm.depth])[lm.depth]
-    energies = []
-    for kernel in lora.kernels:
-        a, b = (side.to(lm.device).float() for side in (kernel.a, kernel.b))
-        change = values.inputs[kernel.site.name].float() @ a.T @ (kernel.scaling * b).T
-        energies.append(change.square().sum(-1))
+    reading = read_by_kernels(lm, lora, tokens)
     with applied(lm, lora):
         adapted = residuals(lm, tokens, [lm.depth])[lm.depth]
-    return torch.stack(energies, -1), plain, adapted
+    return reading.energy, reading.last, adapted
 
 
 def _effect(lm: LanguageModel, plain: Tensor, adapted: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def translate_seconds(source: Shape, target: Shape, config: TranslationConfig, *
             work += source.forward(answered) + max(source.forward(answered), target.forward(answered))
             handled += answered
         elif config.asks:
-            asked, written = asking_tokens(config, _TEXT_TOKENS)
+            asked, written = asking_tokens(config, _TEXT_TOKENS, source.vocabulary)
             work += source.forward(asked) + target.forward(written)
             handled += asked + written
     return work / _speed(source, target) + handled * TOKEN_SECONDS

@@ -20,7 +20,7 @@ from cast.adapters import Lora
 from cast.exciting import SEPARATOR, SHOTS
 from cast.generation import generate_many
 from cast.headwords import words_of
-from cast.kernel_energy import energy_at_ends, mean_energy
+from cast.kernel_energy import log_energy_at_ends, mean_log_energy
 from cast.models import LanguageModel
 from cast.progress import OnProgress, ignore
 from cast.runners import PlainRunner
@@ -34,6 +34,8 @@ _CANDIDATES, _HEADINGS = 10_000, 32
 _PLACES, _BODIES_TRIED = ("last", "second", "first", "second", "last"), 4
 # A heading whose energy is a standard deviation above another's is drawn e to this power as often.
 _PREFERENCE = 1.5
+# A deviation of log energies below this is that of rounding.
+_ALIKE = 1e-3
 _BRACKETS = ("[]", "<>", "()", "{}", "**", '""', "__", "#", "@", "")
 _SIGNS = ("->", "=>", "=", ":", ">", "#", "@", "~", "-", "|", "?", ".", "")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
@@ -42,16 +44,18 @@ _SENTENCE_LENGTHS = range(15, 200)
 _FRAMES = {"text": 0.45, "record": 0.3, "entry": 0.1, "headed": 0.1, "instruction": 0.05}
 _CUES = {"heading": 0.5, "sign": 0.5}
 _BODIES = {"passage": 0.7, "sentence": 0.3}
-# How many forms shall have been tried, of all with a part, for what they say to count as much as the mean.
+# So many tries of a part count as much as the mean of all forms does.
 _PRIOR = 4.0
 _ROUNDS = 4
-# Share of the forms that count as heard, those with the highest scores.
-_HEARD = 0.2
+# Share of the forms that count as exciting, those whose ends have the most energy.
+_EXCITING = 0.2
 _LINE_TOKENS, _LINE_CHARACTERS, _TEMPERATURE = 40, 200, 0.7
 _OPENING_TOKENS = 8
 # The last line of a form, behind which it is answered.
 _CUE = re.compile(r"\n+[^\n]+\n?\Z")
 _BODY_TOKENS = 64
+# About how many entries of a vocabulary there are for each that may be a heading, and tokens of a heading.
+_ENTRIES_A_HEADING, _HEADING_TOKENS = 5, 4
 
 
 def headings(
@@ -60,20 +64,29 @@ def headings(
     """The words of the vocabulary on which the adapter acts most as headings, the strongest first."""
     known = (text.strip() for text in lm.token_texts if _HEADING.fullmatch(text))
     words = list(dict.fromkeys(known))[:_CANDIDATES]
-    energies = mean_energy(lm, lora, [f"\n{word}:" for word in words], on_progress=on_progress)
+    energies = mean_log_energy(lm, lora, [f"\n{word}:" for word in words], on_progress=on_progress)
     return sorted(words, key=dict(zip(words, energies, strict=True)).__getitem__, reverse=True)[:count]
 
 
 def suiting_headings(
-    lm: LanguageModel, lora: Lora, heads: Sequence[str], bodies: Sequence[tuple[str, str]]
+    lm: LanguageModel,
+    lora: Lora,
+    heads: Sequence[str],
+    bodies: Sequence[tuple[str, str]],
+    *,
+    on_progress: OnProgress = ignore,
 ) -> dict[str, dict[str, float]]:
     """How often each heading shall be drawn for each place of a record, the best being in the others.
 
     Args:
         lm: the adapter's model.
         lora: the adapter.
-        heads: headings.
+        heads: headings, at least one.
         bodies: words and lines of a few records, the same for each heading.
+        on_progress: gets the stage `forms`.
+
+    Returns:
+        For the places `first`, `second` and `last` each heading's weight; 1 of the best.
     """
     best, weights = dict.fromkeys(_PLACES, heads[0]), {}
     for place in _PLACES:
@@ -82,12 +95,21 @@ def suiting_headings(
             f"{record['first']}: {word}\n{record['second']}: {line}\n{record['last']}:"
             for record in tried for word, line in bodies
         ]  # fmt: skip
-        energies = torch.tensor(energy_at_ends(lm, lora, records)).view(len(heads), -1).mean(1)
-        scale = energies.std(correction=0).clamp_min(torch.finfo(energies.dtype).eps)
+        found = torch.tensor(log_energy_at_ends(lm, lora, records, on_progress=on_progress))
+        energies = found.view(len(heads), -1).mean(1)
+        # Of headings that are all alike none is preferred for what rounding makes of it.
+        scale = energies.std(correction=0).clamp_min(_ALIKE)
         drawn = ((energies - energies.max()) * _PREFERENCE / scale).exp()
         weights[place] = dict(zip(heads, drawn.tolist(), strict=True))
         best[place] = heads[int(energies.argmax())]
     return weights
+
+
+def heading_tokens(vocabulary: int) -> int:
+    """About how many tokens a model with so many entries reads to find headings and their places."""
+    words = min(_CANDIDATES, vocabulary // _ENTRIES_A_HEADING)
+    tried = len(_PLACES) * min(_HEADINGS, words) * _BODIES_TRIED
+    return words * _HEADING_TOKENS + tried * _BODY_TOKENS // 2
 
 
 def line_tokens(count: int) -> int:
@@ -187,12 +209,13 @@ def asking(
     if not texts or not count:
         return found
     heads = headings(reader, lora, on_progress=on_progress) or ["Text"]
-    draw = _Draw(random.Random(seed), texts, words_of(texts, reader) or heads)
-    draw.prefer(suiting_headings(reader, lora, heads, draw.bodies(_BODIES_TRIED)))
+    draw = _Draw(random.Random(seed), texts, words_of(texts, reader) or heads, heads)
+    bodies = draw.bodies(_BODIES_TRIED)
+    draw.prefer(suiting_headings(reader, lora, heads, bodies, on_progress=on_progress))
     for turn in range(_ROUNDS):
         forms = [draw.form() for _ in range(count // _ROUNDS)]
         made = _written(writer, forms, seed + turn, on_progress)
-        energies = energy_at_ends(reader, lora, list(made), on_progress=on_progress)
+        energies = log_energy_at_ends(reader, lora, list(made), on_progress=on_progress)
         found |= dict(zip(made, energies, strict=True))
         draw.learn(list(made.values()), energies)
     return found
@@ -218,40 +241,44 @@ def _written(
 
 
 class _Draw:
-    """Draws forms from parts, each as likely as it has been heard."""
+    """Draws forms from parts, each the more often, the more it was found to excite the adapter."""
 
-    def __init__(self, order: random.Random, texts: Sequence[str], words: Sequence[str]) -> None:
+    def __init__(
+        self, order: random.Random, texts: Sequence[str], words: Sequence[str], heads: Sequence[str]
+    ) -> None:
         self._order, self._texts = order, texts
         sentences = (sentence for text in texts for sentence in _SENTENCE_END.split(text))
         self._sentences = [one for one in sentences if len(one) in _SENTENCE_LENGTHS] or list(texts)
         self._words = words
-        # Words are too many for a few thousand forms to tell which of them are heard.
+        # Words are too many for a few thousand forms to tell which of them excite the adapter.
         self._weights: dict[str, dict[str, float]] = {
             "frame": dict(_FRAMES),
             "body": dict(_BODIES),
             "cue": dict(_CUES),
             "brackets": dict.fromkeys(_BRACKETS, 1.0),
             "sign": dict.fromkeys(_SIGNS, 1.0),
+            **{place: dict.fromkeys(heads, 1.0) for place in dict.fromkeys(_PLACES)},
         }
 
     def bodies(self, count: int) -> list[tuple[str, str]]:
         """Words and lines of records."""
-        return [(self._word(), self._order.choice(self._sentences)) for _ in range(count)]
+        lines = (self._order.choice(self._sentences)[:_LINE_CHARACTERS] for _ in range(count))
+        return [(self._word(), line) for line in lines]
 
     def prefer(self, weights: Mapping[str, dict[str, float]]) -> None:
         """Draw headings by these weights, for each place."""
         self._weights |= weights
 
-    def learn(self, forms: Sequence[_Form], scores: Sequence[float]) -> None:
-        """Draw from now on by what was heard of these forms."""
-        rest = sorted(scores, reverse=True)[round(_HEARD * len(scores)) :]
-        mean = sum(score > rest[0] for score in scores) / len(scores) if rest else 0.0
+    def learn(self, forms: Sequence[_Form], energies: Sequence[float]) -> None:
+        """Draw from now on by the energy of these forms."""
+        rest = sorted(energies, reverse=True)[round(_EXCITING * len(energies)) :]
+        mean = sum(energy > rest[0] for energy in energies) / len(energies) if rest else 0.0
         if not mean:
             return
         tried: dict[tuple[str, str], list[bool]] = defaultdict(list)
-        for form, score in zip(forms, scores, strict=True):
+        for form, energy in zip(forms, energies, strict=True):
             for drawn in form.parts:
-                tried[drawn].append(score > rest[0])
+                tried[drawn].append(energy > rest[0])
         for part, weights in self._weights.items():
             for value in weights:
                 outcomes = tried[part, value]

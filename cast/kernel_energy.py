@@ -1,86 +1,126 @@
 """How strongly an adapter's kernels act on texts, by which texts like those of its training are found.
 
 Every step of a LoRA's training adds to A what the site read: ∂L/∂A = s·Bᵀ·Σ g·xᵀ. So kernels act most on
-inputs like those of their training, of which nothing else is known: the words of the prompts an adapter was
-taught on stand out among all words of a vocabulary (docs/experiments.md).
+inputs like those of their training, of which nothing else is known: the words of the prompts that an adapter
+was taught on stand out among all words of a vocabulary (docs/experiments.md).
+
+The *log energy* of a token is log(‖ΔW·x‖² / (‖ΔW‖²·‖x‖²)) in the mean over the adapted sites, x being what
+the site reads and ‖ΔW‖ the Frobenius norm: how much of the input lies where the kernel reads, whatever the
+size of either.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cast.activations import residuals
-from cast.adapters import Lora
+from cast.adapters import Kernel, Lora
+from cast.language_model import by_length
 from cast.models import LanguageModel, TokenBatch
 from cast.progress import OnProgress, Progress, ignore
-from cast.site_values import watched
 
 _BATCH = 64
 
 
+@dataclass(frozen=True)
+class KernelReading:
+    """What the kernels of an adapter make of one batch, which the base alone has read."""
+
+    energy: Tensor
+    """‖ΔW·x‖² / ‖ΔW‖² [B, n, kernels], float32; 0 of a kernel that changes nothing."""
+    length: Tensor
+    """‖x‖² [B, n, kernels]."""
+    last: Tensor
+    """Last residuals [B, n, d]."""
+
+
 @torch.no_grad()
-def energy_at_ends(
+def read_by_kernels(lm: LanguageModel, lora: Lora, tokens: TokenBatch) -> KernelReading:
+    """Read a batch without the adapter; of what its sites read no more is kept than two numbers a token."""
+    shape = (*tokens.input_ids.shape, len(lora.kernels))
+    energy, length = (torch.zeros(shape, device=tokens.input_ids.device) for _ in range(2))
+    with ExitStack() as stack:
+        for place, kernel in enumerate(lora.kernels):
+            hook = partial(_measure, kernel, energy[..., place], length[..., place])
+            stack.callback(lm.architecture.module(kernel.site).register_forward_hook(hook).remove)
+        last = residuals(lm, tokens, [lm.depth])[lm.depth]
+    return KernelReading(energy, length, last)
+
+
+def log_energy_at_ends(
     lm: LanguageModel, lora: Lora, texts: Sequence[str], *, on_progress: OnProgress = ignore
 ) -> list[float]:
-    """Energy of each text's last token: how strongly kernels act where the text is gone on with.
+    """Log energy of each text's last token, where the text is gone on with; finite.
 
     Args:
-        lm: the adapter's model; it is read without the adapter.
+        lm: the adapter's model.
         lora: the adapter.
-        texts: any texts of one token at least.
+        texts: any texts.
         on_progress: gets the stage `forms`, in texts.
-
-    Returns:
-        For each text the mean over the adapted sites of log(‖ΔW·x‖² / ‖x‖²), x the site's input.
     """
-    found = [0.0] * len(texts)
-    for some, tokens in _batches(lm, texts, on_progress):
-        ends = tokens.attention_mask.sum(1, keepdim=True) - 1
-        for index, value in zip(
-            some, _energies(lm, lora, tokens).gather(1, ends)[:, 0].tolist(), strict=True
-        ):
-            found[index] = value
-    return found
+
+    def at_end(energies: Tensor, tokens: TokenBatch) -> Tensor:
+        return energies.gather(1, tokens.attention_mask.sum(1, keepdim=True) - 1)[:, 0]
+
+    return _reduced(lm, lora, texts, at_end, on_progress)
 
 
-@torch.no_grad()
-def mean_energy(
+def mean_log_energy(
     lm: LanguageModel, lora: Lora, texts: Sequence[str], *, on_progress: OnProgress = ignore
 ) -> list[float]:
-    """As `energy_at_ends`, the mean over each text's tokens but the first, on which models act alike."""
-    found = [0.0] * len(texts)
-    for some, tokens in _batches(lm, texts, on_progress):
+    """As `log_energy_at_ends`, the mean over each text's tokens; the BOS tells nothing and is left out."""
+
+    def mean(energies: Tensor, tokens: TokenBatch) -> Tensor:
         counted = tokens.attention_mask.bool()
         counted[:, 0] = False
-        sums = _energies(lm, lora, tokens).where(counted, 0).sum(1) / counted.sum(1).clamp_min(1)
-        for index, value in zip(some, sums.tolist(), strict=True):
+        return energies.where(counted, 0).sum(1) / counted.sum(1).clamp_min(1)
+
+    return _reduced(lm, lora, texts, mean, on_progress)
+
+
+def _reduced(
+    lm: LanguageModel,
+    lora: Lora,
+    texts: Sequence[str],
+    reduce: Callable[[Tensor, TokenBatch], Tensor],
+    on_progress: OnProgress,
+) -> list[float]:
+    """One number of each text: log energies [B, n] of a batch reduced to [B]."""
+    found = [0.0] * len(texts)
+    for done, some in by_length(texts, _BATCH):
+        on_progress(Progress("forms", done, len(texts)))
+        tokens = lm.encode([texts[index] for index in some])
+        reading = read_by_kernels(lm, lora, tokens)
+        tiny = torch.finfo(reading.energy.dtype).tiny
+        shares = reading.energy / reading.length.clamp_min(tiny)
+        # States that overflow say nothing either way.
+        logs = shares.nan_to_num(0.0, posinf=0.0).clamp(tiny, 1.0).log().mean(-1)
+        for index, value in zip(some, reduce(logs, tokens).tolist(), strict=True):
             found[index] = value
     return found
 
 
-def _batches(
-    lm: LanguageModel, texts: Sequence[str], on_progress: OnProgress
-) -> Iterator[tuple[list[int], TokenBatch]]:
-    """Texts of like length together, which have little padding: their indices and tokens."""
-    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-    for start in range(0, len(order), _BATCH):
-        on_progress(Progress("forms", start, len(order)))
-        some = order[start : start + _BATCH]
-        yield some, lm.encode([texts[index] for index in some])
+def _measure(
+    kernel: Kernel, energy: Tensor, length: Tensor, module: nn.Module, args: tuple[Any, ...], output: Tensor
+) -> None:
+    """Write what one kernel makes of its site's input to `energy` and `length`, each [B, n]."""
+    # Some families flatten rows and positions on the way into a linear layer.
+    x = args[0].detach().float().reshape(*energy.shape, -1)
+    # Of a size that no product of them overflows, whatever a stranger's adapter holds.
+    a, b = (_unit(side.to(x)) for side in (kernel.a, kernel.b))
+    gram, read = b.T @ b, x @ a.T
+    # ‖ΔW‖² = tr(BᵀB·AAᵀ); ‖ΔW·x‖² = rᵀ·BᵀB·r with r = A·x, without the width of what comes out.
+    size = (gram * (a @ a.T)).sum()
+    if size > 0:
+        energy.copy_((read @ gram * read).sum(-1).clamp_min(0) / size)
+    length.copy_(x.square().sum(-1))
 
 
-def _energies(lm: LanguageModel, lora: Lora, tokens: TokenBatch) -> Tensor:
-    """Mean over the adapted sites of the log energy [B, n] of what they read."""
-    with watched(lm, {kernel.site for kernel in lora.kernels}, tokens, False) as values:
-        residuals(lm, tokens, [lm.depth])
-    total = torch.zeros(tokens.input_ids.shape, device=tokens.input_ids.device)
-    tiny = torch.finfo(total.dtype).tiny
-    for kernel in lora.kernels:
-        a, b = (side.to(total.device).float() for side in (kernel.a, kernel.b))
-        x = values.inputs[kernel.site.name].float()
-        read = x @ a.T
-        # ‖s·B·r‖² = rᵀ·(s²·Bᵀ·B)·r, without the width of what comes out.
-        acted = (read @ (kernel.scaling**2 * b.T @ b) * read).sum(-1)
-        total += acted.clamp_min(tiny).log() - x.square().sum(-1).clamp_min(tiny).log()
-    return total / len(lora.kernels)
+def _unit(matrix: Tensor) -> Tensor:
+    largest = matrix.abs().max()
+    return matrix / largest if largest > 0 else matrix

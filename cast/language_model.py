@@ -245,6 +245,12 @@ class LanguageModel:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
+def by_length(texts: Sequence[str], size: int) -> Iterator[tuple[int, list[int]]]:
+    """Batches of texts of like length, which have little padding: how many were before, and their indices."""
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    return ((start, order[start : start + size]) for start in range(0, len(order), size))
+
+
 def rows_in_cache(rows: int, width: int) -> Iterator[slice]:
     """Portions of rows of so many logits each that stay in the processor's cache, a row at least."""
     size = max(1, _IN_CACHE // width)

@@ -1,11 +1,12 @@
 """What an adapter makes of general text by itself: no prompt, no label, no word of its task.
 
 The source with its adapter is asked in two ways: at the places of general text where the adapter acts most
-(`cast.moments`), which suits a way to answer that text calls for anyway, and behind the cues of `cast.forms`,
-which suits a skill with a cue of its own. Much of what it says is noise of an adapter far from what it was
-made for. What is kept is what it finished, what the base would not have said, and of that what it was
-surest of, in the way that makes it surer: there it does what it was taught (docs/experiments.md). Behind
-cues a few answers come often and others hardly ever; forms like those of the rare ones are asked as well.
+(`cast.moments`), which suits a way to answer that text calls for anyway, and behind the cues of `cast.forms`
+on which its kernels act most, which suits a skill with a cue of its own. Much of what it says is noise of an
+adapter far from what it was made for. What is kept is what it finished, what the base would not have said,
+and of that what it was surest of, in the way that makes it surer: there it does what it was taught
+(docs/experiments.md). Behind cues a few answers come often and others hardly ever; forms like those of the
+rare ones are asked as well.
 """
 
 import math
@@ -20,7 +21,8 @@ from torch import Tensor
 from cast.adapters import Lora
 from cast.corpus import Passage
 from cast.exciting import ANSWER_TOKENS, answered, by_answer
-from cast.forms import asking, line_tokens, similar, similar_tokens
+from cast.forms import asking, heading_tokens, line_tokens, similar, similar_tokens
+from cast.language_model import by_length
 from cast.models import LanguageModel, TokenBatch
 from cast.moments import last, moments
 from cast.progress import OnProgress, Progress, ignore
@@ -31,7 +33,7 @@ from cast.scoring import next_log_probs
 _BATCH = 32
 # An answer with fewer tokens has ended by itself; read again, it may have a few less than were written.
 _FINISHED = ANSWER_TOKENS - 4
-# Nats by which the adapter must have made an answer more likely, and its first token.
+# Nats by which the adapter must have made an answer more likely, and in prose its first token.
 _CHANGED, _OWN = 2.0, 1.0
 # All answers are kept that are as sure as this, in nats a token, and the surest, as many as a fit reads.
 _SURE = -0.3
@@ -70,16 +72,17 @@ def unprompted(
     Returns:
         Passages with answers, the surest first; none where the adapter finishes nothing.
     """
-    heard, wanted = partial(sureness, source, lora, on_progress=on_progress), _Wanted.of(config)
+    wanted = _Wanted.of(config)
     read = texts[: _READ * config.moments]
     places = moments(
         source, lora, read, config.moments, max_length=config.max_length, on_progress=on_progress
     )
+    nats = sureness(source, lora, places, on_progress=on_progress)
     asked = [
-        dict(zip(places, heard(places), strict=True)),
+        {place: sure for place, sure in zip(places, nats, strict=True) if sure > -math.inf},
         asking(source, lora, target, texts, wanted.forms, seed=config.seed, on_progress=on_progress),
     ]
-    ways = [_Way(source, lora, scores, on_progress) for scores in asked]
+    ways = [_Way(source, lora, promise, on_progress) for promise in asked]
     for way in ways:
         way.answer(wanted.tried)
     best = max(ways, key=lambda way: way.sureness(math.ceil(_COMPARED * wanted.tried)))
@@ -112,15 +115,14 @@ class _Way:
     """One way to ask, with the answers that are worth keeping, the surest first."""
 
     def __init__(
-        self, source: LanguageModel, lora: Lora, heard: Mapping[str, float], on_progress: OnProgress
+        self, source: LanguageModel, lora: Lora, promise: Mapping[str, float], on_progress: OnProgress
     ) -> None:
         self._source, self._lora, self._on_progress = source, lora, on_progress
-        own = (text for text, nats in heard.items() if nats > -math.inf)
-        self._waiting = sorted(own, key=heard.__getitem__)
+        self._waiting = sorted(promise, key=promise.__getitem__)
         self.sure: list[tuple[float, Passage]] = []
 
     def answer(self, count: int) -> None:
-        """Answer the next texts, those at which the adapted source is surest of its first token."""
+        """Answer the next texts, those that promise most: by sureness in prose, by energy behind cues."""
         self._hear([self._waiting.pop() for _ in range(min(count, len(self._waiting)))])
 
     def even(self, wanted: int, similar: Callable[[list[tuple[list[str], int]]], list[str]]) -> None:
@@ -145,24 +147,26 @@ class _Way:
         return (self.sure[rank - 1][0] if count >= rank else -math.inf, count)
 
 
-def asking_tokens(config: TranslationConfig, length: int) -> tuple[int, int]:
+def asking_tokens(config: TranslationConfig, length: int, vocabulary: int) -> tuple[int, int]:
     """About how many tokens the source reads or writes, and the target writes, for `unprompted`.
 
     Args:
         config: `moments`, `forms`, `steps` and `batch_size`.
         length: tokens of a text.
+        vocabulary: entries of the source's.
     """
     wanted, texts = _Wanted.of(config), config.steps * config.batch_size
     places = min(config.moments, texts)
-    # With the adapter and without.
-    read = 2 * (min(_READ * config.moments, texts) + places + wanted.forms)
+    # With the adapter and without; forms without.
+    read = 2 * (min(_READ * config.moments, texts) + places) + wanted.forms
     # Of the smaller way as many as are tried, of the larger one all; written once, and judged both ways.
     # What is answered rarely is about a third of what is kept, in each turn.
     fewer, more = sorted((places, wanted.forms))
     rare = _TURNS * min(wanted.kept, wanted.forms) // 3
     answered = 3 * (min(wanted.tried, fewer) + min(wanted.answered, more) + rare)
     written = line_tokens(wanted.forms) + similar_tokens(rare)
-    return read * length + answered * (length + ANSWER_TOKENS // 4), written
+    found = heading_tokens(vocabulary) if wanted.forms else 0
+    return found + read * length + answered * (length + ANSWER_TOKENS // 4), written
 
 
 def sureness(
@@ -173,11 +177,8 @@ def sureness(
     Where the base would say that token nearly as surely, it is no sign of the adapter: minus infinity.
     """
     ends, found = sorted(source.eos_ids), [0.0] * len(texts)
-    # Texts of like length together have little padding.
-    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-    for start in range(0, len(order), _BATCH):
-        on_progress(Progress("forms", start, len(order)))
-        some = order[start : start + _BATCH]
+    for done, some in by_length(texts, _BATCH):
+        on_progress(Progress("forms", done, len(texts)))
         heard = [texts[index] for index in some]
         after, before = (next_log_probs(PlainRunner(source, side), heard) for side in (lora, None))
         after[:, ends] = torch.finfo(after.dtype).min

@@ -1,5 +1,6 @@
 """General text in forms that ask for something, and the search for those behind which something is heard."""
 
+import math
 import re
 from itertools import islice
 
@@ -7,8 +8,8 @@ import pytest
 
 from cast import adapters, corpus, models
 from cast.adapters import Lora
-from cast.forms import asking, headings, line_tokens, similar, similar_tokens
-from cast.kernel_energy import energy_at_ends, mean_energy
+from cast.forms import asking, headings, line_tokens, similar, similar_tokens, suiting_headings
+from cast.kernel_energy import log_energy_at_ends, mean_log_energy
 from cast.models import LanguageModel
 
 
@@ -32,11 +33,47 @@ def cue(form: str) -> str:
 
 
 def test_headings_are_words_of_the_vocabulary_the_most_exciting_first(llama, mood) -> None:
-    found = headings(llama, mood)
-    assert all(re.fullmatch(r"[A-Z][a-z]{2,}", word) for word in found)
-    assert headings(llama, mood, 3) == found[:3]
-    energies = mean_energy(llama, mood, [f"\n{word}:" for word in found])
-    assert energies == sorted(energies, reverse=True)
+    found, every = headings(llama, mood), headings(llama, mood, 10_000)
+    assert all(re.fullmatch(r"[A-Z][a-z]{2,}", word) for word in every)
+    assert every[: len(found)] == found
+    assert len(every) > len(found) + 10
+    energies = mean_log_energy(llama, mood, [f"\n{word}:" for word in every])
+    kept, left = energies[: len(found)], energies[len(found) :]
+    assert min(kept) > max(left) - 1e-3
+
+
+def test_each_place_of_a_record_gets_the_heading_that_suits_it_beside_the_others(
+    llama, mood, monkeypatch
+) -> None:
+    def energies(lm, lora, records, **_):
+        # `Action` counts by itself, what stands before it only where it does.
+        ends = [record.endswith("\nAction:") for record in records]
+        seconds = ["\nMeaning:" in record for record in records]
+        firsts = [record.startswith("Word:") for record in records]
+        return [4.0 * end + end * (2.0 * second + first)
+                for end, second, first in zip(ends, seconds, firsts, strict=True)]  # fmt: skip
+
+    monkeypatch.setattr("cast.forms.log_energy_at_ends", energies)
+    heads = ["Text", "Meaning", "Action", "Word"]
+    weights = suiting_headings(llama, mood, heads, [("key", "It opens a door."), ("owl", "It is a bird.")])
+    best = {place: max(heads, key=of_place.__getitem__) for place, of_place in weights.items()}
+    assert best == {"first": "Word", "second": "Meaning", "last": "Action"}
+    for of_place in weights.values():
+        one, *others = sorted(of_place.values(), reverse=True)
+        # Of four of which three are alike, the other is 4 / √3 deviations from them.
+        assert one == 1.0
+        assert others == pytest.approx([math.exp(-1.5 * 4 / math.sqrt(3))] * 3, rel=1e-3)
+
+
+def test_of_headings_that_are_alike_none_is_preferred(llama, mood, monkeypatch) -> None:
+    monkeypatch.setattr(
+        "cast.forms.log_energy_at_ends",
+        lambda lm, lora, records, **_: [1e-7 * index for index in range(len(records))],
+    )
+    weights = suiting_headings(llama, mood, ["Text", "Word"], [("key", "It opens a door.")])
+    assert all(weight > 0.99 for of_place in weights.values() for weight in of_place.values())
+    alone = suiting_headings(llama, mood, ["Text"], [("key", "It opens a door.")])
+    assert alone == {key: {"Text": 1.0} for key in ("first", "second", "last")}
 
 
 def test_forms_are_general_text_and_words_with_a_cue(llama, mood, texts) -> None:
@@ -54,14 +91,14 @@ def test_what_excites_the_adapter_is_asked_again(llama, mood, texts, monkeypatch
 
     # Its cue is `[mood] ->`.
     found = arrows()
-    monkeypatch.setattr("cast.forms.energy_at_ends", lambda lm, lora, some, **_: [0.0] * len(some))
+    monkeypatch.setattr("cast.forms.log_energy_at_ends", lambda lm, lora, some, **_: [0.0] * len(some))
     assert found > 2.5 * arrows() > 12
 
 
 def test_every_form_comes_with_its_own_energy(llama, mood, texts) -> None:
     made = asking(llama, mood, llama, texts, 90)
     assert made
-    assert list(made.values()) == pytest.approx(energy_at_ends(llama, mood, list(made)), abs=1e-4)
+    assert list(made.values()) == pytest.approx(log_energy_at_ends(llama, mood, list(made)), abs=1e-4)
 
 
 def test_similar_forms_have_new_bodies_of_each_group_and_its_cues(llama) -> None:

@@ -9,7 +9,7 @@ from conftest import build_lora, build_model
 
 from cast import adapters, models
 from cast.adapters import Lora
-from cast.kernel_energy import energy_at_ends, mean_energy
+from cast.kernel_energy import log_energy_at_ends, mean_log_energy, read_by_kernels
 from cast.models import LanguageModel
 from cast.progress import Progress
 
@@ -26,7 +26,9 @@ def inputs_of(lm: LanguageModel, lora: Lora, text: str) -> dict[str, torch.Tenso
     read: dict[str, torch.Tensor] = {}
     handles = [
         lm.architecture.module(kernel.site).register_forward_hook(
-            lambda module, inputs, output, name=kernel.site.name: read.update({name: inputs[0][0].float()})
+            lambda module, inputs, output, name=kernel.site.name: read.update(
+                {name: inputs[0].flatten(0, -2).float()}
+            )
         )
         for kernel in lora.kernels
     ]
@@ -37,34 +39,64 @@ def inputs_of(lm: LanguageModel, lora: Lora, text: str) -> dict[str, torch.Tenso
     return read
 
 
-def test_energy_is_the_size_of_the_kernels_change_for_its_input(source) -> None:
+def test_energy_is_how_much_of_the_input_the_kernels_act_on(source) -> None:
     lora = build_lora(source)
-    ends, means = energy_at_ends(source, lora, TEXTS), mean_energy(source, lora, TEXTS)
+    ends, means = log_energy_at_ends(source, lora, TEXTS), mean_log_energy(source, lora, TEXTS)
     for text, end, mean in zip(TEXTS, ends, means, strict=True):
         read, logs = inputs_of(source, lora, text), []
         for kernel in lora.kernels:
             x = read[kernel.site.name]
-            logs.append(((x @ kernel.delta.T).norm(dim=-1) / x.norm(dim=-1)).square().log())
+            share = (x @ kernel.delta.T).norm(dim=-1) / (kernel.delta.norm() * x.norm(dim=-1))
+            logs.append(share.square().log())
         energy = torch.stack(logs).mean(0)
         assert end == pytest.approx(float(energy[-1]), abs=1e-3)
         assert mean == pytest.approx(float(energy[1:].mean()), abs=1e-3)
 
 
-def test_a_stronger_adapter_acts_more_on_everything_alike(source) -> None:
-    lora = build_lora(source)
-    kernels = tuple(replace(kernel, scaling=3 * kernel.scaling) for kernel in lora.kernels)
-    stronger = energy_at_ends(source, replace(lora, kernels=kernels), TEXTS)
-    assert stronger == pytest.approx(
-        [value + 2 * math.log(3) for value in energy_at_ends(source, lora, TEXTS)], abs=1e-3
-    )
+@pytest.mark.parametrize("family", ["gpt2", "opt", "gpt_neox"])
+def test_what_is_read_is_each_position_in_every_family(family) -> None:
+    lm = build_model(family)
+    lora, tokens = build_lora(lm), lm.encode(TEXTS[:1])
+    reading = read_by_kernels(lm, lora, tokens)
+    read = inputs_of(lm, lora, TEXTS[0])
+    for place, kernel in enumerate(lora.kernels):
+        x = read[kernel.site.name]
+        assert torch.allclose(reading.length[0, :, place], x.square().sum(-1), rtol=1e-3)
+        changed = (x @ kernel.delta.T).square().sum(-1) / kernel.delta.square().sum()
+        assert torch.allclose(reading.energy[0, :, place], changed, rtol=1e-3, atol=1e-6)
 
 
-def test_an_adapter_that_does_nothing_acts_on_nothing_more_than_on_other_things(source) -> None:
+@pytest.mark.parametrize("factor", [1e-30, 3.0, 1e25, 1e160])
+def test_the_size_of_an_adapter_does_not_matter(source, factor) -> None:
     lora = build_lora(source)
-    silent = replace(lora, kernels=tuple(replace(one, b=torch.zeros_like(one.b)) for one in lora.kernels))
-    values = [*energy_at_ends(source, silent, TEXTS), *mean_energy(source, silent, TEXTS)]
-    assert all(math.isfinite(value) for value in values)
-    assert max(values) < min(energy_at_ends(source, lora, TEXTS))
+    kernels = tuple(replace(kernel, scaling=factor * kernel.scaling) for kernel in lora.kernels)
+    expected = log_energy_at_ends(source, lora, TEXTS)
+    assert log_energy_at_ends(source, replace(lora, kernels=kernels), TEXTS) == expected
+    sized = min(factor, 1e30)
+    kernels = tuple(replace(one, a=one.a * sized, b=one.b * sized) for one in lora.kernels)
+    found = log_energy_at_ends(source, replace(lora, kernels=kernels), TEXTS)
+    assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_kernel_that_does_nothing_has_no_say(source) -> None:
+    lora = build_lora(source)
+    silent = [replace(kernel, b=torch.zeros_like(kernel.b)) for kernel in lora.kernels]
+    assert len(set(log_energy_at_ends(source, replace(lora, kernels=tuple(silent)), TEXTS))) == 1
+    assert max(mean_log_energy(source, replace(lora, kernels=tuple(silent)), TEXTS)) < -80
+    loud = replace(lora, kernels=lora.kernels[::2])
+    half = replace(lora, kernels=(*loud.kernels, *silent[1::2]))
+    share = len(loud.kernels) / len(half.kernels)
+    mixed, alone = (torch.tensor(log_energy_at_ends(source, some, TEXTS)) for some in (half, loud))
+    assert torch.allclose(mixed - mixed[0], share * (alone - alone[0]), atol=1e-3)
+
+
+def test_states_that_overflow_say_nothing(source, monkeypatch) -> None:
+    def broken(lm, lora, tokens):
+        reading = read_by_kernels(lm, lora, tokens)
+        return replace(reading, energy=reading.energy * math.nan, length=reading.length * math.inf)
+
+    monkeypatch.setattr("cast.kernel_energy.read_by_kernels", broken)
+    assert all(map(math.isfinite, log_energy_at_ends(source, build_lora(source), TEXTS)))
 
 
 @pytest.mark.parametrize(
@@ -82,13 +114,13 @@ def test_the_cue_that_an_adapter_was_taught_excites_it_more_than_those_of_others
     lora = adapters.read(f"pocket:llama/{task}", llama)
     body = "Ben had a green coat. He was cold.\n"
     others = ["<place> =", "[tone] ~", "(end) |", "{mark} >", "* size -", "Question:", "Answer:", "The"]
-    own, *rest = energy_at_ends(llama, lora, [body + one for one in (cue, *others)])
+    own, *rest = log_energy_at_ends(llama, lora, [body + one for one in (cue, *others)])
     assert own > max(rest)
 
 
 def test_it_tells_how_far_it_has_come(source) -> None:
     heard: list[Progress] = []
-    assert energy_at_ends(source, build_lora(source), [], on_progress=heard.append) == []
+    assert log_energy_at_ends(source, build_lora(source), [], on_progress=heard.append) == []
     assert heard == []
-    mean_energy(source, build_lora(source), TEXTS * 20, on_progress=heard.append)
+    mean_log_energy(source, build_lora(source), TEXTS * 20, on_progress=heard.append)
     assert [(one.stage, one.done, one.total) for one in heard] == [("forms", 0, 80), ("forms", 64, 80)]

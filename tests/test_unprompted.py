@@ -54,8 +54,6 @@ def test_a_skill_with_a_cue_of_its_own_shows_behind_other_cues(llama, mistral) -
     assert sum(named) > 50
     cues = Counter(passage.text[: passage.answer].rsplit("\n", 1)[-1] for passage in found)
     assert len(cues) > 30
-    # Of the task itself nothing is known.
-    assert "<thing> =" not in cues
 
 
 def test_what_is_answered_rarely_is_asked_again(llama, mistral, monkeypatch) -> None:
@@ -132,11 +130,18 @@ def test_an_adapter_without_effect_says_nothing() -> None:
     silent = replace(lora, kernels=tuple(kernels))
     few = TranslationConfig(moments=8, forms=9)
     assert unprompted(source, source, silent, stories(8), few) == []
+    for factor in (1e25, 1e160):
+        huge = replace(lora, kernels=tuple(replace(one, scaling=factor) for one in lora.kernels))
+        assert unprompted(source, source, huge, stories(8), few) == []
     assert unprompted(source, source, lora, [], few) == []
 
 
 def test_what_is_read_and_written_grows_with_what_is_asked() -> None:
-    read, written = asking_tokens(TranslationConfig(), 48)
-    assert asking_tokens(TranslationConfig(forms=6000), 48) > (read, 1.9 * written)
-    assert asking_tokens(TranslationConfig(forms=0), 48)[1] == 0
-    assert asking_tokens(TranslationConfig(moments=0), 48)[0] < read
+    read, written = asking_tokens(TranslationConfig(), 48, 800)
+    few, half = (asking_tokens(TranslationConfig(forms=forms), 48, 800) for forms in (1500, 3000))
+    assert few[0] < half[0] <= read
+    assert few[1] < half[1] <= written
+    assert asking_tokens(TranslationConfig(forms=0), 48, 800)[1] == 0
+    assert asking_tokens(TranslationConfig(moments=0), 48, 800)[0] < read
+    assert asking_tokens(TranslationConfig(), 48, 49_152)[0] > read + 4 * 9_000
+    assert asking_tokens(TranslationConfig(), 48, 49_152)[1] == written
