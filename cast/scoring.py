@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cast.errors import TaskError
+from cast.language_model import by_length
 from cast.models import TokenBatch
 from cast.progress import OnProgress, Progress, ignore
 from cast.runners import Runner
@@ -48,13 +49,11 @@ def completion_log_probs(
         batch_size: texts at once.
         on_progress: gets stage `score`.
     """
-    order = sorted(range(len(pairs)), key=lambda index: len(pairs[index][0]) + len(pairs[index][1]))
     totals = [0.0] * len(pairs)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    for done, chosen in by_length([prompt + completion for prompt, completion in pairs], batch_size):
         for index, row in zip(chosen, _scored_rows(runner, [pairs[index] for index in chosen]), strict=True):
             totals[index] = row.total
-        on_progress(Progress("score", start + len(chosen), len(pairs)))
+        on_progress(Progress("score", done + len(chosen), len(pairs)))
     return totals
 
 

@@ -1,4 +1,4 @@
-"""General text in forms that ask for something, and the search for those behind which something is heard."""
+"""General text in forms that ask for something, and the search for those that excite an adapter."""
 
 import math
 import re
