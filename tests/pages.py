@@ -337,8 +337,15 @@ class CastPage:
     def copied_link(self) -> str:
         """The share link as it lies in the clipboard."""
         self.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-        self.page.get_by_role("button", name="Copy link").click()
-        expect(self.page.get_by_role("button", name=re.compile("^Copied"))).to_be_visible()
+        copy = self.page.get_by_role("button", name="Copy link")
+        # Noted by the page: the button says so for two seconds, in which a page that draws answers nobody.
+        copy.evaluate("""button => {
+          window.saidCopied = false;
+          const note = () => { window.saidCopied ||= button.innerText.startsWith("Copied"); };
+          new MutationObserver(note).observe(button, { childList: true, characterData: true, subtree: true });
+        }""")
+        copy.click()
+        self.page.wait_for_function("window.saidCopied")
         return self.page.evaluate("navigator.clipboard.readText()")
 
     @property
