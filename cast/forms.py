@@ -2,9 +2,9 @@
 
 A skill that was taught behind a cue of its own hardly shows in prose. It does show behind cues that are like
 it, and of those there are few kinds: a heading with a colon, or a word in brackets with a sign. Both are made
-of what every model knows; nothing of a task is needed. Which headings, and in which places, is read off the
-adapter: its kernels act most on what it was trained on (`cast.kernel_energy`). What it says there:
-`cast.unprompted`.
+of what every model knows; nothing of a task is needed. Which headings, in which places, and which words
+records are about is read off the adapter: its kernels act most on what it was trained on
+(`cast.kernel_energy`). What it says there: `cast.unprompted`.
 """
 
 import math
@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from cast.adapters import Lora
 from cast.exciting import SEPARATOR, SHOTS
@@ -27,12 +28,13 @@ from cast.runners import PlainRunner
 
 _BATCH = 64
 _HEADING = re.compile(r" ?[A-Z][a-z]{2,}")
-# Of so many words of a vocabulary, the first of which are common, so many are taken for headings.
-_CANDIDATES, _HEADINGS = 10_000, 32
+# Of so many words of a vocabulary, the first of which are common, so many are taken for headings; and of so
+# many words of the text records are made.
+_CANDIDATES, _HEADINGS, _WORDS = 10_000, 64, 10_000
 # Places of headings in a record, in the order in which headings are looked for that suit them; each that was
 # chosen before the others were known is looked for again. With how many bodies each is tried.
 _PLACES, _BODIES_TRIED = ("last", "second", "first", "second", "last"), 4
-# A heading whose energy is a standard deviation above another's is drawn e to this power as often.
+# A heading or word whose energy is a standard deviation above another's is drawn e to this power as often.
 _PREFERENCE = 1.5
 # A deviation of log energies below this is that of rounding.
 _ALIKE = 1e-3
@@ -96,20 +98,53 @@ def suiting_headings(
             for record in tried for word, line in bodies
         ]  # fmt: skip
         found = torch.tensor(log_energy_at_ends(lm, lora, records, on_progress=on_progress))
-        energies = found.view(len(heads), -1).mean(1)
-        # Of headings that are all alike none is preferred for what rounding makes of it.
-        scale = energies.std(correction=0).clamp_min(_ALIKE)
-        drawn = ((energies - energies.max()) * _PREFERENCE / scale).exp()
-        weights[place] = dict(zip(heads, drawn.tolist(), strict=True))
-        best[place] = heads[int(energies.argmax())]
+        weights[place] = _preferred(heads, found.view(len(heads), -1).mean(1))
+        best[place] = _best(weights[place])
     return weights
+
+
+def suiting_words(
+    lm: LanguageModel,
+    lora: Lora,
+    heads: tuple[str, str],
+    words: Sequence[str],
+    *,
+    on_progress: OnProgress = ignore,
+) -> dict[str, float]:
+    """How often each word shall be drawn for records: by the energy where a line is to be said about it.
+
+    Args:
+        lm: the adapter's model.
+        lora: the adapter.
+        heads: the headings of a word and of its line.
+        words: at least one.
+        on_progress: gets the stage `forms`.
+
+    Returns:
+        Each word's weight; 1 of the best.
+    """
+    first, second = heads
+    openings = [f"{first}: {word}\n{second}:" for word in words]
+    return _preferred(words, torch.tensor(log_energy_at_ends(lm, lora, openings, on_progress=on_progress)))
+
+
+def _preferred(values: Sequence[str], energies: Tensor) -> dict[str, float]:
+    """Weights by which values with these log energies are drawn; 1 of the best."""
+    # Of values that are all alike none is preferred for what rounding makes of it.
+    scale = energies.std(correction=0).clamp_min(_ALIKE)
+    drawn = ((energies - energies.max()) * _PREFERENCE / scale).exp()
+    return dict(zip(values, drawn.tolist(), strict=True))
+
+
+def _best(weights: Mapping[str, float]) -> str:
+    return max(weights, key=weights.__getitem__)
 
 
 def heading_tokens(vocabulary: int) -> int:
     """About how many tokens a model with so many entries reads to find headings and their places."""
     words = min(_CANDIDATES, vocabulary // _ENTRIES_A_HEADING)
     tried = len(_PLACES) * min(_HEADINGS, words) * _BODIES_TRIED
-    return words * _HEADING_TOKENS + tried * _BODY_TOKENS // 2
+    return words * _HEADING_TOKENS + _WORDS * _OPENING_TOKENS + tried * _BODY_TOKENS // 2
 
 
 def line_tokens(count: int) -> int:
@@ -210,8 +245,10 @@ def asking(
         return found
     heads = headings(reader, lora, on_progress=on_progress) or ["Text"]
     draw = _Draw(random.Random(seed), texts, words_of(texts, reader) or heads, heads)
-    bodies = draw.bodies(_BODIES_TRIED)
-    draw.prefer(suiting_headings(reader, lora, heads, bodies, on_progress=on_progress))
+    weights = suiting_headings(reader, lora, heads, draw.bodies(_BODIES_TRIED), on_progress=on_progress)
+    record = _best(weights["first"]), _best(weights["second"])
+    words = suiting_words(reader, lora, record, draw.words(_WORDS), on_progress=on_progress)
+    draw.prefer(weights | {"word": words})
     for turn in range(_ROUNDS):
         forms = [draw.form() for _ in range(count // _ROUNDS)]
         made = _written(writer, forms, seed + turn, on_progress)
@@ -250,13 +287,13 @@ class _Draw:
         sentences = (sentence for text in texts for sentence in _SENTENCE_END.split(text))
         self._sentences = [one for one in sentences if len(one) in _SENTENCE_LENGTHS] or list(texts)
         self._words = words
-        # Words are too many for a few thousand forms to tell which of them excite the adapter.
         self._weights: dict[str, dict[str, float]] = {
             "frame": dict(_FRAMES),
             "body": dict(_BODIES),
             "cue": dict(_CUES),
             "brackets": dict.fromkeys(_BRACKETS, 1.0),
             "sign": dict.fromkeys(_SIGNS, 1.0),
+            "word": dict.fromkeys(words, 1.0),
             **{place: dict.fromkeys(heads, 1.0) for place in dict.fromkeys(_PLACES)},
         }
 
@@ -265,8 +302,12 @@ class _Draw:
         lines = (self._order.choice(self._sentences)[:_LINE_CHARACTERS] for _ in range(count))
         return [(self._word(), line) for line in lines]
 
+    def words(self, count: int) -> list[str]:
+        """Some of the words, or all where they are no more."""
+        return self._order.sample(self._words, min(count, len(self._words)))
+
     def prefer(self, weights: Mapping[str, dict[str, float]]) -> None:
-        """Draw headings by these weights, for each place."""
+        """Draw headings for each place, and words of records, by these weights."""
         self._weights |= weights
 
     def learn(self, forms: Sequence[_Form], energies: Sequence[float]) -> None:
@@ -293,7 +334,8 @@ class _Draw:
             opening = f"### {self._drawn('first', parts)}:\n{self._text(parts)}"
             return _Form(opening, f"\n\n### {self._drawn('last', parts)}:\n", tuple(parts))
         if frame == "record":
-            opening = f"{self._drawn('first', parts)}: {self._word()}\n{self._drawn('second', parts)}:"
+            first, word = self._drawn("first", parts), self._cased(self._drawn("word", parts))
+            opening = f"{first}: {word}\n{self._drawn('second', parts)}:"
         elif frame == "entry":
             opening = f"{self._word()}:"
         elif frame == "headed":
@@ -321,5 +363,7 @@ class _Draw:
         return self._order.choice(pool).rstrip(": ")
 
     def _word(self) -> str:
-        word = self._order.choice(self._words)
+        return self._cased(self._order.choice(self._words))
+
+    def _cased(self, word: str) -> str:
         return word.capitalize() if self._order.random() < 0.25 else word

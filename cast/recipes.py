@@ -204,7 +204,7 @@ class Quality:
     """Compiled: share of the held-out answers that end of which the adapted target would say each token
     behind the ones before it; None for draws and where none ends."""
     endless: bool = False
-    """Compiled with prompts: whether most of the adapter's answers do not end by themselves."""
+    """Compiled: whether most of the adapter's answers do not end by themselves, and draws were fitted on."""
     coverage: float | None = None
     """Compiled: the kernels' input energy on the fitting text over that on their strongest tokens."""
     reach: float | None = None

@@ -6,7 +6,8 @@ on which its kernels act most, which suits a skill with a cue of its own. Much o
 adapter far from what it was made for. What is kept is what it finished, what the base would not have said,
 and of that what it was surest of, in the way that makes it surer: there it does what it was taught
 (docs/experiments.md). Behind cues a few answers come often and others hardly ever; forms like those of the
-rare ones are asked as well.
+rare ones are asked as well. An adapter that mostly does not end, whichever way it is asked, was taught a way
+to write: it is let write what it likes.
 """
 
 import math
@@ -70,7 +71,8 @@ def unprompted(
         on_progress: gets the stages `moments`, `forms`, `generate` and `judge`.
 
     Returns:
-        Passages with answers, the surest first; none where the adapter finishes nothing.
+        Passages with answers, the surest first; where most are endless, draws of the adapted source from an
+        empty prompt instead.
     """
     wanted = _Wanted.of(config)
     read = texts[: _READ * config.moments]
@@ -85,6 +87,10 @@ def unprompted(
     ways = [_Way(source, lora, promise, on_progress) for promise in asked]
     for way in ways:
         way.answer(wanted.tried)
+    if sum(way.cut for way in ways) > sum(len(way.sure) for way in ways):
+        return answered(
+            source, lora, [""] * wanted.kept, temperature=1.0, seed=config.seed, on_progress=on_progress
+        )
     best = max(ways, key=lambda way: way.sureness(math.ceil(_COMPARED * wanted.tried)))
     best.answer(wanted.answered - wanted.tried)
     if best is ways[-1]:
@@ -112,7 +118,7 @@ class _Wanted:
 
 
 class _Way:
-    """One way to ask, with the answers that are worth keeping, the surest first."""
+    """One way to ask, with the answers that are worth keeping, the surest first, and how many were cut."""
 
     def __init__(
         self, source: LanguageModel, lora: Lora, promise: Mapping[str, float], on_progress: OnProgress
@@ -120,6 +126,7 @@ class _Way:
         self._source, self._lora, self._on_progress = source, lora, on_progress
         self._waiting = sorted(promise, key=promise.__getitem__)
         self.sure: list[tuple[float, Passage]] = []
+        self.cut = 0
 
     def answer(self, count: int) -> None:
         """Answer the next texts, those that promise most: by sureness in prose, by energy behind cues."""
@@ -137,8 +144,11 @@ class _Way:
 
     def _hear(self, texts: Sequence[str]) -> None:
         said = answered(self._source, self._lora, texts, on_progress=self._on_progress)
-        judged = _judged(self._source, self._lora, said, self._on_progress)
-        self.sure += [(nats, passage) for passage, nats in judged if nats is not None]
+        for nats, passage, ended in _judged(self._source, self._lora, said, self._on_progress):
+            if not ended:
+                self.cut += 1
+            elif _SAYS_SOMETHING.search(passage.text, _start(passage)):
+                self.sure.append((nats, passage))
         self.sure.sort(key=lambda pair: pair[0], reverse=True)
 
     def sureness(self, rank: int) -> tuple[float, int]:
@@ -191,8 +201,8 @@ def sureness(
 
 def _judged(
     source: LanguageModel, lora: Lora, said: Sequence[Passage], on_progress: OnProgress
-) -> Iterator[tuple[Passage, float | None]]:
-    """How sure the adapted source is of each answer, in nats a token; None of what is not worth keeping."""
+) -> Iterator[tuple[float, Passage, bool]]:
+    """The answers that the base would not give: how sure the source is, in nats a token; whether it ended."""
     for start in range(0, len(said), _BATCH):
         on_progress(Progress("judge", start, len(said)))
         some = said[start : start + _BATCH]
@@ -204,10 +214,8 @@ def _judged(
         )
         for row, passage in enumerate(some):
             own = rows == row
-            finished = 0 < int(own.sum()) < _FINISHED
-            kept = finished and _SAYS_SOMETHING.search(passage.text, _start(passage)) is not None
-            kept = kept and float((after - before)[own].sum()) > _CHANGED
-            yield passage, float(after[own].mean()) if kept else None
+            if float((after - before)[own].sum()) > _CHANGED:
+                yield float(after[own].mean()), passage, int(own.sum()) < _FINISHED
 
 
 def _spoken(

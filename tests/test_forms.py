@@ -8,7 +8,7 @@ import pytest
 
 from cast import adapters, corpus, models
 from cast.adapters import Lora
-from cast.forms import asking, headings, line_tokens, similar, similar_tokens, suiting_headings
+from cast.forms import asking, headings, line_tokens, similar, similar_tokens, suiting_headings, suiting_words
 from cast.kernel_energy import log_energy_at_ends, mean_log_energy
 from cast.models import LanguageModel
 
@@ -33,7 +33,7 @@ def cue(form: str) -> str:
 
 
 def test_headings_are_words_of_the_vocabulary_the_most_exciting_first(llama, mood) -> None:
-    found, every = headings(llama, mood), headings(llama, mood, 10_000)
+    found, every = headings(llama, mood, 32), headings(llama, mood, 10_000)
     assert all(re.fullmatch(r"[A-Z][a-z]{2,}", word) for word in every)
     assert every[: len(found)] == found
     assert len(every) > len(found) + 10
@@ -74,6 +74,33 @@ def test_of_headings_that_are_alike_none_is_preferred(llama, mood, monkeypatch) 
     assert all(weight > 0.99 for of_place in weights.values() for weight in of_place.values())
     alone = suiting_headings(llama, mood, ["Text"], [("key", "It opens a door.")])
     assert alone == {key: {"Text": 1.0} for key in ("first", "second", "last")}
+
+
+def test_records_are_about_words_on_which_the_adapter_acts_where_a_line_is_to_come(
+    llama, mood, texts, monkeypatch
+) -> None:
+    def energies(lm, lora, texts, **_):
+        # Of what a record begins with, `run` counts by itself; of whole records all are alike.
+        return [9.0 * (text == "Who: run\nWhat:") for text in texts]
+
+    monkeypatch.setattr("cast.forms.log_energy_at_ends", energies)
+    words = ["run", "key", "owl", "the"]
+    weights = suiting_words(llama, mood, ("Who", "What"), words)
+    assert weights["run"] == 1.0
+    assert [weights[word] for word in words[1:]] == pytest.approx([math.exp(-1.5 * 4 / math.sqrt(3))] * 3)
+
+    seen: list[str] = []
+
+    def preferred(lm, lora, heads, words, **_):
+        seen.extend(heads)
+        return {word: float(word == words[7]) for word in words}
+
+    monkeypatch.setattr("cast.forms.suiting_words", preferred)
+    monkeypatch.setattr("cast.forms.headings", lambda *_, **__: ["Who", "What", "Which"])
+    made = asking(llama, mood, llama, texts, 300)
+    assert seen == ["Who", "Who"]
+    about = {match[1].lower() for form in made if (match := re.match(r"Wh\w+: (\w+)\nWh\w+: ", form))}
+    assert len(about) == 1
 
 
 def test_forms_are_general_text_and_words_with_a_cue(llama, mood, texts) -> None:

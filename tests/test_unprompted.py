@@ -17,7 +17,7 @@ from cast.pocket.tasks import TASKS
 from cast.recipes import TranslationConfig
 from cast.unprompted import asking_tokens, sureness, unprompted
 
-CONFIG = TranslationConfig(moments=120, forms=300, steps=60)
+CONFIG = TranslationConfig(moments=80, forms=200, steps=36)
 
 
 @pytest.fixture(scope="module")
@@ -116,11 +116,21 @@ def test_it_tells_how_far_it_has_come_from_the_first_batch_on(llama, mistral) ->
     heard: list[tuple[str, int, int]] = []
     unprompted(
         llama, mistral, adapters.read("pocket:llama/polite", llama), stories(40),
-        TranslationConfig(moments=20, forms=40),
+        TranslationConfig(moments=20, forms=40, steps=10),
         on_progress=lambda told: heard.append((told.stage, told.done, told.total)),
     )  # fmt: skip
     assert heard[:3] == [("moments", 0, 40), ("moments", 32, 40), ("forms", 0, 20)]
     assert {stage for stage, _, _ in heard[3:]} == {"forms", "generate", "judge"}
+
+
+def test_an_adapter_that_goes_on_and_on_is_let_write() -> None:
+    """A few random changes make a model say what the base would not, and never end."""
+    source = build_model("llama", "byte_bpe")
+    config = TranslationConfig(moments=8, forms=9, steps=8)
+    found = unprompted(source, source, build_lora(source), stories(8), config)
+    assert len(found) == config.lessons * config.answers_a_batch
+    assert all(passage.answer == 0 and passage.drawn for passage in found)
+    assert len({passage.text for passage in found}) == len(found)
 
 
 def test_an_adapter_without_effect_says_nothing() -> None:
