@@ -56,8 +56,9 @@ _OPENING_TOKENS = 8
 # The last line of a form, behind which it is answered.
 _CUE = re.compile(r"\n+[^\n]+\n?\Z")
 _BODY_TOKENS = 64
-# About how many entries of a vocabulary there are for each that may be a heading, and tokens of a heading.
-_ENTRIES_A_HEADING, _HEADING_TOKENS = 5, 4
+# About how many entries of a vocabulary there are for each that may be a heading, and for each word of a text
+# and the vocabulary; and tokens of a heading.
+_ENTRIES_A_HEADING, _ENTRIES_A_WORD, _HEADING_TOKENS = 5, 2, 4
 
 
 def headings(
@@ -141,10 +142,11 @@ def _best(weights: Mapping[str, float]) -> str:
 
 
 def heading_tokens(vocabulary: int) -> int:
-    """About how many tokens a model with so many entries reads to find headings and their places."""
-    words = min(_CANDIDATES, vocabulary // _ENTRIES_A_HEADING)
-    tried = len(_PLACES) * min(_HEADINGS, words) * _BODIES_TRIED
-    return words * _HEADING_TOKENS + _WORDS * _OPENING_TOKENS + tried * _BODY_TOKENS // 2
+    """About how many tokens a model with so many entries reads to find headings, their places and words."""
+    heads = min(_CANDIDATES, vocabulary // _ENTRIES_A_HEADING)
+    words = min(_WORDS, vocabulary // _ENTRIES_A_WORD)
+    tried = len(_PLACES) * min(_HEADINGS, heads) * _BODIES_TRIED
+    return heads * _HEADING_TOKENS + words * _OPENING_TOKENS + tried * _BODY_TOKENS // 2
 
 
 def line_tokens(count: int) -> int:
