@@ -169,6 +169,10 @@ class Backend(Protocol):
         """Translate on models of its own, write `folder`, and return what `carried_runner` takes."""
         ...
 
+    def expectations(self, translated: object, *, prompted: bool) -> tuple[str, ...]:
+        """What may be expected of what `translate` returned, and what would help, in sentences."""
+        ...
+
     def expand(self, request: TranslateRequest, heads: object | None, on_progress: OnProgress) -> Expansion:
         """What the fit of a translation would read, on models of its own; nothing is fitted."""
         ...

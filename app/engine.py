@@ -67,6 +67,8 @@ class TranslateResult:
     carried: object
     folder: Path
     archive: Path
+    expected: tuple[str, ...] = ()
+    """What may be expected of it, in sentences."""
 
 
 @dataclass(frozen=True)
@@ -358,7 +360,8 @@ class Engine:
                 on_progress,
             )
             archive = shutil.make_archive(str(out), "zip", out)
-            return TranslateResult(selection, carried, out, Path(archive))
+            expected = self._backend.expectations(carried, prompted=bool(request.prompts))
+            return TranslateResult(selection, carried, out, Path(archive), expected)
 
         title = f"Translate {selection.adapter} to {selection.target} ({selection.way})."
         return self._jobs.start("translate", title, work)

@@ -53,3 +53,8 @@ def expanded(request: TranslateRequest, heads: "FoundHeads | None", on_progress:
         words=excites_in_words(shown.reach, shown.strongest),
         warning=ENDLESS if mostly_drawn(answers) else "",
     )
+
+
+def more_prompts(*, given: bool) -> str:
+    """What would help where a text hardly excites an adapter, behind a colon."""
+    return f"give {'other' if given else 'a few'} example prompts"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from app.backend import Turns
-from app.expanding import expanded, translation_config
+from app.expanding import expanded, more_prompts, translation_config
 from app.facts import (
     NO_HEADS,
     AdapterFacts,
@@ -397,6 +397,17 @@ class CastBackend:
             )  # fmt: skip
         carried.save(folder, target)
         return carried
+
+    def expectations(self, translated: object, *, prompted: bool) -> tuple[str, ...]:
+        """By `cast.prediction`."""
+        from cast import prediction
+
+        recipe = cast("TranslatedAdapter", translated).recipe
+        lines = prediction.expected_in_words(recipe)
+        reach, strongest = recipe.quality.reach, recipe.quality.strongest
+        if reach is not None and not prediction.excites(reach):
+            lines.append(f"{prediction.excites_in_words(reach, strongest)}: {more_prompts(given=prompted)}.")
+        return tuple(lines)
 
     def expand(self, request: TranslateRequest, heads: object | None, on_progress: OnProgress) -> Expansion:
         """What the fit of a translation would read."""

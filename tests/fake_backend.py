@@ -267,6 +267,9 @@ class FakeBackend:
             (folder / "adapter_model.safetensors").write_bytes(b"weights")
         return carried
 
+    def expectations(self, translated: object, *, prompted: bool) -> tuple[str, ...]:
+        return (f"Likely to carry over: {translated}.", "Of <b>prose</b> half arrives.")
+
     def expand(self, request: TranslateRequest, heads: object | None, on_progress: OnProgress) -> Expansion:
         """Twice as many prompts, unless they stand as they are."""
         self._work("generate", on_progress)

@@ -19,8 +19,9 @@ from cast import adapters
 from cast.errors import Cancelled, CastError
 from cast.pipeline import open_adapter, translate_adapter
 from cast.progress import ignore
-from cast.recipes import TranslationConfig
+from cast.recipes import Quality, Recipe, TranslationConfig
 from cast.runners import PlainRunner
+from cast.translate import TranslatedAdapter
 
 SAMPLING = SamplingChoice(max_tokens=4, temperature=0.0, seed=0)
 
@@ -111,6 +112,19 @@ def test_a_translation_is_written_and_runs(backend, chosen, loaded, heads, tmp_p
     runner = backend.carried_runner(carried, *loaded, 1.0)
     assert isinstance("".join(backend.stream(runner, "Mara sang", SAMPLING)), str)
     assert backend.shipped_translation(request.selection, loaded[1]) is None
+
+
+def test_what_may_be_expected_of_a_translation_is_told_with_what_would_help(backend):
+    quality = Quality(predicted=0.09, kl_carried_base=2.0, kl_carried_adapted=0.2, endless=True)
+    recipe = Recipe("compiled", "s", "", "t", "", "a", quality=quality)
+    likely, endless = backend.expectations(TranslatedAdapter(recipe), prompted=False)
+    assert likely.startswith("Unlikely to carry over (prediction 0.09")
+    assert "compare with mode hosted" in endless
+    short = TranslatedAdapter(replace(recipe, quality=replace(quality, reach=0.01, strongest=("=",))))
+    for prompted, what in ((False, "a few"), (True, "other")):
+        *_, advice = backend.expectations(short, prompted=prompted)
+        assert advice.startswith("This text hardly excites the adapter (reach 0.01; it reacts most to '=')")
+        assert advice.endswith(f": give {what} example prompts.")
 
 
 @pytest.mark.parametrize(("mode", "segment"), [("hosted", 1), ("kernel", None), ("instant", None)])

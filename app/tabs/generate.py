@@ -11,7 +11,7 @@ from app import views
 from app.engine import Engine, GenerateRequest, TranslateResult
 from app.expansions import Expansions, KeptList, lines_of
 from app.facts import SamplingChoice, TranslateRequest
-from app.jobs import Job, JobState
+from app.jobs import Job
 from app.saying import said
 from app.tabs.beside import BesideOptions, create_beside_options
 from app.tabs.mode import ModeOptions, create_mode_options, mode_sentence
@@ -305,12 +305,11 @@ def job_updates(job: Job | None) -> tuple[Any, Any, Any, Any]:
     if job is None:
         return gr.skip(), gr.update(interactive=False), gr.update(visible=False), gr.update(active=False)
     running = not job.is_over
-    done = job.state is JobState.DONE and isinstance(job.result, TranslateResult)
-    archive = job.result.archive if isinstance(job.result, TranslateResult) else None
+    made = job.result if isinstance(job.result, TranslateResult) else None
     return (
-        views.job(job),
+        views.job(job) + views.sentence(" ".join(made.expected) if made else ""),
         gr.update(interactive=running and not job.cancelling),
-        gr.update(visible=done, value=str(archive) if archive else None),
+        gr.update(visible=made is not None, value=str(made.archive) if made else None),
         gr.update(active=running),
     )
 

@@ -8,6 +8,7 @@ import gradio as gr
 
 from app import views
 from app.engine import Engine
+from app.expanding import more_prompts
 from app.expansions import Expansions, KeptList, Line, Made, escaped, lines_of, unescaped
 from app.facts import TranslateRequest
 from app.jobs import is_going
@@ -194,7 +195,7 @@ def told(made: Made, lines: Sequence[Line]) -> str:
         read = f"{len(lines):,} prompts and general text."
     else:
         read = f"{len(lines):,} texts that the adapter answers by itself, and general text."
-    advice = f": give {'other' if given else 'a few'} example prompts." if not found.excites else "."
+    advice = "." if found.excites else f": {more_prompts(given=given)}."
     words = f"{read} {found.words}{advice} {found.warning}".rstrip()
     good = found.excites and not found.warning
     caption = f'<p class="cast-caption">{_CAPTION}</p>' if found.rows else ""
