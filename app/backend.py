@@ -169,8 +169,11 @@ class Backend(Protocol):
         """Translate on models of its own, write `folder`, and return what `carried_runner` takes."""
         ...
 
-    def expectations(self, translated: object, *, prompted: bool) -> tuple[str, ...]:
-        """What may be expected of what `translate` returned, and what would help, in sentences."""
+    def prediction(self, translated: object, *, prompted: bool) -> tuple[str, ...]:
+        """How much of what `translate` returned is likely to carry over, and what would help, in sentences.
+
+        `prompted` tells whether example prompts were given.
+        """
         ...
 
     def expand(self, request: TranslateRequest, heads: object | None, on_progress: OnProgress) -> Expansion:

@@ -67,8 +67,8 @@ class TranslateResult:
     carried: object
     folder: Path
     archive: Path
-    expected: tuple[str, ...] = ()
-    """What may be expected of it, in sentences."""
+    prediction: tuple[str, ...]
+    """How much of it is likely to carry over, in sentences."""
 
 
 @dataclass(frozen=True)
@@ -360,8 +360,8 @@ class Engine:
                 on_progress,
             )
             archive = shutil.make_archive(str(out), "zip", out)
-            expected = self._backend.expectations(carried, prompted=bool(request.prompts))
-            return TranslateResult(selection, carried, out, Path(archive), expected)
+            prediction = self._backend.prediction(carried, prompted=bool(request.prompts))
+            return TranslateResult(selection, carried, out, Path(archive), prediction)
 
         title = f"Translate {selection.adapter} to {selection.target} ({selection.way})."
         return self._jobs.start("translate", title, work)

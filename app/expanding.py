@@ -43,6 +43,7 @@ def expanded(request: TranslateRequest, heads: "FoundHeads | None", on_progress:
         answers = answered_prompts(source, target, lora, request.prompts, texts, config, on_progress=told)
         told(Progress("coverage", 0, 1))
         shown = covered(source, lora, texts, [answer.text for answer in answers], config)
+    words = excites_in_words(shown.reach, shown.strongest)
     rows = tuple(
         AnsweredPrompt(answer.text[: answer.answer], answer.text[answer.answer :]) for answer in answers
     )
@@ -50,11 +51,11 @@ def expanded(request: TranslateRequest, heads: "FoundHeads | None", on_progress:
         rows=rows,
         reach=shown.reach,
         excites=excites(shown.reach),
-        words=excites_in_words(shown.reach, shown.strongest),
+        words=words if excites(shown.reach) else f"{words}: {more_prompts(given=bool(request.prompts))}",
         warning=ENDLESS if mostly_drawn(answers) else "",
     )
 
 
 def more_prompts(*, given: bool) -> str:
-    """What would help where a text hardly excites an adapter, behind a colon."""
+    """What would help where a text hardly excites an adapter, as a clause."""
     return f"give {'other' if given else 'a few'} example prompts"

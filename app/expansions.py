@@ -33,6 +33,11 @@ class Made:
     expansion: Expansion
 
     @property
+    def is_drawn(self) -> bool:
+        """Whether the adapter wrote all of it unasked: then there is no prompt that could be edited."""
+        return bool(self.expansion.rows) and not any(row.prompt for row in self.expansion.rows)
+
+    @property
     def lines(self) -> tuple[Line, ...]:
         """The list before anybody has edited it."""
         return tuple(Line(True, row.prompt, row.answer) for row in self.expansion.rows)
@@ -149,10 +154,11 @@ class Expansions:
     def asked(self, request: TranslateRequest, kept: KeptList) -> TranslateRequest:
         """The request with the prompts of its choice's list in place of the examples, where there is one.
 
-        What was made without examples, and left as it is, a fit makes by itself.
+        What was made without examples, and left as it is, a fit makes by itself, and so it does what holds no
+        prompt.
         """
         made = self.made(kept, request.selection)
-        if made is None or not made.expansion.rows:
+        if made is None or made.is_drawn or not made.expansion.rows:
             return request
         lines = kept.shown(made)
         if not made.asked.prompts and lines == made.lines:

@@ -398,16 +398,12 @@ class CastBackend:
         carried.save(folder, target)
         return carried
 
-    def expectations(self, translated: object, *, prompted: bool) -> tuple[str, ...]:
+    def prediction(self, translated: object, *, prompted: bool) -> tuple[str, ...]:
         """By `cast.prediction`."""
-        from cast import prediction
+        from cast.prediction import expected_in_words
 
         recipe = cast("TranslatedAdapter", translated).recipe
-        lines = prediction.expected_in_words(recipe)
-        reach, strongest = recipe.quality.reach, recipe.quality.strongest
-        if reach is not None and not prediction.excites(reach):
-            lines.append(f"{prediction.excites_in_words(reach, strongest)}: {more_prompts(given=prompted)}.")
-        return tuple(lines)
+        return tuple(expected_in_words(recipe, more_prompts(given=prompted)))
 
     def expand(self, request: TranslateRequest, heads: object | None, on_progress: OnProgress) -> Expansion:
         """What the fit of a translation would read."""

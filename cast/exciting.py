@@ -25,8 +25,9 @@ from cast.scoring import completion_log_probs
 SHOTS = 3
 SEPARATOR = "\n\n"
 ANSWER_TOKENS = 64
-# An answer of so many of these was cut.
-_CUT = 0.9
+ENDED = 58
+"""An answer of fewer tokens has ended by itself. Read again, one that was cut may be a few shorter than it
+was written."""
 _BATCH = 32
 # A new prompt is at most so many times as long as the longest example, and at least so many times as long as
 # the shortest, in characters.
@@ -108,16 +109,16 @@ def excited(
 
 
 def mostly_drawn(answers: Sequence[Passage]) -> bool:
-    """Whether most answers are draws, for those to the given prompts did not end."""
+    """Whether most answers are draws, for greedy ones mostly did not end."""
     return 2 * sum(answer.drawn for answer in answers) > len(answers)
 
 
 def _endless(source: LanguageModel, passages: Sequence[Passage]) -> bool:
     """Whether most answers do not end by themselves, but were cut."""
     answers = [passage.text[passage.answer :] for passage in passages]
-    # Read again, an answer that was cut may be a few tokens shorter than it was written.
-    lengths = [int(source.encode([answer]).attention_mask.sum()) for answer in answers if answer]
-    return 2 * sum(length > _CUT * ANSWER_TOKENS for length in lengths) > len(answers)
+    # Without the BOS.
+    lengths = [int(source.encode([answer]).attention_mask.sum()) - 1 for answer in answers if answer]
+    return 2 * sum(length >= ENDED for length in lengths) > len(answers)
 
 
 def by_form(prompts: Sequence[str]) -> list[list[str]]:

@@ -28,8 +28,8 @@ from cast.runners import PlainRunner
 
 _BATCH = 64
 _HEADING = re.compile(r" ?[A-Z][a-z]{2,}")
-# Of so many words of a vocabulary, the first of which are common, so many are taken for headings; and of so
-# many words of the text records are made.
+# Of so many words of a vocabulary, the first of which are common, so many are taken for headings. So many
+# words, of the texts and the vocabulary, are tried as what a record is about.
 _CANDIDATES, _HEADINGS, _WORDS = 10_000, 64, 10_000
 # Places of headings in a record, in the order in which headings are looked for that suit them; each that was
 # chosen before the others were known is looked for again. With how many bodies each is tried.
@@ -229,9 +229,10 @@ def asking(
 ) -> dict[str, float]:
     """General text in forms that ask for something, with the energy of their ends (`cast.kernel_energy`).
 
-    In rounds, and each but the first is drawn by what was found in those before: a frame, a heading or a sign
-    comes the more often, the more of the forms with it had much energy (as in the cross-entropy method,
-    Rubinstein 1999).
+    Headings and the words of records are drawn by the energy that they have by themselves. In rounds, and
+    each but the first is drawn by what was found in those before too: a frame, a heading or a sign comes the
+    more often, the more of the forms with it had much energy (as in the cross-entropy method, Rubinstein
+    1999).
 
     Args:
         reader: the adapter's model, whose vocabulary gives words and headings.
@@ -246,11 +247,13 @@ def asking(
     if not texts or not count:
         return found
     heads = headings(reader, lora, on_progress=on_progress) or ["Text"]
-    draw = _Draw(random.Random(seed), texts, words_of(texts, reader) or heads, heads)
+    order, words = random.Random(seed), words_of(texts, reader) or heads
+    draw = _Draw(order, texts, words)
     weights = suiting_headings(reader, lora, heads, draw.bodies(_BODIES_TRIED), on_progress=on_progress)
-    record = _best(weights["first"]), _best(weights["second"])
-    words = suiting_words(reader, lora, record, draw.words(_WORDS), on_progress=on_progress)
-    draw.prefer(weights | {"word": words})
+    record, some = (_best(weights["first"]), _best(weights["second"])), min(_WORDS, len(words))
+    draw.prefer(
+        weights, suiting_words(reader, lora, record, order.sample(words, some), on_progress=on_progress)
+    )
     for turn in range(_ROUNDS):
         forms = [draw.form() for _ in range(count // _ROUNDS)]
         made = _written(writer, forms, seed + turn, on_progress)
@@ -282,21 +285,19 @@ def _written(
 class _Draw:
     """Draws forms from parts, each the more often, the more it was found to excite the adapter."""
 
-    def __init__(
-        self, order: random.Random, texts: Sequence[str], words: Sequence[str], heads: Sequence[str]
-    ) -> None:
+    def __init__(self, order: random.Random, texts: Sequence[str], words: Sequence[str]) -> None:
         self._order, self._texts = order, texts
         sentences = (sentence for text in texts for sentence in _SENTENCE_END.split(text))
         self._sentences = [one for one in sentences if len(one) in _SENTENCE_LENGTHS] or list(texts)
         self._words = words
+        # Words are too many for a few thousand forms to tell which of them excite the adapter.
+        self._preferred: dict[str, float] = {}
         self._weights: dict[str, dict[str, float]] = {
             "frame": dict(_FRAMES),
             "body": dict(_BODIES),
             "cue": dict(_CUES),
             "brackets": dict.fromkeys(_BRACKETS, 1.0),
             "sign": dict.fromkeys(_SIGNS, 1.0),
-            "word": dict.fromkeys(words, 1.0),
-            **{place: dict.fromkeys(heads, 1.0) for place in dict.fromkeys(_PLACES)},
         }
 
     def bodies(self, count: int) -> list[tuple[str, str]]:
@@ -304,13 +305,10 @@ class _Draw:
         lines = (self._order.choice(self._sentences)[:_LINE_CHARACTERS] for _ in range(count))
         return [(self._word(), line) for line in lines]
 
-    def words(self, count: int) -> list[str]:
-        """Some of the words, or all where they are no more."""
-        return self._order.sample(self._words, min(count, len(self._words)))
-
-    def prefer(self, weights: Mapping[str, dict[str, float]]) -> None:
+    def prefer(self, heads: Mapping[str, dict[str, float]], words: dict[str, float]) -> None:
         """Draw headings for each place, and words of records, by these weights."""
-        self._weights |= weights
+        self._weights |= heads
+        self._preferred = words
 
     def learn(self, forms: Sequence[_Form], energies: Sequence[float]) -> None:
         """Draw from now on by the energy of these forms."""
@@ -336,8 +334,8 @@ class _Draw:
             opening = f"### {self._drawn('first', parts)}:\n{self._text(parts)}"
             return _Form(opening, f"\n\n### {self._drawn('last', parts)}:\n", tuple(parts))
         if frame == "record":
-            first, word = self._drawn("first", parts), self._cased(self._drawn("word", parts))
-            opening = f"{first}: {word}\n{self._drawn('second', parts)}:"
+            first, word = self._drawn("first", parts), self._one_of(self._preferred)
+            opening = f"{first}: {self._cased(word)}\n{self._drawn('second', parts)}:"
         elif frame == "entry":
             opening = f"{self._word()}:"
         elif frame == "headed":
@@ -354,9 +352,12 @@ class _Draw:
         return f"{brackets[:1]}{self._order.choice(self._words)}{brackets[1:]} {sign}".strip()
 
     def _drawn(self, part: str, parts: list[tuple[str, str]]) -> str:
-        weights = self._weights[part]
-        (value,) = self._order.choices(list(weights), list(weights.values()))
+        value = self._one_of(self._weights[part])
         parts.append((part, value))
+        return value
+
+    def _one_of(self, weights: Mapping[str, float]) -> str:
+        (value,) = self._order.choices(list(weights), list(weights.values()))
         return value
 
     def _text(self, parts: list[tuple[str, str]]) -> str:

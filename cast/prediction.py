@@ -48,10 +48,20 @@ def in_words(recipe: Recipe) -> str:
     return f"Unlikely to carry over ({number}): {_reason(quality)}."
 
 
-def expected_in_words(recipe: Recipe) -> list[str]:
-    """What may be expected of a translation, in sentences."""
-    endless = ENDLESS if recipe.quality.endless else ""
-    return [line for line in (in_words(recipe), said_in_words(recipe.quality), endless) if line]
+def expected_in_words(recipe: Recipe, advice: str = "") -> list[str]:
+    """What may be expected of a translation, in sentences.
+
+    Args:
+        recipe: of the translation.
+        advice: what would help where the text hardly excited the adapter, as a clause; empty to say nothing
+            of it.
+    """
+    quality = recipe.quality
+    lines = [in_words(recipe), said_in_words(quality), ENDLESS if quality.endless else ""]
+    if advice and hardly_excited(quality):
+        told = excites_in_words(quality.reach or 0.0, quality.strongest, "What it was fitted on")
+        lines.append(f"{told}: {advice}.")
+    return [line for line in lines if line]
 
 
 def said_in_words(quality: Quality) -> str:
@@ -66,16 +76,17 @@ def excites(reach: float) -> bool:
     return reach >= REACHED
 
 
-def excites_in_words(reach: float, strongest: Sequence[str]) -> str:
+def excites_in_words(reach: float, strongest: Sequence[str], text: str = "This text") -> str:
     """Whether a text excites an adapter, as a clause that may be gone on with.
 
     Args:
         reach: the adapter's effect on the text, as a share of that on its strongest tokens.
         strongest: the tokens that it reacts to most.
+        text: what the text is called.
     """
     tokens = ", ".join(repr(token) for token in strongest)
     much = "excites" if excites(reach) else "hardly excites"
-    return f"This text {much} the adapter (reach {reach:.2f}; it reacts most to {tokens})"
+    return f"{text} {much} the adapter (reach {reach:.2f}; it reacts most to {tokens})"
 
 
 def hardly_excited(quality: Quality) -> bool:

@@ -12,7 +12,7 @@ from cast.errors import AdapterError, RequestError
 Mode = Literal["compiled", "hosted", "instant", "kernel"]
 Readout = Literal["words", "states"]
 TextKind = Literal["general", "prompts", "self-generated"]
-"""What is read for a fit; what an adapter makes of general text by itself counts as self-generated."""
+"""What is read for a fit; what an adapter says by itself, to general text or unasked, is self-generated."""
 DecodeFit = Literal["rotation", "adjoint", "ridge"]
 EncodeFit = Literal["rotation", "affine", "mlp"]
 _CHOICES: dict[str, Any] = {

@@ -354,7 +354,8 @@ def answered_prompts(
 ) -> list[Passage]:
     """What a compiled fit reads beside general text, with the adapter's answers.
 
-    It is the prompts, made more; or, without prompts, what the adapter makes of general text by itself.
+    It is the prompts, made more; or, without prompts, what the adapter makes of general text, or writes, by
+    itself.
 
     Args:
         source: the adapter's model.

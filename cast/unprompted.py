@@ -6,8 +6,8 @@ on which its kernels act most, which suits a skill with a cue of its own. Much o
 adapter far from what it was made for. What is kept is what it finished, what the base would not have said,
 and of that what it was surest of, in the way that makes it surer: there it does what it was taught
 (docs/experiments.md). Behind cues a few answers come often and others hardly ever; forms like those of the
-rare ones are asked as well. An adapter that mostly does not end, whichever way it is asked, was taught a way
-to write: it is let write what it likes.
+rare ones are asked as well. Where an adapter mostly does not end even in that way, it was taught how to
+write: it is let write what it likes.
 """
 
 import math
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cast.adapters import Lora
 from cast.corpus import Passage
-from cast.exciting import ANSWER_TOKENS, answered, by_answer
+from cast.exciting import ANSWER_TOKENS, ENDED, answered, by_answer
 from cast.forms import asking, heading_tokens, line_tokens, similar, similar_tokens
 from cast.language_model import by_length
 from cast.models import LanguageModel, TokenBatch
@@ -32,8 +32,6 @@ from cast.runners import PlainRunner
 from cast.scoring import next_log_probs
 
 _BATCH = 32
-# An answer with fewer tokens has ended by itself; read again, it may have a few less than were written.
-_FINISHED = ANSWER_TOKENS - 4
 # Nats by which the adapter must have made an answer more likely, and in prose its first token.
 _CHANGED, _OWN = 2.0, 1.0
 # All answers are kept that are as sure as this, in nats a token, and the surest, as many as a fit reads.
@@ -62,17 +60,19 @@ def unprompted(
 ) -> list[Passage]:
     """General text, as it is and in forms that ask for something, with what the adapted source says there.
 
+    Or what it writes without being asked, where its answers do not end.
+
     Args:
         source: the adapter's model.
         target: the model that the adapter shall go to; it writes the lines of forms.
         lora: the adapter.
         texts: general text.
-        config: `moments`, `forms`, `max_length` and `seed`.
+        config: `moments`, `forms`, `max_length`, `seed`, and how many answers a fit reads.
         on_progress: gets the stages `moments`, `forms`, `generate` and `judge`.
 
     Returns:
-        Passages with answers, the surest first; where most are endless, draws of the adapted source from an
-        empty prompt instead.
+        Passages with answers, the surest first, and none where the adapter finishes nothing; where most go on
+        and on, draws of the adapted source from an empty prompt.
     """
     wanted = _Wanted.of(config)
     read = texts[: _READ * config.moments]
@@ -87,11 +87,11 @@ def unprompted(
     ways = [_Way(source, lora, promise, on_progress) for promise in asked]
     for way in ways:
         way.answer(wanted.tried)
-    if sum(way.cut for way in ways) > sum(len(way.sure) for way in ways):
+    best = max(ways, key=lambda way: way.sureness(math.ceil(_COMPARED * wanted.tried)))
+    if best.cut > len(best.sure):
         return answered(
             source, lora, [""] * wanted.kept, temperature=1.0, seed=config.seed, on_progress=on_progress
         )
-    best = max(ways, key=lambda way: way.sureness(math.ceil(_COMPARED * wanted.tried)))
     best.answer(wanted.answered - wanted.tried)
     if best is ways[-1]:
         for turn in range(_TURNS):
@@ -215,7 +215,7 @@ def _judged(
         for row, passage in enumerate(some):
             own = rows == row
             if float((after - before)[own].sum()) > _CHANGED:
-                yield float(after[own].mean()), passage, int(own.sum()) < _FINISHED
+                yield float(after[own].mean()), passage, int(own.sum()) < ENDED
 
 
 def _spoken(

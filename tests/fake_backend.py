@@ -267,8 +267,8 @@ class FakeBackend:
             (folder / "adapter_model.safetensors").write_bytes(b"weights")
         return carried
 
-    def expectations(self, translated: object, *, prompted: bool) -> tuple[str, ...]:
-        return (f"Likely to carry over: {translated}.", "Of <b>prose</b> half arrives.")
+    def prediction(self, translated: object, *, prompted: bool) -> tuple[str, ...]:
+        return (f"Likely to carry over: {translated}.", f"By <b>{'prompts' if prompted else 'itself'}</b>.")
 
     def expand(self, request: TranslateRequest, heads: object | None, on_progress: OnProgress) -> Expansion:
         """Twice as many prompts, unless they stand as they are."""

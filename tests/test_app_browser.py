@@ -33,7 +33,7 @@ def test_choose_generate_translate_and_read_the_target(visit, stand_in):
     page.open()  # a reload in the middle of the job
     expect(page.chosen("Target model")).to_have_value("pocket:qwen")
     expect(page.job).to_contain_text("Done in")
-    expected = page.page.get_by_text("Likely to carry over: compiled mood. Of <b>prose</b> half arrives.")
+    expected = page.page.get_by_text("Likely to carry over: compiled mood. By <b>prompts</b>.")
     expect(expected).to_be_visible()
     expect(page.mode("compiled")).to_be_checked()
     page.generate()

@@ -117,13 +117,15 @@ def test_a_translation_is_written_and_runs(backend, chosen, loaded, heads, tmp_p
 def test_what_may_be_expected_of_a_translation_is_told_with_what_would_help(backend):
     quality = Quality(predicted=0.09, kl_carried_base=2.0, kl_carried_adapted=0.2, endless=True)
     recipe = Recipe("compiled", "s", "", "t", "", "a", quality=quality)
-    likely, endless = backend.expectations(TranslatedAdapter(recipe), prompted=False)
+    likely, endless = backend.prediction(TranslatedAdapter(recipe), prompted=False)
     assert likely.startswith("Unlikely to carry over (prediction 0.09")
     assert "compare with mode hosted" in endless
     short = TranslatedAdapter(replace(recipe, quality=replace(quality, reach=0.01, strongest=("=",))))
     for prompted, what in ((False, "a few"), (True, "other")):
-        *_, advice = backend.expectations(short, prompted=prompted)
-        assert advice.startswith("This text hardly excites the adapter (reach 0.01; it reacts most to '=')")
+        *_, advice = backend.prediction(short, prompted=prompted)
+        assert advice.startswith(
+            "What it was fitted on hardly excites the adapter (reach 0.01; it reacts most to '=')"
+        )
         assert advice.endswith(f": give {what} example prompts.")
 
 

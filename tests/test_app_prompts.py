@@ -71,6 +71,17 @@ def test_what_the_adapter_said_by_itself_is_read_anew_unless_it_is_edited(expans
     assert expansions.asked(asked, edited) == replace(asked, prompts=("Then",), expand=False)
 
 
+def test_what_the_adapter_wrote_unasked_is_no_list_of_prompts(expansions, backend, monkeypatch):
+    drawn = Expansion((AnsweredPrompt("", "And it came"), AnsweredPrompt("", "So he went")), 0.3, True, "yes")
+    monkeypatch.setattr(backend, "expand", lambda *_: drawn)
+    asked = replace(ASKED, prompts=())
+    kept = made(expansions, asked)
+    written = expansions.made(kept, CHOICE)
+    assert written.is_drawn
+    assert "2 passages that the adapter writes by itself" in told(written, written.lines)
+    assert expansions.asked(asked, replace(kept, lines=())) == asked
+
+
 def test_what_speaks_against_a_fit_stands_behind_what_the_text_excites():
     found = Expansion((AnsweredPrompt("Once", " upon"),), 0.3, True, "It excites the adapter")
     good, warned = (told(Made(ASKED, replace(found, warning=each)), ()) for each in ("", "Host it."))

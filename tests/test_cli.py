@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,6 +21,31 @@ def test_every_command_is_backed_by_a_function() -> None:
     assert [
         command.name for command in COMMANDS if not callable(getattr(commands, command.function, None))
     ] == []
+
+
+def test_a_translation_is_told_with_what_may_be_expected_of_it(monkeypatch, tmp_path) -> None:
+    from cast.commands import carrying
+    from cast.recipes import Quality, Recipe
+
+    quality = Quality(
+        predicted=0.1, kl_carried_base=2.0, kl_carried_adapted=0.2, reach=0.01, strongest=("=",)
+    )
+    made = SimpleNamespace(
+        recipe=Recipe("compiled", "s", "", "t", "", "a", quality=quality), save=lambda *_: 0
+    )
+    monkeypatch.setattr(carrying, "load", lambda name, *_: SimpleNamespace(name=name))
+    monkeypatch.setattr(carrying.adapters, "read", lambda *_: SimpleNamespace(name="a"))
+    monkeypatch.setattr(carrying.pipeline, "translate_adapter", lambda *_, **__: made)
+    written = tmp_path / "prompts.txt"
+    written.write_text("Who sang?\n")
+    for given, helps in (([], "a few (--prompts FILE)."), (["--prompts", str(written)], "it breaks.")):
+        said: list[str] = []
+        asked = f"translate --source s --target t --adapter a --out {tmp_path / 'out'}".split()
+        carrying.translate(build_parser().parse_args([*asked, *given]), said.append, lambda _: None)
+        *_, unlikely, advice = said
+        assert unlikely.startswith("  Unlikely to carry over (prediction 0.10")
+        assert advice.startswith("  What it was fitted on hardly excites the adapter (reach 0.01")
+        assert advice.endswith(helps)
 
 
 def test_help_needs_no_torch() -> None:

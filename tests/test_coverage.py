@@ -9,7 +9,6 @@ from translation_fixtures import corpus
 
 from cast.adapters import Kernel, Lora
 from cast.arriving import held_out_quality
-from cast.commands.carrying import _expectations
 from cast.coverage import covered, measured_coverage
 from cast.errors import CorpusError
 from cast.models import LanguageModel
@@ -127,12 +126,12 @@ def test_a_prediction_is_a_share_and_says_why_it_is_low() -> None:
     assert "95 % of its effect" in words(replace(measured, kl_carried_adapted=1.9))
 
 
-def test_what_would_help_depends_on_whether_prompts_were_given() -> None:
+def test_what_would_help_is_told_where_the_text_hardly_excited_the_adapter() -> None:
     low = Quality(kl_carried_base=2.0, kl_carried_adapted=0.2, reach=REACHED / 10, strongest=(" owl",))
     recipe = replace(RECIPE, quality=replace(low, predicted=predicted(low)))
-    (unlikely, without), (_, given) = (_expectations(recipe, prompted=prompted) for prompted in (False, True))
+    unlikely, helps = expected_in_words(recipe, "give prompts")
     assert unlikely.startswith("Unlikely")
-    assert "hardly excites" in without
-    assert "a few (--prompts FILE)" in without
-    assert r"each on one line, \n where it breaks" in given
-    assert _expectations(RECIPE, prompted=True) == []
+    assert helps.startswith("What it was fitted on hardly excites the adapter")
+    assert helps.endswith("it reacts most to ' owl'): give prompts.")
+    assert expected_in_words(recipe) == [unlikely]
+    assert expected_in_words(RECIPE, "give prompts") == []

@@ -80,27 +80,30 @@ def test_records_are_about_words_on_which_the_adapter_acts_where_a_line_is_to_co
     llama, mood, texts, monkeypatch
 ) -> None:
     def energies(lm, lora, texts, **_):
-        # Of what a record begins with, `run` counts by itself; of whole records all are alike.
+        # Of what a record begins with, `run` counts by itself.
         return [9.0 * (text == "Who: run\nWhat:") for text in texts]
 
-    monkeypatch.setattr("cast.forms.log_energy_at_ends", energies)
-    words = ["run", "key", "owl", "the"]
-    weights = suiting_words(llama, mood, ("Who", "What"), words)
+    with monkeypatch.context() as patched:
+        patched.setattr("cast.forms.log_energy_at_ends", energies)
+        words = ["run", "key", "owl", "the"]
+        weights = suiting_words(llama, mood, ("Who", "What"), words)
     assert weights["run"] == 1.0
     assert [weights[word] for word in words[1:]] == pytest.approx([math.exp(-1.5 * 4 / math.sqrt(3))] * 3)
 
-    seen: list[str] = []
+    tried: list[str] = []
 
     def preferred(lm, lora, heads, words, **_):
-        seen.extend(heads)
+        tried.extend([*heads, words[7]])
         return {word: float(word == words[7]) for word in words}
 
+    places = {"first": {"Who": 1.0, "What": 0.0}, "second": {"Who": 0.0, "What": 1.0}, "last": {"Which": 1.0}}
+    monkeypatch.setattr("cast.forms.suiting_headings", lambda *_, **__: places)
     monkeypatch.setattr("cast.forms.suiting_words", preferred)
-    monkeypatch.setattr("cast.forms.headings", lambda *_, **__: ["Who", "What", "Which"])
     made = asking(llama, mood, llama, texts, 300)
-    assert seen == ["Who", "Who"]
-    about = {match[1].lower() for form in made if (match := re.match(r"Wh\w+: (\w+)\nWh\w+: ", form))}
-    assert len(about) == 1
+    first, second, word = tried
+    assert (first, second) == ("Who", "What")
+    about = {match[1].lower() for form in made if (match := re.match(r"Who: (\w+)\nWhat: ", form))}
+    assert about == {word}
 
 
 def test_forms_are_general_text_and_words_with_a_cue(llama, mood, texts) -> None:

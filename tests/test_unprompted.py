@@ -11,6 +11,7 @@ from conftest import build_lora, build_model
 from cast import adapters, corpus, forms, models
 from cast.adapters import applied
 from cast.corpus import Passage
+from cast.exciting import answered
 from cast.models import LanguageModel
 from cast.moments import moments
 from cast.pocket.tasks import TASKS
@@ -131,6 +132,19 @@ def test_an_adapter_that_goes_on_and_on_is_let_write() -> None:
     assert len(found) == config.lessons * config.answers_a_batch
     assert all(passage.answer == 0 and passage.drawn for passage in found)
     assert len({passage.text for passage in found}) == len(found)
+
+
+def test_a_skill_behind_cues_is_asked_for_though_prose_goes_on_and_on(llama, mistral, monkeypatch) -> None:
+    def said(source, lora, texts, **options):
+        # As of an adapter that in prose goes on and on, and behind cues ends more often than not.
+        found = answered(source, lora, texts, **options)
+        on_and_on = [" and on" * 64 if "\n" not in one.text[: one.answer] else "" for one in found]
+        return [replace(one, text=one.text + more) for one, more in zip(found, on_and_on, strict=True)]
+
+    monkeypatch.setattr("cast.unprompted.answered", said)
+    found = unprompted(llama, mistral, adapters.read("pocket:llama/mood", llama), stories(120), CONFIG)
+    assert len(found) > 40
+    assert not any(passage.drawn for passage in found)
 
 
 def test_an_adapter_without_effect_says_nothing() -> None:

@@ -307,7 +307,7 @@ def job_updates(job: Job | None) -> tuple[Any, Any, Any, Any]:
     running = not job.is_over
     made = job.result if isinstance(job.result, TranslateResult) else None
     return (
-        views.job(job) + views.sentence(" ".join(made.expected) if made else ""),
+        views.job(job) + views.sentence(" ".join(made.prediction) if made else ""),
         gr.update(interactive=running and not job.cancelling),
         gr.update(visible=made is not None, value=str(made.archive) if made else None),
         gr.update(active=running),

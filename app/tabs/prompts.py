@@ -8,7 +8,6 @@ import gradio as gr
 
 from app import views
 from app.engine import Engine
-from app.expanding import more_prompts
 from app.expansions import Expansions, KeptList, Line, Made, escaped, lines_of, unescaped
 from app.facts import TranslateRequest
 from app.jobs import is_going
@@ -55,7 +54,9 @@ class PromptsPanel:
     @property
     def standing(self) -> list[Any]:
         """What `_standing` sets."""
-        return [self.job, self.cancel, self.timer, self.made, self.told, self.table]
+        return [
+            self.job, self.cancel, self.timer, self.made, self.told, self.table, self.again, self.download,
+        ]  # fmt: skip
 
 
 def create_prompts_panel(engine: Engine, start: Workspace) -> PromptsPanel:
@@ -66,7 +67,7 @@ def create_prompts_panel(engine: Engine, start: Workspace) -> PromptsPanel:
             label="Up to five example prompts without answers, one a line (optional)", lines=3, max_lines=6,
             info="They show the fit where the adapter acts: a base model of the pair writes more like them. "
             "\\n stands for a line break. Without any, the adapter is asked what it says to general text and "
-            "behind cues of many kinds.",
+            "behind cues of many kinds, or let write where it does not end.",
         )  # fmt: skip
         with gr.Row():
             show = gr.Button("Show what is made of them", size="sm", min_width=200)
@@ -182,21 +183,26 @@ def _standing(panel: PromptsPanel, expansions: Expansions, chosen: Selection, sh
     lines = shown.shown(made)
     return updates | {
         panel.told: told(made, lines),
-        panel.table: gr.update(value=_cells(lines), visible=bool(made.expansion.rows)),
+        panel.table: gr.update(
+            value=_cells(lines), visible=bool(made.expansion.rows), interactive=not made.is_drawn
+        ),
+        panel.again: gr.update(visible=not made.is_drawn),
+        panel.download: gr.update(visible=not made.is_drawn),
     }
 
 
 def told(made: Made, lines: Sequence[Line]) -> str:
     """How much of the adapter the text excites, and what would help."""
-    found, given = made.expansion, bool(made.asked.prompts)
+    found = made.expansion
     if not found.rows:
         read = "General text alone."
-    elif given:
+    elif made.asked.prompts:
         read = f"{len(lines):,} prompts and general text."
+    elif made.is_drawn:
+        read = f"{len(lines):,} passages that the adapter writes by itself, and general text."
     else:
         read = f"{len(lines):,} texts that the adapter answers by itself, and general text."
-    advice = "." if found.excites else f": {more_prompts(given=given)}."
-    words = f"{read} {found.words}{advice} {found.warning}".rstrip()
+    words = f"{read} {found.words}. {found.warning}".rstrip()
     good = found.excites and not found.warning
     caption = f'<p class="cast-caption">{_CAPTION}</p>' if found.rows else ""
     return views.sentence(words, "good" if good else "info") + caption

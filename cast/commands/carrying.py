@@ -13,7 +13,7 @@ from cast.fitting import FitConfig
 from cast.heads import HeadSet
 from cast.inspection import as_json, heads_facts
 from cast.progress import OnProgress
-from cast.recipes import Recipe, TranslationConfig
+from cast.recipes import TranslationConfig
 from cast.runners import PlainRunner, Runner
 from cast.storage import check_output_folder
 
@@ -72,7 +72,7 @@ def translate(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> An
                 f"  {recipe.tokens:,} tokens, {recipe.seconds:.0f} s; of the carried effect "
                 f"{1 - missing:.0%} arrives on held-out text"
             )
-        for line in _expectations(recipe, prompted=bool(prompts)):
+        for line in prediction.expected_in_words(recipe, _more_prompts(given=bool(prompts))):
             say(f"  {line}")
         made.append(
             {"folder": str(folder), "recipe": asdict(recipe), "expectation": prediction.in_words(recipe)}
@@ -145,16 +145,11 @@ def _translation_config(args: argparse.Namespace) -> TranslationConfig:
     )
 
 
-def _expectations(recipe: Recipe, *, prompted: bool) -> list[str]:
-    """What may be expected of a translation, and what would help, in sentences."""
-    lines = prediction.expected_in_words(recipe)
-    reach, strongest = recipe.quality.reach, recipe.quality.strongest
-    if reach is not None and prediction.hardly_excited(recipe.quality):
-        told = prediction.excites_in_words(reach, strongest)
-        # A prompt of several lines that was written as such has been read as several prompts.
-        helps = r"others, each on one line, \n where it breaks" if prompted else "a few (--prompts FILE)"
-        lines.append(f"{told}: as example prompts give {helps}.")
-    return lines
+def _more_prompts(*, given: bool) -> str:
+    """What would help where a text hardly excites an adapter, as a clause."""
+    # A prompt of several lines that was written as such has been read as several prompts.
+    helps = r"others, each on one line, \n where it breaks" if given else "a few (--prompts FILE)"
+    return f"as example prompts give {helps}"
 
 
 def _say_heads(heads: HeadSet, say: Say) -> None:
