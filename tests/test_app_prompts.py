@@ -78,7 +78,9 @@ def test_what_the_adapter_wrote_unasked_is_no_list_of_prompts(expansions, backen
     kept = made(expansions, asked)
     written = expansions.made(kept, CHOICE)
     assert written.is_drawn
-    assert "2 passages that the adapter writes by itself" in told(written, written.lines)
+    words = told(written, written.lines)
+    assert "2 passages that the adapter writes by itself" in words
+    assert "ticked" not in words
     assert expansions.asked(asked, replace(kept, lines=())) == asked
 
 

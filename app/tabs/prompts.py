@@ -17,11 +17,12 @@ from app.workspace import Attached, Selection, Workspace
 HEADERS = ["Use", "Prompt", "Answer"]
 READ_BY = ("hosted", "compiled")
 """The modes in which *Translate* fits a LoRA, and so reads prompts."""
-_CAPTION = (
-    "Reach: the adapter's mean effect on what is read, over that on the tokens where it is largest. "
+_REACH = "Reach: the adapter's mean effect on what is read, over that on the tokens where it is largest."
+_READ = (
     "Translate reads the ticked prompts as they stand, has each answered anew, and mixes them into general "
     "text."
 )
+_WRITTEN = "Translate has such passages written anew, and mixes them into general text."
 # Written in the browser, where the list is as it was edited last.
 _DOWNLOAD = """(table) => {
   const ticked = table.data.filter(([use]) => String(use) === "true").map(([, prompt]) => prompt);
@@ -204,8 +205,8 @@ def told(made: Made, lines: Sequence[Line]) -> str:
         read = f"{len(lines):,} texts that the adapter answers by itself, and general text."
     words = f"{read} {found.words}. {found.warning}".rstrip()
     good = found.excites and not found.warning
-    caption = f'<p class="cast-caption">{_CAPTION}</p>' if found.rows else ""
-    return views.sentence(words, "good" if good else "info") + caption
+    caption = f"{_REACH} {_WRITTEN if made.is_drawn else _READ}" if found.rows else ""
+    return views.sentence(words, "good" if good else "info") + views.caption(caption)
 
 
 def _cells(lines: Sequence[Line]) -> list[list[Any]]:
