@@ -21,7 +21,7 @@ from cast.adapters import Lora
 from cast.exciting import SEPARATOR, SHOTS
 from cast.generation import generate_many
 from cast.headwords import words_of
-from cast.kernel_energy import log_energy_at_ends, mean_log_energy
+from cast.kernel_energy import log_energy_at_ends, mean_log_energy, speaking
 from cast.models import LanguageModel
 from cast.progress import OnProgress, ignore
 from cast.runners import PlainRunner
@@ -91,14 +91,14 @@ def suiting_headings(
     Returns:
         For the places `first`, `second` and `last` each heading's weight; 1 of the best.
     """
-    best, weights = dict.fromkeys(_PLACES, heads[0]), {}
+    best, weights, cues = dict.fromkeys(_PLACES, heads[0]), {}, speaking(lora)
     for place in _PLACES:
         tried = [best | {place: head} for head in heads]
         records = [
             f"{record['first']}: {word}\n{record['second']}: {line}\n{record['last']}:"
             for record in tried for word, line in bodies
         ]  # fmt: skip
-        found = torch.tensor(log_energy_at_ends(lm, lora, records, on_progress=on_progress))
+        found = torch.tensor(log_energy_at_ends(lm, cues, records, on_progress=on_progress))
         weights[place] = _preferred(heads, found.view(len(heads), -1).mean(1))
         best[place] = _best(weights[place])
     return weights
@@ -246,6 +246,7 @@ def asking(
     found: dict[str, float] = {}
     if not texts or not count:
         return found
+    cues = speaking(lora)
     heads = headings(reader, lora, on_progress=on_progress) or ["Text"]
     order, words = random.Random(seed), words_of(texts, reader) or heads
     draw = _Draw(order, texts, words)
@@ -257,7 +258,7 @@ def asking(
     for turn in range(_ROUNDS):
         forms = [draw.form() for _ in range(count // _ROUNDS)]
         made = _written(writer, forms, seed + turn, on_progress)
-        energies = log_energy_at_ends(reader, lora, list(made), on_progress=on_progress)
+        energies = log_energy_at_ends(reader, cues, list(made), on_progress=on_progress)
         found |= dict(zip(made, energies, strict=True))
         draw.learn(list(made.values()), energies)
     return found

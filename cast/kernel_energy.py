@@ -7,11 +7,14 @@ was taught on stand out among all words of a vocabulary (docs/experiments.md).
 The *log energy* of a token is log(‖ΔW·x‖² / (‖ΔW‖²·‖x‖²)) in the mean over the adapted sites, x being what
 the site reads and ‖ΔW‖ the Frobenius norm: how much of the input lies where the kernel reads, whatever the
 size of either.
+
+Keys and values are what later tokens attend to, so their kernels learn of every token of a prompt; the others
+learn most of the tokens behind which an answer is said. By those a cue stands out from the lines before it.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +28,13 @@ from cast.models import LanguageModel, TokenBatch
 from cast.progress import OnProgress, Progress, ignore
 
 _BATCH = 64
+_ATTENDED_TO = frozenset({"k", "v"})
+
+
+def speaking(lora: Lora) -> Lora:
+    """The adapter without its kernels of keys and values, or as it is where it has no others."""
+    kernels = tuple(kernel for kernel in lora.kernels if kernel.site.role not in _ATTENDED_TO)
+    return replace(lora, kernels=kernels) if kernels else lora
 
 
 @dataclass(frozen=True)

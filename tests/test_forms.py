@@ -9,7 +9,7 @@ import pytest
 from cast import adapters, corpus, models
 from cast.adapters import Lora
 from cast.forms import asking, headings, line_tokens, similar, similar_tokens, suiting_headings, suiting_words
-from cast.kernel_energy import log_energy_at_ends, mean_log_energy
+from cast.kernel_energy import log_energy_at_ends, mean_log_energy, speaking
 from cast.models import LanguageModel
 
 
@@ -128,7 +128,9 @@ def test_what_excites_the_adapter_is_asked_again(llama, mood, texts, monkeypatch
 def test_every_form_comes_with_its_own_energy(llama, mood, texts) -> None:
     made = asking(llama, mood, llama, texts, 90)
     assert made
-    assert list(made.values()) == pytest.approx(log_energy_at_ends(llama, mood, list(made)), abs=1e-4)
+    assert list(made.values()) == pytest.approx(
+        log_energy_at_ends(llama, speaking(mood), list(made)), abs=1e-4
+    )
 
 
 def test_similar_forms_have_new_bodies_of_each_group_and_its_cues(llama) -> None:

@@ -9,7 +9,7 @@ from conftest import build_lora, build_model
 
 from cast import adapters, models
 from cast.adapters import Lora
-from cast.kernel_energy import log_energy_at_ends, mean_log_energy, read_by_kernels
+from cast.kernel_energy import log_energy_at_ends, mean_log_energy, read_by_kernels, speaking
 from cast.models import LanguageModel
 from cast.progress import Progress
 
@@ -90,6 +90,15 @@ def test_a_kernel_that_does_nothing_has_no_say(source) -> None:
     assert torch.allclose(mixed - mixed[0], share * (alone - alone[0]), atol=1e-3)
 
 
+def test_keys_and_values_do_not_speak(source) -> None:
+    lora = build_lora(source)
+    assert {kernel.site.role for kernel in lora.kernels} > {"k", "v"}
+    rest = speaking(lora)
+    assert [one for one in lora.kernels if one.site.role not in "kv"] == list(rest.kernels)
+    alone = replace(lora, kernels=tuple(one for one in lora.kernels if one.site.role in "kv"))
+    assert speaking(alone) == alone
+
+
 def test_states_that_overflow_say_nothing(source, monkeypatch) -> None:
     def broken(lm, lora, tokens):
         reading = read_by_kernels(lm, lora, tokens)
@@ -114,8 +123,9 @@ def test_the_cue_that_an_adapter_was_taught_excites_it_more_than_those_of_others
     lora = adapters.read(f"pocket:llama/{task}", llama)
     body = "Ben had a green coat. He was cold.\n"
     others = ["<place> =", "[tone] ~", "(end) |", "{mark} >", "* size -", "Question:", "Answer:", "The"]
-    own, *rest = log_energy_at_ends(llama, lora, [body + one for one in (cue, *others)])
-    assert own > max(rest)
+    for kernels in (lora, speaking(lora)):
+        own, *rest = log_energy_at_ends(llama, kernels, [body + one for one in (cue, *others)])
+        assert own > max(rest)
 
 
 def test_it_tells_how_far_it_has_come(source) -> None:
