@@ -121,10 +121,15 @@ def test_states_that_overflow_say_nothing(source, monkeypatch) -> None:
 def test_the_cue_that_an_adapter_was_taught_excites_it_more_than_those_of_others(task, cue) -> None:
     llama = models.load("pocket:llama")
     lora = adapters.read(f"pocket:llama/{task}", llama)
-    body = "Ben had a green coat. He was cold.\n"
+    bodies = [
+        "Ben had a green coat. He was cold.\n",
+        "Mia saw an owl at the mill. It was late, and she sang.\n",
+        "The sign said no.\n",
+    ]
     others = ["<place> =", "[tone] ~", "(end) |", "{mark} >", "* size -", "Question:", "Answer:", "The"]
     for kernels in (lora, speaking(lora)):
-        own, *rest = log_energy_at_ends(llama, kernels, [body + one for one in (cue, *others)])
+        read = [body + one for one in (cue, *others) for body in bodies]
+        own, *rest = torch.tensor(log_energy_at_ends(llama, kernels, read)).view(-1, len(bodies)).mean(1)
         assert own > max(rest)
 
 
