@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from cast.activations import residuals
 from cast.adapters import Kernel, Lora
+from cast.corpus import Passage
 from cast.language_model import by_length
 from cast.models import LanguageModel, TokenBatch
 from cast.progress import OnProgress, Progress, ignore
@@ -74,7 +75,7 @@ def log_energy_at_ends(
         on_progress: gets the stage `forms`, in texts.
     """
 
-    def at_end(energies: Tensor, tokens: TokenBatch) -> Tensor:
+    def at_end(energies: Tensor, tokens: TokenBatch, _: Sequence[int]) -> Tensor:
         return energies.gather(1, tokens.attention_mask.sum(1, keepdim=True) - 1)[:, 0]
 
     return _reduced(lm, lora, texts, at_end, on_progress)
@@ -85,22 +86,42 @@ def mean_log_energy(
 ) -> list[float]:
     """As `log_energy_at_ends`, the mean over each text's tokens; the BOS tells nothing and is left out."""
 
-    def mean(energies: Tensor, tokens: TokenBatch) -> Tensor:
-        counted = tokens.attention_mask.bool()
-        counted[:, 0] = False
-        return energies.where(counted, 0).sum(1) / counted.sum(1).clamp_min(1)
+    def mean(energies: Tensor, tokens: TokenBatch, _: Sequence[int]) -> Tensor:
+        return _mean(energies, tokens.attention_mask.bool())
 
     return _reduced(lm, lora, texts, mean, on_progress)
+
+
+def answering_log_energy(
+    lm: LanguageModel, lora: Lora, answers: Sequence[Passage], *, on_progress: OnProgress = ignore
+) -> list[float]:
+    """As `log_energy_at_ends`, the mean over the tokens behind which each answer is said, but the BOS."""
+    starts = torch.tensor([answer.answer or 0 for answer in answers])
+
+    def mean(energies: Tensor, tokens: TokenBatch, some: Sequence[int]) -> Tensor:
+        following = torch.full_like(tokens.ends, -1)
+        following[:, :-1] = tokens.ends[:, 1:]
+        said = following > starts[list(some), None]
+        return _mean(energies, said.to(energies.device))
+
+    return _reduced(lm, lora, [answer.text for answer in answers], mean, on_progress)
+
+
+def _mean(energies: Tensor, counted: Tensor) -> Tensor:
+    """Mean over the counted tokens but the BOS, which tells nothing."""
+    counted = counted.clone()
+    counted[:, 0] = False
+    return energies.where(counted, 0).sum(1) / counted.sum(1).clamp_min(1)
 
 
 def _reduced(
     lm: LanguageModel,
     lora: Lora,
     texts: Sequence[str],
-    reduce: Callable[[Tensor, TokenBatch], Tensor],
+    reduce: Callable[[Tensor, TokenBatch, Sequence[int]], Tensor],
     on_progress: OnProgress,
 ) -> list[float]:
-    """One number of each text: log energies [B, n] of a batch reduced to [B]."""
+    """One number of each text: log energies [B, n] of a batch, beside its texts, reduced to [B]."""
     found = [0.0] * len(texts)
     for done, some in by_length(texts, _BATCH):
         on_progress(Progress("forms", done, len(texts)))
@@ -110,7 +131,7 @@ def _reduced(
         shares = reading.energy / reading.length.clamp_min(tiny)
         # States that overflow say nothing either way.
         logs = shares.nan_to_num(0.0, posinf=0.0).clamp(tiny, 1.0).log().mean(-1)
-        for index, value in zip(some, reduce(logs, tokens).tolist(), strict=True):
+        for index, value in zip(some, reduce(logs, tokens, some).tolist(), strict=True):
             found[index] = value
     return found
 

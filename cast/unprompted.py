@@ -6,8 +6,8 @@ on which its kernels act most, which suits a skill with a cue of its own. Much o
 adapter far from what it was made for. What is kept is what it finished, what the base would not have said,
 and of that what it was surest of, in the way that makes it surer: there it does what it was taught
 (docs/experiments.md). Behind cues a few answers come often and others hardly ever; forms like those of the
-rare ones are asked as well. Where an adapter mostly does not end even in that way, it was taught how to
-write: it is let write what it likes.
+rare ones are asked as well. Where an adapter mostly does not end, and its kernels act more on what it writes
+unasked than on its best answers, it was taught how to write: that is read instead.
 """
 
 import math
@@ -23,6 +23,7 @@ from cast.adapters import Lora
 from cast.corpus import Passage
 from cast.exciting import ANSWER_TOKENS, ENDED, answered, by_answer
 from cast.forms import asking, heading_tokens, line_tokens, similar, similar_tokens
+from cast.kernel_energy import answering_log_energy, speaking
 from cast.language_model import by_length
 from cast.models import LanguageModel, TokenBatch
 from cast.moments import last, moments
@@ -88,17 +89,19 @@ def unprompted(
     for way in ways:
         way.answer(wanted.tried)
     best = max(ways, key=lambda way: way.sureness(math.ceil(_COMPARED * wanted.tried)))
-    if best.cut > len(best.sure):
-        return answered(
+    if sum(way.cut for way in ways) > sum(len(way.sure) for way in ways):
+        written = answered(
             source, lora, [""] * wanted.kept, temperature=1.0, seed=config.seed, on_progress=on_progress
         )
+        if _energy(source, lora, written) > _energy(source, lora, best.best(len(written))):
+            return written
     best.answer(wanted.answered - wanted.tried)
     if best is ways[-1]:
         for turn in range(_TURNS):
             more = partial(similar, target, seed=config.seed + turn, on_progress=on_progress)
             best.even(wanted.kept, more)
     kept = max(wanted.kept, sum(nats > _SURE for nats, _ in best.sure))
-    return [passage for _, passage in best.sure[:kept]]
+    return best.best(kept)
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,10 @@ class _Way:
                 self.sure.append((nats, passage))
         self.sure.sort(key=lambda pair: pair[0], reverse=True)
 
+    def best(self, count: int) -> list[Passage]:
+        """So many of the surest answers."""
+        return [passage for _, passage in self.sure[:count]]
+
     def sureness(self, rank: int) -> tuple[float, int]:
         """How sure the answer at this rank is; a way with fewer answers is worth next to nothing."""
         count = len(self.sure)
@@ -197,6 +204,12 @@ def sureness(
         for index, value in zip(some, surest.where(own, -math.inf).tolist(), strict=True):
             found[index] = value
     return found
+
+
+def _energy(source: LanguageModel, lora: Lora, answers: Sequence[Passage]) -> float:
+    """How much the kernels act where these answers are said; nothing is less than any."""
+    found = answering_log_energy(source, speaking(lora), answers)
+    return sum(found) / len(found) if found else -math.inf
 
 
 def _judged(

@@ -9,7 +9,14 @@ from conftest import build_lora, build_model
 
 from cast import adapters, models
 from cast.adapters import Lora
-from cast.kernel_energy import log_energy_at_ends, mean_log_energy, read_by_kernels, speaking
+from cast.corpus import Passage
+from cast.kernel_energy import (
+    answering_log_energy,
+    log_energy_at_ends,
+    mean_log_energy,
+    read_by_kernels,
+    speaking,
+)
 from cast.models import LanguageModel
 from cast.progress import Progress
 
@@ -88,6 +95,23 @@ def test_a_kernel_that_does_nothing_has_no_say(source) -> None:
     share = len(loud.kernels) / len(half.kernels)
     mixed, alone = (torch.tensor(log_energy_at_ends(source, some, TEXTS)) for some in (half, loud))
     assert torch.allclose(mixed - mixed[0], share * (alone - alone[0]), atol=1e-3)
+
+
+def test_the_energy_of_an_answer_is_that_of_the_tokens_behind_which_it_is_said(source) -> None:
+    lora = build_lora(source)
+    prompt, answer = "The owl sang.", " It was late."
+    (found,) = answering_log_energy(source, lora, [Passage(prompt + answer, len(prompt))])
+    tokens = source.encode([prompt + answer])
+    said = [end for end in tokens.ends[0].tolist() if end > len(prompt)]
+    texts = [prompt, *((prompt + answer)[:end] for end in said[:-1])]
+    assert found == pytest.approx(sum(log_energy_at_ends(source, lora, texts)) / len(texts), abs=1e-3)
+    # Unasked, all but the BOS counts, and the last token, behind which nothing is said.
+    (unasked,) = answering_log_energy(source, lora, [Passage(prompt, 0, drawn=True)])
+    ends = [prompt[:end] for end in source.encode([prompt]).ends[0].tolist() if end > 0]
+    assert unasked == pytest.approx(
+        sum(log_energy_at_ends(source, lora, ends[:-1])) / (len(ends) - 1), abs=1e-3
+    )
+    assert answering_log_energy(source, lora, []) == []
 
 
 def test_keys_and_values_do_not_speak(source) -> None:

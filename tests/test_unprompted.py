@@ -124,14 +124,25 @@ def test_it_tells_how_far_it_has_come_from_the_first_batch_on(llama, mistral) ->
     assert {stage for stage, _, _ in heard[3:]} == {"forms", "generate", "judge"}
 
 
-def test_an_adapter_that_goes_on_and_on_is_let_write() -> None:
+def test_an_adapter_that_goes_on_and_on_is_let_write_where_its_kernels_act_more_then(monkeypatch) -> None:
     """A few random changes make a model say what the base would not, and never end."""
     source = build_model("llama", "byte_bpe")
     config = TranslationConfig(moments=8, forms=9, steps=8)
-    found = unprompted(source, source, build_lora(source), stories(8), config)
-    assert len(found) == config.lessons * config.answers_a_batch
-    assert all(passage.answer == 0 and passage.drawn for passage in found)
-    assert len({passage.text for passage in found}) == len(found)
+
+    def found(unasked: float) -> list[Passage]:
+        def energies(lm, lora, answers):
+            return [unasked if answer.answer == 0 else 0.0 for answer in answers]
+
+        monkeypatch.setattr("cast.unprompted.answering_log_energy", energies)
+        # Of what ended, where nothing did, there is nothing to compare with.
+        monkeypatch.setattr("cast.unprompted._Way.best", lambda way, count: [Passage("Once upon", 4)])
+        return unprompted(source, source, build_lora(source), stories(8), config)
+
+    drawn = found(1.0)
+    assert len(drawn) == config.lessons * config.answers_a_batch
+    assert all(passage.answer == 0 and passage.drawn for passage in drawn)
+    assert len({passage.text for passage in drawn}) == len(drawn)
+    assert found(-1.0) == [Passage("Once upon", 4)]
 
 
 def test_a_skill_behind_cues_is_asked_for_though_prose_goes_on_and_on(llama, mistral, monkeypatch) -> None:
