@@ -33,7 +33,7 @@ class Made:
     expansion: Expansion
 
     @property
-    def is_drawn(self) -> bool:
+    def is_unasked(self) -> bool:
         """Whether the adapter wrote all of it unasked: then there is no prompt that could be edited."""
         return bool(self.expansion.rows) and not any(row.prompt for row in self.expansion.rows)
 
@@ -158,7 +158,7 @@ class Expansions:
         prompt.
         """
         made = self.made(kept, request.selection)
-        if made is None or made.is_drawn or not made.expansion.rows:
+        if made is None or made.is_unasked or not made.expansion.rows:
             return request
         lines = kept.shown(made)
         if not made.asked.prompts and lines == made.lines:

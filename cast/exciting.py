@@ -25,9 +25,9 @@ from cast.scoring import completion_log_probs
 SHOTS = 3
 SEPARATOR = "\n\n"
 ANSWER_TOKENS = 64
-ENDED = 58
-"""An answer of fewer tokens has ended by itself. Read again, one that was cut may be a few shorter than it
-was written."""
+CUT = 58
+"""An answer of so many tokens or more was cut, and one of fewer has ended by itself. Read again, one that was
+cut may be a few shorter than it was written."""
 _BATCH = 32
 # A new prompt is at most so many times as long as the longest example, and at least so many times as long as
 # the shortest, in characters.
@@ -118,7 +118,7 @@ def _endless(source: LanguageModel, passages: Sequence[Passage]) -> bool:
     answers = [passage.text[passage.answer :] for passage in passages]
     # Without the BOS.
     lengths = [int(source.encode([answer]).attention_mask.sum()) - 1 for answer in answers if answer]
-    return 2 * sum(length >= ENDED for length in lengths) > len(answers)
+    return 2 * sum(length >= CUT for length in lengths) > len(answers)
 
 
 def by_form(prompts: Sequence[str]) -> list[list[str]]:

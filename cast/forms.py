@@ -229,10 +229,10 @@ def asking(
 ) -> dict[str, float]:
     """General text in forms that ask for something, with the energy of their ends (`cast.kernel_energy`).
 
-    Headings and the words of records are drawn by the energy that they have by themselves. In rounds, and
-    each but the first is drawn by what was found in those before too: a frame, a heading or a sign comes the
-    more often, the more of the forms with it had much energy (as in the cross-entropy method, Rubinstein
-    1999).
+    It is the energy of the kernels that speak. Headings are drawn by that which records with them have, words
+    of records by that of all kernels where a line is to follow. In rounds, and each but the first is drawn by
+    what was found in those before too: a frame, a heading or a sign comes the more often, the more of the
+    forms with it had much energy (as in the cross-entropy method, Rubinstein 1999).
 
     Args:
         reader: the adapter's model, whose vocabulary gives words and headings.

@@ -12,6 +12,7 @@ Keys and values are what later tokens attend to, so their kernels learn of every
 learn most of the tokens behind which an answer is said. By those a cue stands out from the lines before it.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -33,8 +34,13 @@ _ATTENDED_TO = frozenset({"k", "v"})
 
 
 def speaking(lora: Lora) -> Lora:
-    """The adapter without its kernels of keys and values, or as it is where it has no others."""
-    kernels = tuple(kernel for kernel in lora.kernels if kernel.site.role not in _ATTENDED_TO)
+    """The adapter without its kernels of keys and values, or as it is where no others change anything.
+
+    One kernel of queries, keys and values together stays.
+    """
+    kernels = tuple(
+        kernel for kernel in lora.kernels if kernel.site.role not in _ATTENDED_TO and kernel.b.any()
+    )
     return replace(lora, kernels=kernels) if kernels else lora
 
 
@@ -87,7 +93,9 @@ def mean_log_energy(
     """As `log_energy_at_ends`, the mean over each text's tokens; the BOS tells nothing and is left out."""
 
     def mean(energies: Tensor, tokens: TokenBatch, _: Sequence[int]) -> Tensor:
-        return _mean(energies, tokens.attention_mask.bool())
+        counted = tokens.attention_mask.bool()
+        counted[:, 0] = False
+        return _mean(energies, counted)
 
     return _reduced(lm, lora, texts, mean, on_progress)
 
@@ -95,22 +103,23 @@ def mean_log_energy(
 def answering_log_energy(
     lm: LanguageModel, lora: Lora, answers: Sequence[Passage], *, on_progress: OnProgress = ignore
 ) -> list[float]:
-    """As `log_energy_at_ends`, the mean over the tokens behind which each answer is said, but the BOS."""
+    """As `log_energy_at_ends`, the mean over the tokens behind which each answer is said, but the BOS.
+
+    Minus infinity where nothing is said.
+    """
     starts = torch.tensor([answer.answer or 0 for answer in answers])
 
     def mean(energies: Tensor, tokens: TokenBatch, some: Sequence[int]) -> Tensor:
         following = torch.full_like(tokens.ends, -1)
         following[:, :-1] = tokens.ends[:, 1:]
-        said = following > starts[list(some), None]
-        return _mean(energies, said.to(energies.device))
+        said = (following > starts[list(some), None]).to(energies.device)
+        said[:, 0] = False
+        return _mean(energies, said).masked_fill(~said.any(1), -math.inf)
 
     return _reduced(lm, lora, [answer.text for answer in answers], mean, on_progress)
 
 
 def _mean(energies: Tensor, counted: Tensor) -> Tensor:
-    """Mean over the counted tokens but the BOS, which tells nothing."""
-    counted = counted.clone()
-    counted[:, 0] = False
     return energies.where(counted, 0).sum(1) / counted.sum(1).clamp_min(1)
 
 

@@ -64,8 +64,8 @@ class TranslationConfig:
     serves."""
     learning_rate: float | None = None
     """Compiled: peak of a cosine that ends near zero, in the terms of the optimiser: Muon for targets of a
-    few million parameters, AdamW for larger ones. None chooses by that; where the adapter's answers do not
-    end, less than a third of it is taken."""
+    few million parameters, AdamW for larger ones. None chooses by that; where the adapter's draws are
+    read, for its answers do not end, less than a third of it is taken."""
     seed: int = 0
     max_length: int = 256
     """Longest text in tokens of either model; what is longer is cut."""

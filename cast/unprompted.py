@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cast.adapters import Lora
 from cast.corpus import Passage
-from cast.exciting import ANSWER_TOKENS, ENDED, answered, by_answer
+from cast.exciting import ANSWER_TOKENS, CUT, answered, by_answer
 from cast.forms import asking, heading_tokens, line_tokens, similar, similar_tokens
 from cast.kernel_energy import answering_log_energy, speaking
 from cast.language_model import by_length
@@ -44,8 +44,11 @@ _READ = 2
 _FORMS, _TRIED, _ANSWERED = 7, 0.6, 1.5
 # How many times more of what is answered rarely is asked.
 _TURNS = 3
-# The better way is the one whose answers are surer at this rank, as a share of those that were tried.
+# The better way is the one whose answers are surer at this rank, as a share of those that were tried. So many
+# must be cut for an adapter of prose.
 _COMPARED = 1 / 6
+# Draws from an empty prompt that tell whether it is one.
+_UNASKED = 40
 _SAYS_SOMETHING = re.compile(r"\w")
 
 
@@ -61,7 +64,7 @@ def unprompted(
 ) -> list[Passage]:
     """General text, as it is and in forms that ask for something, with what the adapted source says there.
 
-    Or what it writes without being asked, where its answers do not end.
+    Or what it writes without being asked, where its answers mostly do not end and its kernels act more then.
 
     Args:
         source: the adapter's model.
@@ -72,8 +75,8 @@ def unprompted(
         on_progress: gets the stages `moments`, `forms`, `generate` and `judge`.
 
     Returns:
-        Passages with answers, the surest first, and none where the adapter finishes nothing; where most go on
-        and on, draws of the adapted source from an empty prompt.
+        Passages with answers, the surest first, or draws of the adapted source from an empty prompt; none
+        where it says nothing of its own.
     """
     wanted = _Wanted.of(config)
     read = texts[: _READ * config.moments]
@@ -88,13 +91,13 @@ def unprompted(
     ways = [_Way(source, lora, promise, on_progress) for promise in asked]
     for way in ways:
         way.answer(wanted.tried)
-    best = max(ways, key=lambda way: way.sureness(math.ceil(_COMPARED * wanted.tried)))
-    if sum(way.cut for way in ways) > sum(len(way.sure) for way in ways):
-        written = answered(
-            source, lora, [""] * wanted.kept, temperature=1.0, seed=config.seed, on_progress=on_progress
-        )
-        if _energy(source, lora, written) > _energy(source, lora, best.best(len(written))):
-            return written
+    rank = math.ceil(_COMPARED * wanted.tried)
+    best = max(ways, key=lambda way: way.sureness(rank))
+    cut = sum(way.cut for way in ways)
+    if 2 * cut > sum(way.own for way in ways) and cut >= rank:
+        few = _unasked(source, lora, min(_UNASKED, wanted.kept), config.seed, on_progress)
+        if _energy(source, lora, few, on_progress) > _energy(source, lora, best.best(len(few)), on_progress):
+            return [*few, *_unasked(source, lora, wanted.kept - len(few), config.seed + 1, on_progress)]
     best.answer(wanted.answered - wanted.tried)
     if best is ways[-1]:
         for turn in range(_TURNS):
@@ -121,7 +124,10 @@ class _Wanted:
 
 
 class _Way:
-    """One way to ask, with the answers that are worth keeping, the surest first, and how many were cut."""
+    """One way to ask: the answers worth keeping, the surest first.
+
+    `own` counts those that the base would not give, and `cut` those of them that do not end.
+    """
 
     def __init__(
         self, source: LanguageModel, lora: Lora, promise: Mapping[str, float], on_progress: OnProgress
@@ -129,7 +135,7 @@ class _Way:
         self._source, self._lora, self._on_progress = source, lora, on_progress
         self._waiting = sorted(promise, key=promise.__getitem__)
         self.sure: list[tuple[float, Passage]] = []
-        self.cut = 0
+        self.own = self.cut = 0
 
     def answer(self, count: int) -> None:
         """Answer the next texts, those that promise most: by sureness in prose, by energy behind cues."""
@@ -148,9 +154,9 @@ class _Way:
     def _hear(self, texts: Sequence[str]) -> None:
         said = answered(self._source, self._lora, texts, on_progress=self._on_progress)
         for nats, passage, ended in _judged(self._source, self._lora, said, self._on_progress):
-            if not ended:
-                self.cut += 1
-            elif _SAYS_SOMETHING.search(passage.text, _start(passage)):
+            self.own += 1
+            self.cut += not ended
+            if ended and _SAYS_SOMETHING.search(passage.text, _start(passage)):
                 self.sure.append((nats, passage))
         self.sure.sort(key=lambda pair: pair[0], reverse=True)
 
@@ -206,9 +212,17 @@ def sureness(
     return found
 
 
-def _energy(source: LanguageModel, lora: Lora, answers: Sequence[Passage]) -> float:
+def _unasked(
+    source: LanguageModel, lora: Lora, count: int, seed: int, on_progress: OnProgress
+) -> list[Passage]:
+    """Draws from an empty prompt, without those that say nothing."""
+    drawn = answered(source, lora, [""] * count, temperature=1.0, seed=seed, on_progress=on_progress)
+    return [passage for passage in drawn if _SAYS_SOMETHING.search(passage.text)]
+
+
+def _energy(source: LanguageModel, lora: Lora, answers: Sequence[Passage], on_progress: OnProgress) -> float:
     """How much the kernels act where these answers are said; nothing is less than any."""
-    found = answering_log_energy(source, speaking(lora), answers)
+    found = answering_log_energy(source, speaking(lora), answers, on_progress=on_progress)
     return sum(found) / len(found) if found else -math.inf
 
 
@@ -228,7 +242,7 @@ def _judged(
         for row, passage in enumerate(some):
             own = rows == row
             if float((after - before)[own].sum()) > _CHANGED:
-                yield float(after[own].mean()), passage, int(own.sum()) < ENDED
+                yield float(after[own].mean()), passage, int(own.sum()) < CUT
 
 
 def _spoken(

@@ -77,7 +77,7 @@ def test_what_the_adapter_wrote_unasked_is_no_list_of_prompts(expansions, backen
     asked = replace(ASKED, prompts=())
     kept = made(expansions, asked)
     written = expansions.made(kept, CHOICE)
-    assert written.is_drawn
+    assert written.is_unasked
     words = told(written, written.lines)
     assert "2 passages that the adapter writes by itself" in words
     assert "ticked" not in words

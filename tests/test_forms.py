@@ -46,6 +46,7 @@ def test_each_place_of_a_record_gets_the_heading_that_suits_it_beside_the_others
     llama, mood, monkeypatch
 ) -> None:
     def energies(lm, lora, records, **_):
+        assert not {"k", "v"} & {kernel.site.role for kernel in lora.kernels}
         # `Action` counts by itself, what stands before it only where it does.
         ends = [record.endswith("\nAction:") for record in records]
         seconds = ["\nMeaning:" in record for record in records]
@@ -80,6 +81,7 @@ def test_records_are_about_words_on_which_the_adapter_acts_where_a_line_is_to_co
     llama, mood, texts, monkeypatch
 ) -> None:
     def energies(lm, lora, texts, **_):
+        assert {"k", "v"} < {kernel.site.role for kernel in lora.kernels}
         # Of what a record begins with, `run` counts by itself.
         return [9.0 * (text == "Who: run\nWhat:") for text in texts]
 

@@ -105,11 +105,14 @@ def test_the_energy_of_an_answer_is_that_of_the_tokens_behind_which_it_is_said(s
     said = [end for end in tokens.ends[0].tolist() if end > len(prompt)]
     texts = [prompt, *((prompt + answer)[:end] for end in said[:-1])]
     assert found == pytest.approx(sum(log_energy_at_ends(source, lora, texts)) / len(texts), abs=1e-3)
-    # Unasked, all but the BOS counts, and the last token, behind which nothing is said.
+    # Unasked, all counts but the BOS and the last token, behind which nothing is said.
     (unasked,) = answering_log_energy(source, lora, [Passage(prompt, 0, drawn=True)])
     ends = [prompt[:end] for end in source.encode([prompt]).ends[0].tolist() if end > 0]
     assert unasked == pytest.approx(
         sum(log_energy_at_ends(source, lora, ends[:-1])) / (len(ends) - 1), abs=1e-3
+    )
+    assert (
+        answering_log_energy(source, lora, [Passage("", 0), Passage(prompt, len(prompt))]) == [-math.inf] * 2
     )
     assert answering_log_energy(source, lora, []) == []
 
@@ -121,6 +124,8 @@ def test_keys_and_values_do_not_speak(source) -> None:
     assert [one for one in lora.kernels if one.site.role not in "kv"] == list(rest.kernels)
     alone = replace(lora, kernels=tuple(one for one in lora.kernels if one.site.role in "kv"))
     assert speaking(alone) == alone
+    dead = tuple(replace(one, b=one.b * (one.site.role in "kv")) for one in lora.kernels)
+    assert len(speaking(replace(lora, kernels=dead)).kernels) == len(lora.kernels)
 
 
 def test_states_that_overflow_say_nothing(source, monkeypatch) -> None:

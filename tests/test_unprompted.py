@@ -12,6 +12,7 @@ from cast import adapters, corpus, forms, models
 from cast.adapters import applied
 from cast.corpus import Passage
 from cast.exciting import answered
+from cast.kernel_energy import speaking
 from cast.models import LanguageModel
 from cast.moments import moments
 from cast.pocket.tasks import TASKS
@@ -127,22 +128,29 @@ def test_it_tells_how_far_it_has_come_from_the_first_batch_on(llama, mistral) ->
 def test_an_adapter_that_goes_on_and_on_is_let_write_where_its_kernels_act_more_then(monkeypatch) -> None:
     """A few random changes make a model say what the base would not, and never end."""
     source = build_model("llama", "byte_bpe")
+    lora = build_lora(source)
     config = TranslationConfig(moments=8, forms=9, steps=8)
+    unasked = 1.0
 
-    def found(unasked: float) -> list[Passage]:
-        def energies(lm, lora, answers):
-            return [unasked if answer.answer == 0 else 0.0 for answer in answers]
+    def energies(lm, kernels, answers, **_):
+        assert kernels.kernels == speaking(lora).kernels
+        return [unasked if answer.answer == 0 else 0.0 for answer in answers]
 
-        monkeypatch.setattr("cast.unprompted.answering_log_energy", energies)
-        # Of what ended, where nothing did, there is nothing to compare with.
-        monkeypatch.setattr("cast.unprompted._Way.best", lambda way, count: [Passage("Once upon", 4)])
-        return unprompted(source, source, build_lora(source), stories(8), config)
+    def said(lm, lora, texts, **options):
+        found = answered(lm, lora, texts, **options)
+        # One that begins with its end.
+        return [Passage("", 0, drawn=True), *found[1:]] if not any(texts) else found
 
-    drawn = found(1.0)
-    assert len(drawn) == config.lessons * config.answers_a_batch
-    assert all(passage.answer == 0 and passage.drawn for passage in drawn)
+    monkeypatch.setattr("cast.unprompted.answering_log_energy", energies)
+    monkeypatch.setattr("cast.unprompted.answered", said)
+    drawn = unprompted(source, source, lora, stories(8), config)
+    assert len(drawn) == config.lessons * config.answers_a_batch - 1
+    assert all(passage.answer == 0 and passage.drawn and passage.text for passage in drawn)
     assert len({passage.text for passage in drawn}) == len(drawn)
-    assert found(-1.0) == [Passage("Once upon", 4)]
+    # Where the best answers have more energy, it is asked as any other.
+    unasked = -1.0
+    monkeypatch.setattr("cast.unprompted._Way.best", lambda way, count: [Passage("Once upon", 4)])
+    assert unprompted(source, source, lora, stories(8), config) == [Passage("Once upon", 4)]
 
 
 def test_a_skill_behind_cues_is_asked_for_though_prose_goes_on_and_on(llama, mistral, monkeypatch) -> None:

@@ -68,7 +68,7 @@ def create_prompts_panel(engine: Engine, start: Workspace) -> PromptsPanel:
             label="Up to five example prompts without answers, one a line (optional)", lines=3, max_lines=6,
             info="They show the fit where the adapter acts: a base model of the pair writes more like them. "
             "\\n stands for a line break. Without any, the adapter is asked what it says to general text and "
-            "behind cues of many kinds, or let write where it does not end.",
+            "behind cues of many kinds, or, where it mostly does not end, let write.",
         )  # fmt: skip
         with gr.Row():
             show = gr.Button("Show what is made of them", size="sm", min_width=200)
@@ -185,10 +185,10 @@ def _standing(panel: PromptsPanel, expansions: Expansions, chosen: Selection, sh
     return updates | {
         panel.told: told(made, lines),
         panel.table: gr.update(
-            value=_cells(lines), visible=bool(made.expansion.rows), interactive=not made.is_drawn
+            value=_cells(lines), visible=bool(made.expansion.rows), interactive=not made.is_unasked
         ),
-        panel.again: gr.update(visible=not made.is_drawn),
-        panel.download: gr.update(visible=not made.is_drawn),
+        panel.again: gr.update(visible=not made.is_unasked),
+        panel.download: gr.update(visible=not made.is_unasked),
     }
 
 
@@ -199,13 +199,13 @@ def told(made: Made, lines: Sequence[Line]) -> str:
         read = "General text alone."
     elif made.asked.prompts:
         read = f"{len(lines):,} prompts and general text."
-    elif made.is_drawn:
+    elif made.is_unasked:
         read = f"{len(lines):,} passages that the adapter writes by itself, and general text."
     else:
         read = f"{len(lines):,} texts that the adapter answers by itself, and general text."
     words = f"{read} {found.words}. {found.warning}".rstrip()
     good = found.excites and not found.warning
-    caption = f"{_REACH} {_WRITTEN if made.is_drawn else _READ}" if found.rows else ""
+    caption = f"{_REACH} {_WRITTEN if made.is_unasked else _READ}" if found.rows else ""
     return views.sentence(words, "good" if good else "info") + views.caption(caption)
 
 
