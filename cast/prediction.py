@@ -16,7 +16,7 @@ more, and on general text few have (docs/fidelity.md, docs/experiments.md)."""
 LIKELY, PARTLY = 0.7, 0.3
 ENDLESS = (
     "Most of its answers do not end. Of such prose a plain LoRA has carried half of what the adapter beside "
-    "the target has: compare with mode hosted."
+    "the target has, from example prompts: compare with mode hosted."
 )
 """What to do about an adapter that goes on and on (`benchmarks/real_pair`, *style*)."""
 
