@@ -131,7 +131,7 @@ def test_every_mode_is_explained():
 def test_a_finished_translation_is_adopted_once():
     from app.engine import TranslateResult
 
-    result = TranslateResult(Selection("a", "b", "c", "compiled"), None, None, None)
+    result = TranslateResult(Selection("a", "b", "c", "compiled"), None, None, None, ())
     done = Job("0" * 32, "translate", "x", JobState.DONE, result=result)
     mode, jobs = adopted(done, Attached("0" * 32, adopt=True), "hosted")
     assert (mode, jobs.adopt) == ("compiled", False)
