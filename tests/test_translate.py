@@ -23,7 +23,8 @@ from cast.runners import PlainRunner
 from cast.translate import TranslatedAdapter, card, load_translated, translate
 
 MODES = ("compiled", "instant", "hosted", "kernel")
-CONFIG = TranslationConfig(steps=6, batch_size=4, site_tokens=400, learning_rate=0.02)
+# On general text as it is: what models like these say by themselves teaches nothing in six steps.
+CONFIG = TranslationConfig(steps=6, batch_size=4, site_tokens=400, learning_rate=0.02, moments=0, forms=0)
 TEXTS = ["The owl smiled at the little fox.", "Once upon a time"]
 Pair = tuple[LanguageModel, LanguageModel, Lora, HeadSet]
 
