@@ -41,10 +41,10 @@ task* is the relative change of bits per byte on held-out general text.
 - `compiled`: a plain LoRA fitted on general text, and on what the source with its adapter says by itself, at
   places of such text or behind the cues on which its kernels act most; no prompt. But for all from neox,
   qwen → neox and, of llama → mistral, *mood*, *moral*, *polite* and *title*, the cues are those of an earlier
-  search, by how sure the source is of its first word; and all are from before keys and values were left out
-  of that search, and words were chosen for records. `compiled-general`: on general text as it is.
-  `compiled-prompts`: with five example prompts of the task, without answers, which a base model of the pair
-  makes more.
+  search, by how sure the source is of its first word; and all but llama → mistral *mood* and *json* are from
+  before keys and values were left out of that search, and words were chosen for records. `compiled-general`:
+  on general text as it is. `compiled-prompts`: with five example prompts of the task, without answers, which
+  a base model of the pair makes more.
 - `instant`, `kernel`: see README. No method has read a label.
 - Baselines, each in `cast/baselines/` with its paper and equation, at the source adapter's rank:
   `cross-lora`, `lora-x` and `truncate-and-pad` see weights alone; `theseus`, `bico` and
