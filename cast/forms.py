@@ -251,10 +251,9 @@ def asking(
     order, words = random.Random(seed), words_of(texts, reader) or heads
     draw = _Draw(order, texts, words)
     weights = suiting_headings(reader, lora, heads, draw.bodies(_BODIES_TRIED), on_progress=on_progress)
-    record, some = (_best(weights["first"]), _best(weights["second"])), min(_WORDS, len(words))
-    draw.prefer(
-        weights, suiting_words(reader, lora, record, order.sample(words, some), on_progress=on_progress)
-    )
+    record = _best(weights["first"]), _best(weights["second"])
+    some = order.sample(words, min(_WORDS, len(words)))
+    draw.prefer(weights, suiting_words(reader, lora, record, some, on_progress=on_progress))
     for turn in range(_ROUNDS):
         forms = [draw.form() for _ in range(count // _ROUNDS)]
         made = _written(writer, forms, seed + turn, on_progress)

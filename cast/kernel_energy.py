@@ -93,9 +93,7 @@ def mean_log_energy(
     """As `log_energy_at_ends`, the mean over each text's tokens; the BOS tells nothing and is left out."""
 
     def mean(energies: Tensor, tokens: TokenBatch, _: Sequence[int]) -> Tensor:
-        counted = tokens.attention_mask.bool()
-        counted[:, 0] = False
-        return _mean(energies, counted)
+        return _mean(energies[:, 1:], tokens.attention_mask[:, 1:].bool())
 
     return _reduced(lm, lora, texts, mean, on_progress)
 
@@ -110,16 +108,15 @@ def answering_log_energy(
     starts = torch.tensor([answer.answer or 0 for answer in answers])
 
     def mean(energies: Tensor, tokens: TokenBatch, some: Sequence[int]) -> Tensor:
-        following = torch.full_like(tokens.ends, -1)
-        following[:, :-1] = tokens.ends[:, 1:]
-        said = (following > starts[list(some), None]).to(energies.device)
-        said[:, 0] = False
-        return _mean(energies, said).masked_fill(~said.any(1), -math.inf)
+        # Whether the next token is of the answer, of each token but the BOS and the last.
+        said = (tokens.ends[:, 2:] > starts[list(some), None]).to(energies.device)
+        return _mean(energies[:, 1:-1], said).masked_fill(~said.any(1), -math.inf)
 
     return _reduced(lm, lora, [answer.text for answer in answers], mean, on_progress)
 
 
 def _mean(energies: Tensor, counted: Tensor) -> Tensor:
+    """Mean [B] over the counted of n tokens, from [B, n] each; 0 of none."""
     return energies.where(counted, 0).sum(1) / counted.sum(1).clamp_min(1)
 
 

@@ -96,7 +96,9 @@ def unprompted(
     cut = sum(way.cut for way in ways)
     if 2 * cut > sum(way.own for way in ways) and cut >= rank:
         few = _unasked(source, lora, min(_UNASKED, wanted.kept), config.seed, on_progress)
-        if _energy(source, lora, few, on_progress) > _energy(source, lora, best.best(len(few)), on_progress):
+        compared = (few, best.surest(len(few)))
+        unasked, answering = (_energy(source, lora, some, on_progress) for some in compared)
+        if unasked > answering:
             return [*few, *_unasked(source, lora, wanted.kept - len(few), config.seed + 1, on_progress)]
     best.answer(wanted.answered - wanted.tried)
     if best is ways[-1]:
@@ -104,7 +106,7 @@ def unprompted(
             more = partial(similar, target, seed=config.seed + turn, on_progress=on_progress)
             best.even(wanted.kept, more)
     kept = max(wanted.kept, sum(nats > _SURE for nats, _ in best.sure))
-    return best.best(kept)
+    return best.surest(kept)
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,8 @@ class _Way:
                 self.sure.append((nats, passage))
         self.sure.sort(key=lambda pair: pair[0], reverse=True)
 
-    def best(self, count: int) -> list[Passage]:
-        """So many of the surest answers."""
+    def surest(self, count: int) -> list[Passage]:
+        """So many of the answers, the surest first."""
         return [passage for _, passage in self.sure[:count]]
 
     def sureness(self, rank: int) -> tuple[float, int]:

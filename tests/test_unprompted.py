@@ -149,7 +149,7 @@ def test_an_adapter_that_goes_on_and_on_is_let_write_where_its_kernels_act_more_
     assert len({passage.text for passage in drawn}) == len(drawn)
     # Where the best answers have more energy, it is asked as any other.
     unasked = -1.0
-    monkeypatch.setattr("cast.unprompted._Way.best", lambda way, count: [Passage("Once upon", 4)])
+    monkeypatch.setattr("cast.unprompted._Way.surest", lambda way, count: [Passage("Once upon", 4)])
     assert unprompted(source, source, lora, stories(8), config) == [Passage("Once upon", 4)]
 
 
