@@ -2,7 +2,8 @@
 
 The source with its adapter is asked in two ways: at the places of general text where the adapter acts most
 (`cast.moments`), which suits a way to answer that text calls for anyway, and behind the cues of `cast.forms`
-on which its kernels act most, which suits a skill with a cue of its own. Much of what it says is noise of an
+on which its kernels act most, which suits a skill with a cue of its own. A first few of the places tell
+whether the others are needed. Much of what it says is noise of an
 adapter far from what it was made for. What is kept is what it finished, what the base would not have said,
 and of that what it was surest of, in the way that makes it surer: there it does what it was taught
 (docs/experiments.md). Behind cues a few answers come often and others hardly ever; forms like those of the
@@ -37,15 +38,16 @@ _BATCH = 32
 _CHANGED, _OWN = 2.0, 1.0
 # All answers are kept that are as sure as this, in nats a token, and the surest, as many as a fit reads.
 _SURE = -0.3
-# So many texts are read for each place that is wanted.
-_READ = 2
+# So many texts are read for each place that is wanted; and such a share of the places tells whether prose is
+# the better way, for reading the odds of a whole vocabulary everywhere costs more than all else.
+_READ, _FIRST_PLACES = 2, 0.25
 # For each answer that a fit reads: how many forms are made at most, how many texts of each way are answered
 # to compare the two, and how many of the better one in all.
 _FORMS, _TRIED, _ANSWERED = 7, 0.6, 1.5
 # How many times more of what is answered rarely is asked.
 _TURNS = 3
-# The better way is the one whose answers are surer at this rank, as a share of those that were tried. So many
-# must be cut for an adapter of prose.
+# The better way is the one whose answers are surer at this rank, as a share of those that were asked. So many
+# of those tried must be cut for an adapter of prose.
 _COMPARED = 1 / 6
 # Draws from an empty prompt that tell whether it is one.
 _UNASKED = 40
@@ -79,29 +81,25 @@ def unprompted(
         where it says nothing of its own.
     """
     wanted = _Wanted.of(config)
-    read = texts[: _READ * config.moments]
-    places = moments(
-        source, lora, read, config.moments, max_length=config.max_length, on_progress=on_progress
-    )
-    nats = sureness(source, lora, places, on_progress=on_progress)
-    asked = [
-        {place: sure for place, sure in zip(places, nats, strict=True) if sure > -math.inf},
-        asking(source, lora, target, texts, wanted.forms, seed=config.seed, on_progress=on_progress),
-    ]
-    ways = [_Way(source, lora, promise, on_progress) for promise in asked]
-    for way in ways:
-        way.answer(wanted.tried)
-    rank = math.ceil(_COMPARED * wanted.tried)
-    best = max(ways, key=lambda way: way.sureness(rank))
-    cut = sum(way.cut for way in ways)
-    if 2 * cut > sum(way.own for way in ways) and cut >= rank:
+    first = math.ceil(_FIRST_PLACES * config.moments)
+    prose, cues = (_Way(source, lora, on_progress) for _ in range(2))
+    prose.add(_places(source, lora, texts[: _READ * first], first, config, on_progress))
+    cues.add(asking(source, lora, target, texts, wanted.forms, seed=config.seed, on_progress=on_progress))
+    prose.answer(math.ceil(_FIRST_PLACES * wanted.tried))
+    cues.answer(wanted.tried)
+    best = max(prose, cues, key=_Way.sureness)
+    own, cut = prose.own + cues.own, prose.cut + cues.cut
+    if 2 * cut > own and cut >= _COMPARED * wanted.tried:
         few = _unasked(source, lora, min(_UNASKED, wanted.kept), config.seed, on_progress)
         compared = (few, best.surest(len(few)))
         unasked, answering = (_energy(source, lora, some, on_progress) for some in compared)
         if unasked > answering:
             return [*few, *_unasked(source, lora, wanted.kept - len(few), config.seed + 1, on_progress)]
-    best.answer(wanted.answered - wanted.tried)
-    if best is ways[-1]:
+    if best is prose:
+        others = texts[_READ * first : _READ * config.moments]
+        best.add(_places(source, lora, others, config.moments - first, config, on_progress))
+    best.answer(wanted.answered - best.asked)
+    if best is cues:
         for turn in range(_TURNS):
             more = partial(similar, target, seed=config.seed + turn, on_progress=on_progress)
             best.even(wanted.kept, more)
@@ -128,20 +126,26 @@ class _Wanted:
 class _Way:
     """One way to ask: the answers worth keeping, the surest first.
 
-    `own` counts those that the base would not give, and `cut` those of them that do not end.
+    `asked` counts the texts that were answered, `own` those whose answer the base would not give, and `cut`
+    those of them whose answer does not end.
     """
 
-    def __init__(
-        self, source: LanguageModel, lora: Lora, promise: Mapping[str, float], on_progress: OnProgress
-    ) -> None:
+    def __init__(self, source: LanguageModel, lora: Lora, on_progress: OnProgress) -> None:
         self._source, self._lora, self._on_progress = source, lora, on_progress
-        self._waiting = sorted(promise, key=promise.__getitem__)
+        self._waiting: dict[str, float] = {}
         self.sure: list[tuple[float, Passage]] = []
-        self.own = self.cut = 0
+        self.asked = self.own = self.cut = 0
+
+    def add(self, promise: Mapping[str, float]) -> None:
+        """Texts to ask, with what they promise: by sureness in prose, by energy behind cues."""
+        self._waiting |= promise
 
     def answer(self, count: int) -> None:
-        """Answer the next texts, those that promise most: by sureness in prose, by energy behind cues."""
-        self._hear([self._waiting.pop() for _ in range(min(count, len(self._waiting)))])
+        """Answer the texts that promise most, so many of those that wait."""
+        texts = sorted(self._waiting, key=self._waiting.__getitem__, reverse=True)[: max(0, count)]
+        for text in texts:
+            del self._waiting[text]
+        self._hear(texts)
 
     def even(self, wanted: int, similar: Callable[[list[tuple[list[str], int]]], list[str]]) -> None:
         """Ask more of what is answered rarely, until each answer that is no noise comes about as often."""
@@ -154,6 +158,7 @@ class _Way:
             self._hear(similar(asked))
 
     def _hear(self, texts: Sequence[str]) -> None:
+        self.asked += len(texts)
         said = answered(self._source, self._lora, texts, on_progress=self._on_progress)
         for nats, passage, ended in _judged(self._source, self._lora, said, self._on_progress):
             self.own += 1
@@ -166,10 +171,10 @@ class _Way:
         """So many of the answers, the surest first."""
         return [passage for _, passage in self.sure[:count]]
 
-    def sureness(self, rank: int) -> tuple[float, int]:
-        """How sure the answer at this rank is; a way with fewer answers is worth next to nothing."""
-        count = len(self.sure)
-        return (self.sure[rank - 1][0] if count >= rank else -math.inf, count)
+    def sureness(self) -> tuple[float, int]:
+        """How sure it is at a share of all that were asked; fewer answers than that are worth nothing."""
+        rank, count = math.ceil(_COMPARED * self.asked), len(self.sure)
+        return (self.sure[rank - 1][0] if 0 < rank <= count else -math.inf, count)
 
 
 def asking_tokens(config: TranslationConfig, length: int, vocabulary: int) -> tuple[int, int]:
@@ -181,14 +186,15 @@ def asking_tokens(config: TranslationConfig, length: int, vocabulary: int) -> tu
         vocabulary: entries of the source's.
     """
     wanted, texts = _Wanted.of(config), config.steps * config.batch_size
-    places = min(config.moments, texts)
+    # Where there are cues, they are mostly the better way, and the first places all that is read of prose.
+    share, asked = (_FIRST_PLACES, wanted.tried) if wanted.forms else (1, wanted.answered)
+    places = min(math.ceil(share * config.moments), texts)
     # With the adapter and without; forms without.
-    read = 2 * (min(_READ * config.moments, texts) + places) + wanted.forms
-    # Of the smaller way as many as are tried, of the larger one all; written once, and judged both ways.
-    # What is answered rarely is about a third of what is kept, in each turn.
-    fewer, more = sorted((places, wanted.forms))
+    read = 2 * (min(_READ * places, texts) + places) + wanted.forms
+    # Written once, and judged both ways. What is answered rarely is about a third of what is kept, in each
+    # turn.
     rare = _TURNS * min(wanted.kept, wanted.forms) // 3
-    answered = 3 * (min(wanted.tried, fewer) + min(wanted.answered, more) + rare)
+    answered = 3 * (min(math.ceil(share * asked), places) + min(wanted.answered, wanted.forms) + rare)
     written = line_tokens(wanted.forms) + similar_tokens(rare)
     found = heading_tokens(vocabulary) if wanted.forms else 0
     return found + read * length + answered * (length + ANSWER_TOKENS // 4), written
@@ -212,6 +218,20 @@ def sureness(
         for index, value in zip(some, surest.where(own, -math.inf).tolist(), strict=True):
             found[index] = value
     return found
+
+
+def _places(
+    source: LanguageModel,
+    lora: Lora,
+    texts: Sequence[str],
+    count: int,
+    config: TranslationConfig,
+    on_progress: OnProgress,
+) -> dict[str, float]:
+    """The places of these texts where the adapter acts most, and how sure it is there of what to say."""
+    found = moments(source, lora, texts, count, max_length=config.max_length, on_progress=on_progress)
+    nats = sureness(source, lora, found, on_progress=on_progress)
+    return {place: sure for place, sure in zip(found, nats, strict=True) if sure > -math.inf}
 
 
 def _unasked(
