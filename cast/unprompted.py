@@ -6,9 +6,10 @@ on which its kernels act most, which suits a skill with a cue of its own. A firs
 whether the others are needed. Much of what it says is noise of an
 adapter far from what it was made for. What is kept is what it finished, what the base would not have said,
 and of that what it was surest of, in the way that makes it surer: there it does what it was taught
-(docs/experiments.md). Behind cues a few answers come often and others hardly ever; forms like those of the
-rare ones are asked as well. Where an adapter mostly does not end, and its kernels act more on what it writes
-unasked than on its best answers, it was taught how to write: that is read instead.
+(docs/experiments.md). Where forms have headings in common, a base model writes more like the best of them
+(`cast.exemplary`). Behind cues a few answers come often and others hardly ever; forms like those of the
+rare ones are asked as well. Where an adapter is unsure of all that it says, and its kernels act more on what
+it writes unasked than on its best answers, it was taught how to write: that is read instead.
 """
 
 import math
@@ -23,7 +24,9 @@ from torch import Tensor
 from cast.adapters import Lora
 from cast.corpus import Passage
 from cast.exciting import ANSWER_TOKENS, CUT, answered, by_answer
+from cast.exemplary import more_of_the_best
 from cast.forms import asking, heading_tokens, line_tokens, similar, similar_tokens
+from cast.headwords import words_of
 from cast.kernel_energy import answering_log_energy, speaking
 from cast.language_model import by_length
 from cast.models import LanguageModel, TokenBatch
@@ -46,9 +49,10 @@ _READ, _FIRST_PLACES = 2, 0.25
 _FORMS, _TRIED, _ANSWERED = 7, 0.6, 1.5
 # How many times more of what is answered rarely is asked.
 _TURNS = 3
-# The better way is the one whose answers are surer at this rank, as a share of those that were asked. So many
-# of those tried must be cut for an adapter of prose.
-_COMPARED = 1 / 6
+# The better way is the one whose answers are surer at this rank, as a share of those that were asked. Where
+# even these are less sure than this, in nats a token, it may be an adapter of prose: no skill with an answer
+# is so unsure of it, and of prose there are always many ways to go on.
+_COMPARED, _AT_WILL = 1 / 6, -0.7
 # Draws from an empty prompt that tell whether it is one.
 _UNASKED = 40
 _SAYS_SOMETHING = re.compile(r"\w")
@@ -66,7 +70,7 @@ def unprompted(
 ) -> list[Passage]:
     """General text, as it is and in forms that ask for something, with what the adapted source says there.
 
-    Or what it writes without being asked, where its answers mostly do not end and its kernels act more then.
+    Or what it writes without being asked, where it is unsure of its answers and its kernels act more then.
 
     Args:
         source: the adapter's model.
@@ -84,12 +88,12 @@ def unprompted(
     first = math.ceil(_FIRST_PLACES * config.moments)
     prose, cues = (_Way(source, lora, on_progress) for _ in range(2))
     prose.add(_places(source, lora, texts[: _READ * first], first, config, on_progress))
-    cues.add(asking(source, lora, target, texts, wanted.forms, seed=config.seed, on_progress=on_progress))
+    cues.add(_behind_cues(source, target, lora, texts, wanted, config, on_progress))
     prose.answer(math.ceil(_FIRST_PLACES * wanted.tried))
     cues.answer(wanted.tried)
     best = max(prose, cues, key=_Way.sureness)
-    own, cut = prose.own + cues.own, prose.cut + cues.cut
-    if 2 * cut > own and cut >= _COMPARED * wanted.tried:
+    nats, _ = best.sureness()
+    if nats < _AT_WILL and prose.own + cues.own >= _COMPARED * wanted.tried:
         few = _unasked(source, lora, min(_UNASKED, wanted.kept), config.seed, on_progress)
         compared = (few, best.surest(len(few)))
         unasked, answering = (_energy(source, lora, some, on_progress) for some in compared)
@@ -126,15 +130,14 @@ class _Wanted:
 class _Way:
     """One way to ask: the answers worth keeping, the surest first.
 
-    `asked` counts the texts that were answered, `own` those whose answer the base would not give, and `cut`
-    those of them whose answer does not end.
+    `asked` counts the texts that were answered, and `own` those whose answer the base would not give.
     """
 
     def __init__(self, source: LanguageModel, lora: Lora, on_progress: OnProgress) -> None:
         self._source, self._lora, self._on_progress = source, lora, on_progress
         self._waiting: dict[str, float] = {}
         self.sure: list[tuple[float, Passage]] = []
-        self.asked = self.own = self.cut = 0
+        self.asked = self.own = 0
 
     def add(self, promise: Mapping[str, float]) -> None:
         """Texts to ask, with what they promise: by sureness in prose, by energy behind cues."""
@@ -162,7 +165,6 @@ class _Way:
         said = answered(self._source, self._lora, texts, on_progress=self._on_progress)
         for nats, passage, ended in _judged(self._source, self._lora, said, self._on_progress):
             self.own += 1
-            self.cut += not ended
             if ended and _SAYS_SOMETHING.search(passage.text, _start(passage)):
                 self.sure.append((nats, passage))
         self.sure.sort(key=lambda pair: pair[0], reverse=True)
@@ -232,6 +234,25 @@ def _places(
     found = moments(source, lora, texts, count, max_length=config.max_length, on_progress=on_progress)
     nats = sureness(source, lora, found, on_progress=on_progress)
     return {place: sure for place, sure in zip(found, nats, strict=True) if sure > -math.inf}
+
+
+def _behind_cues(
+    source: LanguageModel,
+    target: LanguageModel,
+    lora: Lora,
+    texts: Sequence[str],
+    wanted: _Wanted,
+    config: TranslationConfig,
+    on_progress: OnProgress,
+) -> dict[str, float]:
+    """Texts with a cue, with their energy: forms, or what is written like the best of them."""
+    forms = asking(source, lora, target, texts, wanted.forms, seed=config.seed, on_progress=on_progress)
+    like_them = more_of_the_best(
+        source, lora, target, forms, wanted.answered,
+        words=words_of(texts, source), seed=config.seed, on_progress=on_progress,
+    )  # fmt: skip
+    # Next to what is written forms are read where it is too little.
+    return like_them if len(like_them) >= wanted.tried else forms | like_them
 
 
 def _unasked(
