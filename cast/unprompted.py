@@ -197,9 +197,10 @@ def asking_tokens(config: TranslationConfig, length: int, vocabulary: int) -> tu
     # turn.
     rare = _TURNS * min(wanted.kept, wanted.forms) // 3
     answered = 3 * (min(math.ceil(share * asked), places) + min(wanted.answered, wanted.forms) + rare)
-    written = line_tokens(wanted.forms) + similar_tokens(rare)
+    like_them = min(wanted.answered, wanted.forms)
+    written = line_tokens(wanted.forms) + similar_tokens(like_them + rare)
     found = heading_tokens(vocabulary) if wanted.forms else 0
-    return found + read * length + answered * (length + ANSWER_TOKENS // 4), written
+    return found + like_them * length + read * length + answered * (length + ANSWER_TOKENS // 4), written
 
 
 def sureness(

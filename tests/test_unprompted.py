@@ -168,6 +168,26 @@ def test_a_skill_behind_cues_is_asked_for_though_prose_goes_on_and_on(llama, mis
     assert not any(passage.drawn for passage in found)
 
 
+@pytest.mark.parametrize(("written", "with_forms"), [(200, False), (3, True)])
+def test_forms_are_read_beside_what_is_written_like_them_where_that_is_too_little(
+    llama, mistral, monkeypatch, written, with_forms
+) -> None:
+    like_them = {f"Ben had the key number {number}.\n[mood] ->": 9.0 for number in range(written)}
+
+    def more(source, lora, target, forms, count, **_):
+        assert len(forms) > 50
+        return like_them
+
+    monkeypatch.setattr("cast.unprompted.more_of_the_best", more)
+    lora = adapters.read("pocket:llama/mood", llama)
+    monkeypatch.setattr("cast.unprompted._TURNS", 0)
+    found = unprompted(llama, mistral, lora, stories(120), CONFIG)
+    asked = {passage.text[: passage.answer] for passage in found}
+    assert len(asked) > 40
+    assert asked & like_them.keys()
+    assert bool(asked - like_them.keys()) == with_forms
+
+
 def test_an_adapter_without_effect_says_nothing() -> None:
     source = build_model("llama", "byte_bpe")
     lora = build_lora(source)

@@ -1,0 +1,81 @@
+"""Found forms as example prompts, and more of their kind."""
+
+import pytest
+
+from cast import adapters, models
+from cast.adapters import Lora
+from cast.exemplary import exemplary, more_of_the_best
+from cast.kernel_energy import log_energy_at_ends, speaking
+from cast.models import LanguageModel
+
+THINGS = ("key", "lamp", "ring", "boat", "coat", "drum", "cup", "ball", "bell", "book")
+READABLE = [f"Word: {thing}\nMeaning: Ben had the {thing}.\nKind:" for thing in THINGS]
+NOISE = [f"Word: x{number}zq\nMeaning: {number}.7{number}3-q\nKind:" for number in range(10)]
+PASSAGES = [
+    f"Once upon a time there was a {thing} number {count}." for thing in THINGS for count in range(30)
+]
+
+
+@pytest.fixture(scope="module")
+def llama() -> LanguageModel:
+    return models.load("pocket:llama")
+
+
+@pytest.fixture(scope="module")
+def mood(llama) -> Lora:
+    return adapters.read("pocket:llama/mood", llama)
+
+
+def found(*exciting: list[str]) -> dict[str, float]:
+    """Forms of which a sixteenth are the given ones, which have more energy than all others."""
+    ones = [form for group in exciting for form in group]
+    others = PASSAGES[: 15 * len(ones)]
+    return dict.fromkeys(others, 0.0) | {form: 1.0 + place / 100 for place, form in enumerate(ones)}
+
+
+def test_examples_are_the_readable_ones_of_those_with_the_most_energy(llama) -> None:
+    shown = exemplary(llama, found(READABLE, NOISE))
+    assert sorted(shown) == sorted(READABLE)
+    # Where others have more energy, however well they read, they are none.
+    forms = dict.fromkeys(READABLE, 0.0) | dict(list(found(NOISE).items())[len(READABLE) :])
+    assert len(forms) == 16 * len(NOISE)
+    assert set(exemplary(llama, forms)) < set(NOISE)
+
+
+def test_examples_have_the_same_headings_and_there_are_a_few_of_them(llama) -> None:
+    others = [form.replace("Word:", "Prefix:") for form in READABLE[:4]]
+    shown = exemplary(llama, found(READABLE[4:], others, NOISE))
+    assert {form.split(":")[0] for form in shown} == {"Word"}
+    assert exemplary(llama, found(READABLE[:4], NOISE[:4])) == []
+    without_cue = [form.rpartition("\n")[0] + "\n[kind] ->" for form in READABLE]
+    assert exemplary(llama, found(without_cue, without_cue)) == []
+    assert exemplary(llama, {}) == []
+
+
+def test_no_more_examples_are_shown_than_are_needed(llama) -> None:
+    many = [f"Word: {thing}\nMeaning: {name} had the {thing}.\nKind:" for thing in THINGS
+            for name in ("Ben", "Tom", "Ann", "Sam")]  # fmt: skip
+    forms = dict.fromkeys(many, 1.0) | {f"{count} was here.": 0.0 for count in range(15 * len(many))}
+    shown = exemplary(llama, forms)
+    assert len(shown) == 16
+    assert set(shown) < set(many)
+
+
+def test_more_are_written_and_come_with_their_own_energy(llama, mood, monkeypatch) -> None:
+    forms = {form: energy - 99 for form, energy in found(READABLE, NOISE).items()}
+    made = more_of_the_best(llama, mood, llama, forms, 40)
+    assert len(made) == 40
+    assert set(READABLE) < set(made)
+    assert all(form.endswith("\nKind:") for form in made)
+    assert list(made.values()) == pytest.approx(
+        log_energy_at_ends(llama, speaking(mood), list(made)), abs=1e-4
+    )
+    assert made == more_of_the_best(llama, mood, llama, forms, 40)
+    assert list(made) != list(more_of_the_best(llama, mood, llama, forms, 40, seed=1))
+
+
+def test_what_excites_the_adapter_no_more_than_the_forms_is_not_used(llama, mood) -> None:
+    forms = {form: energy + 99 for form, energy in found(READABLE, NOISE).items()}
+    assert exemplary(llama, forms)
+    assert more_of_the_best(llama, mood, llama, forms, 20) == {}
+    assert more_of_the_best(llama, mood, llama, found(READABLE[:3]), 20) == {}
