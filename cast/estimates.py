@@ -90,9 +90,10 @@ def translate_seconds(source: Shape, target: Shape, config: TranslationConfig, *
             work += source.forward(answered) + max(source.forward(answered), target.forward(answered))
             handled += answered
         elif config.asks:
-            asked, written = asking_tokens(config, _TEXT_TOKENS, source.vocabulary)
+            asked, written, either = asking_tokens(config, _TEXT_TOKENS, source.vocabulary)
             work += source.forward(asked) + target.forward(written)
-            handled += asked + written
+            work += max(source.forward(either), target.forward(either))
+            handled += asked + written + either
     return work / _speed(source, target) + handled * TOKEN_SECONDS
 
 

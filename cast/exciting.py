@@ -109,7 +109,7 @@ def excited(
 
 
 def mostly_drawn(answers: Sequence[Passage]) -> bool:
-    """Whether most answers are draws, for greedy ones mostly did not end."""
+    """Whether most answers are draws: greedy ones mostly did not end, or the adapter was sure of none."""
     return 2 * sum(answer.drawn for answer in answers) > len(answers)
 
 

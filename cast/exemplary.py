@@ -6,13 +6,15 @@ The most readable of them are near enough to real prompts to show a base model w
 five given ones are (`cast.exciting`); what it writes has more energy than forms put together from parts.
 """
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 from cast.adapters import Lora
-from cast.exciting import best_writer, expanded
+from cast.exciting import SHOTS, best_writer, expanded
 from cast.kernel_energy import log_energy_at_ends, speaking
 from cast.models import LanguageModel
 from cast.progress import OnProgress, ignore
@@ -21,30 +23,55 @@ from cast.scoring import completion_log_probs
 
 # Of all forms such a share is looked at, those with the most energy, and of these the more readable ones.
 _EXCITING, _READABLE = 1 / 16, 0.5
-# So many forms with the same headings are examples, and no more are needed.
-_FEWEST, _MOST = 5, 16
+# So many forms with the same headings are examples, and no more are needed. Of a second skill there are at
+# least such a share of the first one's.
+_FEWEST, _MOST, _BESIDE = 5, 16, 0.5
+# What is shown and written is together no longer than so many forms.
+_TOGETHER = SHOTS + 3
 _HEADING = re.compile(r"[^\W\d_][\w ]{0,20}(?=:)")
 
 
-def exemplary(writer: LanguageModel, forms: Mapping[str, float]) -> list[str]:
-    """Forms with the same headings that could be given as example prompts, the most readable first.
+@dataclass(frozen=True)
+class Examples:
+    """Forms that could be given as example prompts."""
+
+    groups: Sequence[Sequence[str]]
+    """Those of each skill, which have the same headings, the most readable first."""
+    are_usual: bool
+    """Whether most of the exciting forms end as these do."""
+
+
+def exemplary(source: LanguageModel, target: LanguageModel, forms: Mapping[str, float]) -> Examples:
+    """Forms with the same headings that could be given as example prompts.
 
     Args:
-        writer: the model that tells how readable a form is, by its nats a byte.
+        source: the adapter's model.
+        target: it tells how readable a form is, by its nats a byte.
         forms: with the energy of each.
 
     Returns:
-        None where the most exciting forms have too little in common.
+        No groups where the most exciting forms have too little in common.
     """
-    count = round(_EXCITING * len(forms))
-    exciting = [form for form in _most(forms)[:count] if _headings(form)[-1]]
-    nats = completion_log_probs(PlainRunner(writer), [("", form) for form in exciting])
-    a_byte = {form: nats[place] / len(form.encode()) for place, form in enumerate(exciting)}
-    groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for form in _most(a_byte)[: round(_READABLE * len(exciting))]:
-        groups[_headings(form)].append(form)
-    largest = max(groups.values(), key=len, default=[])
-    return largest[:_MOST] if len(largest) >= _FEWEST else []
+    exciting = _most(forms)[: round(_EXCITING * len(forms))]
+    room = min(lm.context_length or math.inf for lm in (source, target)) / _TOGETHER
+    some = [form for form in exciting if _headings(form)[-1]]
+    lengths = [
+        max(map(len, ids)) for ids in zip(*(lm.tokens(some)[0] for lm in (source, target)), strict=True)
+    ]
+    some = [form for form, length in zip(some, lengths, strict=True) if length <= room]
+    nats = completion_log_probs(PlainRunner(target), [("", form) for form in some])
+    a_byte = {form: total / len(form.encode()) for form, total in zip(some, nats, strict=True)}
+    alike: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for form in _most(a_byte)[: round(_READABLE * len(some))]:
+        alike[_headings(form)].append(form)
+    by_cue: dict[str, list[str]] = {}
+    for headings, group in alike.items():
+        if len(group) > len(by_cue.get(headings[-1], [])):
+            by_cue[headings[-1]] = group
+    least = max(_FEWEST, _BESIDE * max(map(len, by_cue.values()), default=0))
+    groups = {cue: group for cue, group in by_cue.items() if len(group) >= least}
+    usual = sum(_headings(form)[-1] in groups for form in exciting)
+    return Examples([group[:_MOST] for group in groups.values()], 2 * usual > len(exciting))
 
 
 def more_of_the_best(
@@ -71,15 +98,19 @@ def more_of_the_best(
         on_progress: gets the stages `generate` and `forms`.
 
     Returns:
-        None where no forms could be examples, or where those put together from parts excite the adapter as
-        much as what is written.
+        Nothing where no forms could be examples, or most exciting ones end in another way, or where those put
+        together from parts excite the adapter as much as what is written.
     """
-    shown = exemplary(target, forms)
-    if not shown:
+    found = exemplary(source, target, forms)
+    if not found.groups or not found.are_usual:
         return {}
-    written = expanded(
-        best_writer([source, target], shown), shown, count, words=words, seed=seed, on_progress=on_progress
-    )
+    shown = sum(map(len, found.groups))
+    written: list[str] = []
+    for group in found.groups:
+        written += expanded(
+            best_writer([source, target], group), group, round(count * len(group) / shown),
+            words=words, seed=seed, on_progress=on_progress,
+        )  # fmt: skip
     energies = log_energy_at_ends(source, speaking(lora), written, on_progress=on_progress)
     best = [forms[form] for form in _most(forms)[: len(written)]]
     return dict(zip(written, energies, strict=True)) if fmean(energies) > fmean(best) else {}

@@ -65,7 +65,7 @@ class TranslationConfig:
     learning_rate: float | None = None
     """Compiled: peak of a cosine that ends near zero, in the terms of the optimiser: Muon for targets of a
     few million parameters, AdamW for larger ones. None chooses by that; where the adapter's draws are
-    read, for its answers do not end, less than a third of it is taken."""
+    read, as of one of prose, less than a third of it is taken."""
     seed: int = 0
     max_length: int = 256
     """Longest text in tokens of either model; what is longer is cut."""
@@ -83,11 +83,12 @@ class TranslationConfig:
     for a fit of few steps."""
     moments: int = 1000
     """Compiled, without prompts: so many passages of general text are cut where the adapter acts most, and
-    the source with its adapter goes on; see `cast.moments`."""
+    the source with its adapter goes on; a quarter of them where cues are the better way; see
+    `cast.moments`."""
     forms: int = 3000
     """Compiled, without prompts: so many forms that ask for something are made of general text, or fewer for
-    a fit of few steps; behind the promising ones the source with its adapter goes on; see `cast.forms`. With
-    0, and no `moments`, general text is left as it is."""
+    a fit of few steps; behind the promising ones, or what is written like them, the source with its adapter
+    goes on; see `cast.forms` and `cast.exemplary`. With 0, and no `moments`, text is left as it is."""
     site_tokens: int = 10_000
     """Aligned pairs on which site maps are fitted (kernel, instant, and the start of compiled)."""
     site_decode: DecodeFit | None = None
@@ -204,7 +205,8 @@ class Quality:
     """Compiled: share of the held-out answers that end of which the adapted target would say each token
     behind the ones before it; None for draws and where none ends."""
     endless: bool = False
-    """Compiled: whether most of the adapter's answers do not end by themselves, and draws were fitted on."""
+    """Compiled: whether draws were fitted on, for most of the adapter's answers do not end by themselves or,
+    without prompts, it is sure of none."""
     coverage: float | None = None
     """Compiled: the kernels' input energy on the fitting text over that on their strongest tokens."""
     reach: float | None = None

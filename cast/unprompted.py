@@ -41,11 +41,12 @@ _BATCH = 32
 _CHANGED, _OWN = 2.0, 1.0
 # All answers are kept that are as sure as this, in nats a token, and the surest, as many as a fit reads.
 _SURE = -0.3
-# So many texts are read for each place that is wanted; and such a share of the places tells whether prose is
-# the better way, for reading the odds of a whole vocabulary everywhere costs more than all else.
-_READ, _FIRST_PLACES = 2, 0.25
-# For each answer that a fit reads: how many forms are made at most, how many texts of each way are answered
-# to compare the two, and how many of the better one in all.
+# So many texts are read for each place that is wanted; and such a share of the places, but so many at least,
+# tells whether prose is the better way, for reading the odds of a whole vocabulary everywhere costs more than
+# all else.
+_READ, _FIRST_PLACES, _FEWEST = 2, 0.25, 16
+# For each answer that a fit reads: how many forms are made at most, how many texts are answered to compare
+# the two ways (of prose the above share of that), and how many of the better one in all.
 _FORMS, _TRIED, _ANSWERED = 7, 0.6, 1.5
 # How many times more of what is answered rarely is asked.
 _TURNS = 3
@@ -74,7 +75,8 @@ def unprompted(
 
     Args:
         source: the adapter's model.
-        target: the model that the adapter shall go to; it writes the lines of forms.
+        target: the model that the adapter shall go to; it writes the lines of forms, and it or the source
+            more like the best of them.
         lora: the adapter.
         texts: general text.
         config: `moments`, `forms`, `max_length`, `seed`, and how many answers a fit reads.
@@ -85,14 +87,16 @@ def unprompted(
         where it says nothing of its own.
     """
     wanted = _Wanted.of(config)
-    first = math.ceil(_FIRST_PLACES * config.moments)
+    first = min(config.moments, math.ceil(max(_FEWEST, _FIRST_PLACES * config.moments)))
+    few_tried = math.ceil(max(_FEWEST, _FIRST_PLACES * wanted.tried))
     prose, cues = (_Way(source, lora, on_progress) for _ in range(2))
     prose.add(_places(source, lora, texts[: _READ * first], first, config, on_progress))
     cues.add(_behind_cues(source, target, lora, texts, wanted, config, on_progress))
-    prose.answer(math.ceil(_FIRST_PLACES * wanted.tried))
+    prose.answer(few_tried)
     cues.answer(wanted.tried)
-    best = max(prose, cues, key=_Way.sureness)
-    nats, _ = best.sureness()
+    sure_in_prose, sure_behind_cues = prose.sureness(few_tried), cues.sureness(wanted.tried)
+    best = prose if sure_in_prose >= sure_behind_cues else cues
+    nats, _ = max(sure_in_prose, sure_behind_cues)
     if nats < _AT_WILL and prose.own + cues.own >= _COMPARED * wanted.tried:
         few = _unasked(source, lora, min(_UNASKED, wanted.kept), config.seed, on_progress)
         compared = (few, best.surest(len(few)))
@@ -136,6 +140,7 @@ class _Way:
     def __init__(self, source: LanguageModel, lora: Lora, on_progress: OnProgress) -> None:
         self._source, self._lora, self._on_progress = source, lora, on_progress
         self._waiting: dict[str, float] = {}
+        self._heard: set[str] = set()
         self.sure: list[tuple[float, Passage]] = []
         self.asked = self.own = 0
 
@@ -161,6 +166,8 @@ class _Way:
             self._hear(similar(asked))
 
     def _hear(self, texts: Sequence[str]) -> None:
+        texts = [text for text in texts if text not in self._heard]
+        self._heard.update(texts)
         self.asked += len(texts)
         said = answered(self._source, self._lora, texts, on_progress=self._on_progress)
         for nats, passage, ended in _judged(self._source, self._lora, said, self._on_progress):
@@ -173,14 +180,14 @@ class _Way:
         """So many of the answers, the surest first."""
         return [passage for _, passage in self.sure[:count]]
 
-    def sureness(self) -> tuple[float, int]:
-        """How sure it is at a share of all that were asked; fewer answers than that are worth nothing."""
-        rank, count = math.ceil(_COMPARED * self.asked), len(self.sure)
-        return (self.sure[rank - 1][0] if 0 < rank <= count else -math.inf, count)
+    def sureness(self, tried: int) -> tuple[float, int]:
+        """How sure it is at a share of what should be tried; too few answers are worth next to nothing."""
+        rank, count = math.ceil(_COMPARED * tried), len(self.sure)
+        return (self.sure[rank - 1][0] if count >= rank else -math.inf, count)
 
 
-def asking_tokens(config: TranslationConfig, length: int, vocabulary: int) -> tuple[int, int]:
-    """About how many tokens the source reads or writes, and the target writes, for `unprompted`.
+def asking_tokens(config: TranslationConfig, length: int, vocabulary: int) -> tuple[int, int, int]:
+    """About how many tokens the source reads or writes, the target writes, and one of them, for `unprompted`.
 
     Args:
         config: `moments`, `forms`, `steps` and `batch_size`.
@@ -198,9 +205,10 @@ def asking_tokens(config: TranslationConfig, length: int, vocabulary: int) -> tu
     rare = _TURNS * min(wanted.kept, wanted.forms) // 3
     answered = 3 * (min(math.ceil(share * asked), places) + min(wanted.answered, wanted.forms) + rare)
     like_them = min(wanted.answered, wanted.forms)
-    written = line_tokens(wanted.forms) + similar_tokens(like_them + rare)
+    written = line_tokens(wanted.forms) + similar_tokens(rare)
     found = heading_tokens(vocabulary) if wanted.forms else 0
-    return found + like_them * length + read * length + answered * (length + ANSWER_TOKENS // 4), written
+    heard = (read + like_them) * length + answered * (length + ANSWER_TOKENS // 4)
+    return found + heard, written, similar_tokens(like_them)
 
 
 def sureness(

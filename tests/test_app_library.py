@@ -119,7 +119,7 @@ def test_what_may_be_expected_of_a_translation_is_told_with_what_would_help(back
     recipe = Recipe("compiled", "s", "", "t", "", "a", quality=quality)
     likely, endless = backend.prediction(TranslatedAdapter(recipe), prompted=False)
     assert likely.startswith("Unlikely to carry over (prediction 0.09")
-    assert "compare with mode hosted" in endless
+    assert "an adapter of prose" in endless
     short = TranslatedAdapter(replace(recipe, quality=replace(quality, reach=0.01, strongest=("=",))))
     for prompted, what in ((False, "a few"), (True, "other")):
         *_, advice = backend.prediction(short, prompted=prompted)
@@ -183,7 +183,7 @@ def test_prompts_are_made_answered_and_measured_before_a_fit(backend, chosen, he
     assert {"generate", "coverage"} <= set(stages)
     assert found.excites == ("hardly" not in found.words)
     # Answers of models like these never end.
-    assert "compare with mode hosted" in found.warning
+    assert "an adapter of prose" in found.warning
     edited = (given[0], "A line of my own.\nA:")
     as_edited = replace(asked, prompts=edited, expand=False)
     again = backend.expand(as_edited, heads, ignore)

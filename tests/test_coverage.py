@@ -116,7 +116,7 @@ def test_a_prediction_is_a_share_and_says_why_it_is_low() -> None:
     assert in_words(RECIPE) == said_in_words(measured) == ""
     assert expected_in_words(RECIPE) == []
     (endless,) = expected_in_words(replace(RECIPE, quality=Quality(endless=True)))
-    assert "compare with mode hosted" in endless
+    assert "an adapter of prose" in endless
     assert "would say 94 % word for word" in said_in_words(replace(measured, said=0.9375))
     assert words(replace(measured, kl_carried_adapted=2 * (1 - LIKELY) - 0.01)).startswith(
         "Likely to carry over ("

@@ -12,7 +12,7 @@ THINGS = ("key", "lamp", "ring", "boat", "coat", "drum", "cup", "ball", "bell", 
 READABLE = [f"Word: {thing}\nMeaning: Ben had the {thing}.\nKind:" for thing in THINGS]
 NOISE = [f"Word: x{number}zq\nMeaning: {number}.7{number}3-q\nKind:" for number in range(10)]
 PASSAGES = [
-    f"Once upon a time there was a {thing} number {count}." for thing in THINGS for count in range(30)
+    f"Once upon a time there was a {thing} number {count}." for thing in THINGS for count in range(60)
 ]
 
 
@@ -33,35 +33,73 @@ def found(*exciting: list[str]) -> dict[str, float]:
     return dict.fromkeys(others, 0.0) | {form: 1.0 + place / 100 for place, form in enumerate(ones)}
 
 
+def examples(lm: LanguageModel, forms: dict[str, float]) -> list[str]:
+    """Those of one skill."""
+    return [form for (group,) in [exemplary(lm, lm, forms).groups or [[]]] for form in group]
+
+
 def test_examples_are_the_readable_ones_of_those_with_the_most_energy(llama) -> None:
-    shown = exemplary(llama, found(READABLE, NOISE))
+    shown = examples(llama, found(READABLE, NOISE))
     assert sorted(shown) == sorted(READABLE)
     # Where others have more energy, however well they read, they are none.
     forms = dict.fromkeys(READABLE, 0.0) | dict(list(found(NOISE).items())[len(READABLE) :])
     assert len(forms) == 16 * len(NOISE)
-    assert set(exemplary(llama, forms)) < set(NOISE)
+    shown = examples(llama, forms)
+    assert len(shown) == 5
+    assert set(shown) < set(NOISE)
 
 
 def test_examples_have_the_same_headings_and_there_are_a_few_of_them(llama) -> None:
     others = [form.replace("Word:", "Prefix:") for form in READABLE[:4]]
-    shown = exemplary(llama, found(READABLE[4:], others, NOISE))
+    shown = examples(llama, found(READABLE[4:], others, NOISE))
     assert {form.split(":")[0] for form in shown} == {"Word"}
-    assert exemplary(llama, found(READABLE[:4], NOISE[:4])) == []
+    assert examples(llama, found(READABLE[:4], NOISE[:4])) == []
     without_cue = [form.rpartition("\n")[0] + "\n[kind] ->" for form in READABLE]
-    assert exemplary(llama, found(without_cue, without_cue)) == []
-    assert exemplary(llama, {}) == []
+    assert examples(llama, found(without_cue, without_cue)) == []
+    assert examples(llama, {}) == []
 
 
 def test_no_more_examples_are_shown_than_are_needed(llama) -> None:
     many = [f"Word: {thing}\nMeaning: {name} had the {thing}.\nKind:" for thing in THINGS
             for name in ("Ben", "Tom", "Ann", "Sam")]  # fmt: skip
     forms = dict.fromkeys(many, 1.0) | {f"{count} was here.": 0.0 for count in range(15 * len(many))}
-    shown = exemplary(llama, forms)
+    shown = examples(llama, forms)
     assert len(shown) == 16
     assert set(shown) < set(many)
 
 
-def test_more_are_written_and_come_with_their_own_energy(llama, mood, monkeypatch) -> None:
+def test_two_skills_have_examples_each(llama) -> None:
+    others = [form.replace("Kind:", "Mood:").replace("Word:", "Thing:") for form in READABLE]
+    groups = exemplary(llama, llama, found(READABLE, others, NOISE)).groups
+    assert {tuple(sorted({form.rpartition("\n")[2] for form in group})) for group in groups} == {
+        ("Kind:",), ("Mood:",)
+    }  # fmt: skip
+    # A few with another cue are noise beside many.
+    groups = exemplary(llama, llama, found(READABLE, others[:2], NOISE[:4])).groups
+    assert [form.rpartition("\n")[2] for form in groups[0]] == ["Kind:"] * len(groups[0])
+    assert len(groups) == 1
+
+
+def test_where_most_exciting_forms_end_in_another_way_none_are_written(llama, mood) -> None:
+    signs = [f"Ben had the {thing}.\n[{thing}] ->" for thing in (*THINGS, *THINGS[::-1])]
+    signs = [f"{form[:4]}{number} {form[4:]}" for number, form in enumerate(signs)]
+    forms = {form: energy - 99 for form, energy in found(READABLE, signs).items()}
+    usual = exemplary(llama, llama, forms)
+    assert usual.groups
+    assert not usual.are_usual
+    assert more_of_the_best(llama, mood, llama, forms, 40) == {}
+    fewer = {form: energy - 99 for form, energy in found(READABLE, signs[:8]).items()}
+    assert exemplary(llama, llama, fewer).are_usual
+
+
+def test_forms_that_leave_no_room_in_the_context_are_no_examples(llama) -> None:
+    long = [form.replace("Ben", "Ben and Tom and Ann and Sam " * 16) for form in READABLE]
+    assert len(llama.tokens(long)[0][0]) > llama.context_length / 6
+    assert set(examples(llama, found(READABLE, long))) <= set(READABLE)
+    assert examples(llama, found(long, long[:0])) == []
+
+
+def test_more_are_written_and_come_with_their_own_energy(llama, mood) -> None:
     forms = {form: energy - 99 for form, energy in found(READABLE, NOISE).items()}
     made = more_of_the_best(llama, mood, llama, forms, 40)
     assert len(made) == 40
@@ -76,6 +114,6 @@ def test_more_are_written_and_come_with_their_own_energy(llama, mood, monkeypatc
 
 def test_what_excites_the_adapter_no_more_than_the_forms_is_not_used(llama, mood) -> None:
     forms = {form: energy + 99 for form, energy in found(READABLE, NOISE).items()}
-    assert exemplary(llama, forms)
+    assert examples(llama, forms)
     assert more_of_the_best(llama, mood, llama, forms, 20) == {}
     assert more_of_the_best(llama, mood, llama, found(READABLE[:3]), 20) == {}

@@ -121,9 +121,9 @@ def test_it_tells_how_far_it_has_come_from_the_first_batch_on(llama, mistral) ->
         TranslationConfig(moments=20, forms=40, steps=10),
         on_progress=lambda told: heard.append((told.stage, told.done, told.total)),
     )  # fmt: skip
-    assert heard[:3] == [("moments", 0, 10), ("forms", 0, 5), ("forms", 0, heard[2][2])]
+    assert heard[:3] == [("moments", 0, 32), ("forms", 0, 16), ("forms", 0, heard[2][2])]
     # This adapter shows itself in prose, so the other places are read as well.
-    assert ("moments", 0, 30) in heard[3:]
+    assert ("moments", 0, 8) in heard[3:]
     assert {stage for stage, _, _ in heard[3:]} == {"moments", "forms", "generate", "judge"}
 
 
@@ -188,6 +188,60 @@ def test_forms_are_read_beside_what_is_written_like_them_where_that_is_too_littl
     assert bool(asked - like_them.keys()) == with_forms
 
 
+@pytest.mark.parametrize(("nats", "drawn"), [(-1.0, True), (-0.1, False)])
+def test_an_adapter_that_is_unsure_of_its_surest_answers_is_let_write(
+    llama, mistral, monkeypatch, nats, drawn
+) -> None:
+    lora = adapters.read("pocket:llama/mood", llama)
+    config = TranslationConfig(moments=32, forms=64, steps=8)
+
+    def judged(lm, lora, said, on_progress):
+        return [(nats, Passage("Once upon a time", 4), True) for _ in said]
+
+    def energies(lm, kernels, answers, **_):
+        return [float(answer.drawn) for answer in answers]
+
+    monkeypatch.setattr("cast.unprompted._judged", judged)
+    monkeypatch.setattr("cast.unprompted.answering_log_energy", energies)
+    found = unprompted(llama, mistral, lora, stories(70), config)
+    assert found
+    assert all(passage.drawn == drawn for passage in found)
+
+
+def test_a_few_places_that_happen_to_be_sure_are_not_the_better_way(llama, mistral, monkeypatch) -> None:
+    places = {f"It was the {number}. night and Ben": -0.001 for number in range(2)}
+
+    def judged(source, lora, said, on_progress):
+        for passage in said:
+            in_prose = passage.text[: passage.answer] in places
+            yield (-0.001 if in_prose else -0.01), passage, True
+
+    monkeypatch.setattr("cast.unprompted._places", lambda *_: places)
+    monkeypatch.setattr("cast.unprompted._judged", judged)
+    found = unprompted(
+        llama, mistral, adapters.read("pocket:llama/what", llama), stories(80), replace(CONFIG, forms=80)
+    )
+    assert len(found) > 20
+    assert not any(passage.text[: passage.answer] in places for passage in found)
+
+
+def test_nothing_is_asked_twice(llama, mistral, monkeypatch) -> None:
+    asked: list[str] = []
+
+    def said(source, lora, texts, **options):
+        asked.extend(texts)
+        return answered(source, lora, texts, **options)
+
+    monkeypatch.setattr("cast.unprompted.answered", said)
+    # Where every text comes twice, places of the first texts come among the others again.
+    texts = [text for text in stories(40) for _ in range(2)]
+    texts = texts[::2] + texts[1::2]
+    lora = adapters.read("pocket:llama/polite", llama)
+    assert unprompted(llama, mistral, lora, texts, replace(CONFIG, forms=40))
+    assert len(asked) > 40
+    assert len(set(asked)) == len(asked)
+
+
 def test_an_adapter_without_effect_says_nothing() -> None:
     source = build_model("llama", "byte_bpe")
     lora = build_lora(source)
@@ -202,11 +256,12 @@ def test_an_adapter_without_effect_says_nothing() -> None:
 
 
 def test_what_is_read_and_written_grows_with_what_is_asked() -> None:
-    read, written = asking_tokens(TranslationConfig(), 48, 800)
+    read, written, _ = asking_tokens(TranslationConfig(), 48, 800)
     few, half = (asking_tokens(TranslationConfig(forms=forms), 48, 800) for forms in (1500, 3000))
     assert few[0] < half[0] <= read
     assert few[1] < half[1] <= written
-    assert asking_tokens(TranslationConfig(forms=0), 48, 800)[1] == 0
+    assert asking_tokens(TranslationConfig(forms=0), 48, 800)[1:] == (0, 0)
+    assert few[2] == half[2] > 0
     assert asking_tokens(TranslationConfig(moments=0), 48, 800)[0] < read
     assert asking_tokens(TranslationConfig(), 48, 49_152)[0] > read + (4 + 8) * 9_000
     assert asking_tokens(TranslationConfig(), 48, 49_152)[1] == written

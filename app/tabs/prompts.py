@@ -68,7 +68,7 @@ def create_prompts_panel(engine: Engine, start: Workspace) -> PromptsPanel:
             label="Up to five example prompts without answers, one a line (optional)", lines=3, max_lines=6,
             info="They show the fit where the adapter acts: a base model of the pair writes more like them. "
             "\\n stands for a line break. Without any, the adapter is asked what it says to general text and "
-            "behind cues of many kinds, or, where it mostly does not end, let write.",
+            "behind cues of many kinds, or, where it is unsure of all its answers, let write.",
         )  # fmt: skip
         with gr.Row():
             show = gr.Button("Show what is made of them", size="sm", min_width=200)
