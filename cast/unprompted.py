@@ -50,7 +50,7 @@ _READ, _FIRST_PLACES, _FEWEST = 2, 0.25, 16
 _FORMS, _TRIED, _ANSWERED = 7, 0.6, 1.5
 # How many times more of what is answered rarely is asked.
 _TURNS = 3
-# The better way is the one whose answers are surer at this rank, as a share of those that were asked. Where
+# The better way is the one whose answers are surer at this rank, as a share of those to be tried. Where
 # even these are less sure than this, in nats a token, it may be an adapter of prose: no skill with an answer
 # is so unsure of it, and of prose there are always many ways to go on.
 _COMPARED, _AT_WILL = 1 / 6, -0.7
@@ -88,13 +88,14 @@ def unprompted(
     """
     wanted = _Wanted.of(config)
     first = min(config.moments, math.ceil(max(_FEWEST, _FIRST_PLACES * config.moments)))
-    few_tried = math.ceil(max(_FEWEST, _FIRST_PLACES * wanted.tried))
+    few_tried = math.ceil(max(_FEWEST, min(first, _FIRST_PLACES * wanted.tried)))
     prose, cues = (_Way(source, lora, on_progress) for _ in range(2))
     prose.add(_places(source, lora, texts[: _READ * first], first, config, on_progress))
     cues.add(_behind_cues(source, target, lora, texts, wanted, config, on_progress))
+    cues_tried = min(wanted.tried, max(_FEWEST, wanted.forms))
     prose.answer(few_tried)
-    cues.answer(wanted.tried)
-    sure_in_prose, sure_behind_cues = prose.sureness(few_tried), cues.sureness(wanted.tried)
+    cues.answer(cues_tried)
+    sure_in_prose, sure_behind_cues = prose.sureness(few_tried), cues.sureness(cues_tried)
     best = prose if sure_in_prose >= sure_behind_cues else cues
     nats, _ = max(sure_in_prose, sure_behind_cues)
     if nats < _AT_WILL and prose.own + cues.own >= _COMPARED * wanted.tried:
@@ -146,7 +147,7 @@ class _Way:
 
     def add(self, promise: Mapping[str, float]) -> None:
         """Texts to ask, with what they promise: by sureness in prose, by energy behind cues."""
-        self._waiting |= promise
+        self._waiting |= {text: value for text, value in promise.items() if text not in self._heard}
 
     def answer(self, count: int) -> None:
         """Answer the texts that promise most, so many of those that wait."""
@@ -183,7 +184,7 @@ class _Way:
     def sureness(self, tried: int) -> tuple[float, int]:
         """How sure it is at a share of what should be tried; too few answers are worth next to nothing."""
         rank, count = math.ceil(_COMPARED * tried), len(self.sure)
-        return (self.sure[rank - 1][0] if count >= rank else -math.inf, count)
+        return (self.sure[rank - 1][0] if 0 < rank <= count else -math.inf, count)
 
 
 def asking_tokens(config: TranslationConfig, length: int, vocabulary: int) -> tuple[int, int, int]:

@@ -12,7 +12,7 @@ THINGS = ("key", "lamp", "ring", "boat", "coat", "drum", "cup", "ball", "bell", 
 READABLE = [f"Word: {thing}\nMeaning: Ben had the {thing}.\nKind:" for thing in THINGS]
 NOISE = [f"Word: x{number}zq\nMeaning: {number}.7{number}3-q\nKind:" for number in range(10)]
 PASSAGES = [
-    f"Once upon a time there was a {thing} number {count}." for thing in THINGS for count in range(60)
+    f"Once upon a time there was a {thing} number {count}." for thing in THINGS for count in range(90)
 ]
 
 
@@ -74,10 +74,16 @@ def test_two_skills_have_examples_each(llama) -> None:
     assert {tuple(sorted({form.rpartition("\n")[2] for form in group})) for group in groups} == {
         ("Kind:",), ("Mood:",)
     }  # fmt: skip
-    # A few with another cue are noise beside many.
-    groups = exemplary(llama, llama, found(READABLE, others[:2], NOISE[:4])).groups
-    assert [form.rpartition("\n")[2] for form in groups[0]] == ["Kind:"] * len(groups[0])
-    assert len(groups) == 1
+
+
+def test_a_few_with_another_cue_are_noise_beside_many(llama) -> None:
+    # More than the five that would do alone, and as readable as the others, but less than half of them.
+    many = [form.replace("Ben", name) for form in READABLE for name in ("Ben", "Tom")]
+    others = [form.replace("Kind:", "Mood:") for form in READABLE[:7]]
+    unreadable = [form.replace("zq", f"zq{number}") for form in NOISE for number in range(3)]
+    groups = exemplary(llama, llama, found(many, others, unreadable)).groups
+    assert {form.rpartition("\n")[2] for group in groups for form in group} == {"Kind:"}
+    assert exemplary(llama, llama, found(READABLE, others, NOISE)).groups[1:]
 
 
 def test_where_most_exciting_forms_end_in_another_way_none_are_written(llama, mood) -> None:
@@ -95,7 +101,9 @@ def test_where_most_exciting_forms_end_in_another_way_none_are_written(llama, mo
 def test_forms_that_leave_no_room_in_the_context_are_no_examples(llama) -> None:
     long = [form.replace("Ben", "Ben and Tom and Ann and Sam " * 16) for form in READABLE]
     assert len(llama.tokens(long)[0][0]) > llama.context_length / 6
-    assert set(examples(llama, found(READABLE, long))) <= set(READABLE)
+    shown = examples(llama, found(READABLE, long))
+    assert len(shown) == 5
+    assert set(shown) < set(READABLE)
     assert examples(llama, found(long, long[:0])) == []
 
 
@@ -110,6 +118,14 @@ def test_more_are_written_and_come_with_their_own_energy(llama, mood) -> None:
     )
     assert made == more_of_the_best(llama, mood, llama, forms, 40)
     assert list(made) != list(more_of_the_best(llama, mood, llama, forms, 40, seed=1))
+
+
+def test_more_are_written_of_each_skill(llama, mood) -> None:
+    others = [form.replace("Kind:", "Mood:").replace("Word:", "Thing:") for form in READABLE]
+    forms = {form: energy - 99 for form, energy in found(READABLE, others, NOISE).items()}
+    cues = [form.rpartition("\n")[2] for form in more_of_the_best(llama, mood, llama, forms, 40)]
+    assert len(cues) == 40
+    assert min(cues.count("Kind:"), cues.count("Mood:")) > 12
 
 
 def test_what_excites_the_adapter_no_more_than_the_forms_is_not_used(llama, mood) -> None:

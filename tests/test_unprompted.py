@@ -225,6 +225,28 @@ def test_a_few_places_that_happen_to_be_sure_are_not_the_better_way(llama, mistr
     assert not any(passage.text[: passage.answer] in places for passage in found)
 
 
+def test_no_answers_are_found_for_a_fit_that_reads_none(llama, mistral) -> None:
+    none_read = TranslationConfig(moments=8, forms=16, steps=8, prompt_share=0.0)
+    lora = adapters.read("pocket:llama/mood", llama)
+    assert unprompted(llama, mistral, lora, stories(20), none_read) == []
+
+
+def test_of_few_forms_a_share_tells_how_sure_it_is(llama, mistral, monkeypatch) -> None:
+    """A fit that reads much wants more than there is."""
+    places = {f"It was the {number}. night and Ben": -0.5 for number in range(16)}
+
+    def judged(source, lora, said, on_progress):
+        for passage in said:
+            yield (-0.5 if passage.text[: passage.answer] in places else -0.01), passage, True
+
+    monkeypatch.setattr("cast.unprompted._places", lambda *_: places)
+    monkeypatch.setattr("cast.unprompted._judged", judged)
+    config = TranslationConfig(moments=16, forms=24, steps=240)
+    found = unprompted(llama, mistral, adapters.read("pocket:llama/what", llama), stories(80), config)
+    assert len(found) > 10
+    assert not any(passage.text[: passage.answer] in places for passage in found)
+
+
 def test_nothing_is_asked_twice(llama, mistral, monkeypatch) -> None:
     asked: list[str] = []
 
