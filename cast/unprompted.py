@@ -87,7 +87,9 @@ def unprompted(
         where it says nothing of its own.
     """
     wanted = _Wanted.of(config)
-    first = min(config.moments, math.ceil(max(_FEWEST, _FIRST_PLACES * config.moments)))
+    # Of each text one place is taken.
+    most = min(config.moments, len(texts))
+    first = min(most, math.ceil(max(_FEWEST, _FIRST_PLACES * most)))
     few_tried = math.ceil(max(_FEWEST, min(first, _FIRST_PLACES * wanted.tried)))
     prose, cues = (_Way(source, lora, on_progress) for _ in range(2))
     prose.add(_places(source, lora, texts[: _READ * first], first, config, on_progress))
@@ -105,8 +107,8 @@ def unprompted(
         if unasked > answering:
             return [*few, *_unasked(source, lora, wanted.kept - len(few), config.seed + 1, on_progress)]
     if best is prose:
-        others = texts[_READ * first : _READ * config.moments]
-        best.add(_places(source, lora, others, config.moments - first, config, on_progress))
+        others = texts[_READ * first : _READ * most]
+        best.add(_places(source, lora, others, most - first, config, on_progress))
     best.answer(wanted.answered - best.asked)
     if best is cues:
         for turn in range(_TURNS):
@@ -198,7 +200,7 @@ def asking_tokens(config: TranslationConfig, length: int, vocabulary: int) -> tu
     wanted, texts = _Wanted.of(config), config.steps * config.batch_size
     # Where there are cues, they are mostly the better way, and the first places all that is read of prose.
     share, asked = (_FIRST_PLACES, wanted.tried) if wanted.forms else (1, wanted.answered)
-    places = min(math.ceil(share * config.moments), texts)
+    places = math.ceil(share * min(config.moments, texts))
     # With the adapter and without; forms without.
     read = 2 * (min(_READ * places, texts) + places) + wanted.forms
     # Written once, and judged both ways. What is answered rarely is about a third of what is kept, in each
