@@ -38,7 +38,7 @@ class Examples:
     groups: Sequence[Sequence[str]]
     """Those of each skill, which have the same headings, the most readable first."""
     are_usual: bool
-    """Whether most of the exciting forms end as these do."""
+    """Whether most of the exciting forms end as these do; not where there are none."""
 
 
 def exemplary(source: LanguageModel, target: LanguageModel, forms: Mapping[str, float]) -> Examples:
@@ -55,10 +55,9 @@ def exemplary(source: LanguageModel, target: LanguageModel, forms: Mapping[str, 
     exciting = _most(forms)[: round(_EXCITING * len(forms))]
     room = min(lm.context_length or math.inf for lm in (source, target)) / _TOGETHER
     some = [form for form in exciting if _headings(form)[-1]]
-    lengths = [
-        max(map(len, ids)) for ids in zip(*(lm.tokens(some)[0] for lm in (source, target)), strict=True)
-    ]
-    some = [form for form, length in zip(some, lengths, strict=True) if length <= room]
+    for lm in (source, target):
+        ids, _ = lm.tokens(some)
+        some = [form for form, of_form in zip(some, ids, strict=True) if len(of_form) <= room]
     nats = completion_log_probs(PlainRunner(target), [("", form) for form in some])
     a_byte = {form: total / len(form.encode()) for form, total in zip(some, nats, strict=True)}
     alike: dict[tuple[str, ...], list[str]] = defaultdict(list)
@@ -66,8 +65,7 @@ def exemplary(source: LanguageModel, target: LanguageModel, forms: Mapping[str, 
         alike[_headings(form)].append(form)
     by_cue: dict[str, list[str]] = {}
     for headings, group in alike.items():
-        if len(group) > len(by_cue.get(headings[-1], [])):
-            by_cue[headings[-1]] = group
+        by_cue[headings[-1]] = max(by_cue.get(headings[-1], []), group, key=len)
     least = max(_FEWEST, _BESIDE * max(map(len, by_cue.values()), default=0))
     groups = {cue: group for cue, group in by_cue.items() if len(group) >= least}
     usual = sum(_headings(form)[-1] in groups for form in exciting)
@@ -102,7 +100,7 @@ def more_of_the_best(
         together from parts excite the adapter as much as what is written.
     """
     found = exemplary(source, target, forms)
-    if not found.groups or not found.are_usual:
+    if not found.are_usual:
         return {}
     shown = sum(map(len, found.groups))
     written: list[str] = []

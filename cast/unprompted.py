@@ -90,22 +90,22 @@ def unprompted(
     # Of each text one place is taken.
     most = min(config.moments, len(texts))
     first = min(most, math.ceil(max(_FEWEST, _FIRST_PLACES * most)))
-    few_tried = math.ceil(max(_FEWEST, min(first, _FIRST_PLACES * wanted.tried)))
-    prose, cues = (_Way(source, lora, on_progress) for _ in range(2))
+    few = math.ceil(max(_FEWEST, min(first, _FIRST_PLACES * wanted.tried)))
+    prose = _Way(source, lora, few, on_progress)
+    cues = _Way(source, lora, min(wanted.tried, max(_FEWEST, wanted.forms)), on_progress)
     prose.add(_places(source, lora, texts[: _READ * first], first, config, on_progress))
     cues.add(_behind_cues(source, target, lora, texts, wanted, config, on_progress))
-    cues_tried = min(wanted.tried, max(_FEWEST, wanted.forms))
-    prose.answer(few_tried)
-    cues.answer(cues_tried)
-    sure_in_prose, sure_behind_cues = prose.sureness(few_tried), cues.sureness(cues_tried)
-    best = prose if sure_in_prose >= sure_behind_cues else cues
-    nats, _ = max(sure_in_prose, sure_behind_cues)
+    for way in (prose, cues):
+        way.answer(way.tried)
+    best = max(prose, cues, key=_Way.sureness)
+    nats, _ = best.sureness()
     if nats < _AT_WILL and prose.own + cues.own >= _COMPARED * wanted.tried:
-        few = _unasked(source, lora, min(_UNASKED, wanted.kept), config.seed, on_progress)
-        compared = (few, best.surest(len(few)))
+        drawn = _unasked(source, lora, min(_UNASKED, wanted.kept), config.seed, on_progress)
+        compared = (drawn, best.surest(len(drawn)))
         unasked, answering = (_energy(source, lora, some, on_progress) for some in compared)
         if unasked > answering:
-            return [*few, *_unasked(source, lora, wanted.kept - len(few), config.seed + 1, on_progress)]
+            more_drawn = _unasked(source, lora, wanted.kept - len(drawn), config.seed + 1, on_progress)
+            return [*drawn, *more_drawn]
     if best is prose:
         others = texts[_READ * first : _READ * most]
         best.add(_places(source, lora, others, most - first, config, on_progress))
@@ -137,11 +137,13 @@ class _Wanted:
 class _Way:
     """One way to ask: the answers worth keeping, the surest first.
 
-    `asked` counts the texts that were answered, and `own` those whose answer the base would not give.
+    `tried` is how many should be asked to tell how sure it is, `asked` counts the texts that were answered,
+    and `own` those whose answer the base would not give.
     """
 
-    def __init__(self, source: LanguageModel, lora: Lora, on_progress: OnProgress) -> None:
+    def __init__(self, source: LanguageModel, lora: Lora, tried: int, on_progress: OnProgress) -> None:
         self._source, self._lora, self._on_progress = source, lora, on_progress
+        self.tried = tried
         self._waiting: dict[str, float] = {}
         self._heard: set[str] = set()
         self.sure: list[tuple[float, Passage]] = []
@@ -183,9 +185,9 @@ class _Way:
         """So many of the answers, the surest first."""
         return [passage for _, passage in self.sure[:count]]
 
-    def sureness(self, tried: int) -> tuple[float, int]:
+    def sureness(self) -> tuple[float, int]:
         """How sure it is at a share of what should be tried; too few answers are worth next to nothing."""
-        rank, count = math.ceil(_COMPARED * tried), len(self.sure)
+        rank, count = math.ceil(_COMPARED * self.tried), len(self.sure)
         return (self.sure[rank - 1][0] if 0 < rank <= count else -math.inf, count)
 
 

@@ -15,8 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from app.jobs import Jobs
 from app.workspace import Selection
+from cast import adapters
 from cast.adapters import Kernel, Lora
-from cast.models import LanguageModel
+from cast.models import LanguageModel, load
 from cast.runners import Runner
 
 TRAINING_TEXT = [
@@ -180,6 +181,18 @@ def tiny_lora() -> Callable[..., Lora]:
 
 
 # --- the page; what needs Gradio is imported late, for most tests do without
+
+
+@pytest.fixture(scope="module")
+def llama() -> LanguageModel:
+    """The bundled one."""
+    return load("pocket:llama")
+
+
+@pytest.fixture(scope="module")
+def mood(llama) -> Lora:
+    """A bundled adapter of `llama`."""
+    return adapters.read("pocket:llama/mood", llama)
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 import pytest
 
-from cast import adapters, models
-from cast.adapters import Lora
 from cast.exemplary import exemplary, more_of_the_best
 from cast.kernel_energy import log_energy_at_ends, speaking
 from cast.models import LanguageModel
@@ -14,16 +12,6 @@ NOISE = [f"Word: x{number}zq\nMeaning: {number}.7{number}3-q\nKind:" for number 
 PASSAGES = [
     f"Once upon a time there was a {thing} number {count}." for thing in THINGS for count in range(90)
 ]
-
-
-@pytest.fixture(scope="module")
-def llama() -> LanguageModel:
-    return models.load("pocket:llama")
-
-
-@pytest.fixture(scope="module")
-def mood(llama) -> Lora:
-    return adapters.read("pocket:llama/mood", llama)
 
 
 def found(*exciting: list[str]) -> dict[str, float]:

@@ -6,21 +6,9 @@ from itertools import islice
 
 import pytest
 
-from cast import adapters, corpus, models
-from cast.adapters import Lora
+from cast import corpus
 from cast.forms import asking, headings, line_tokens, similar, similar_tokens, suiting_headings, suiting_words
 from cast.kernel_energy import log_energy_at_ends, mean_log_energy, speaking
-from cast.models import LanguageModel
-
-
-@pytest.fixture(scope="module")
-def llama() -> LanguageModel:
-    return models.load("pocket:llama")
-
-
-@pytest.fixture(scope="module")
-def mood(llama) -> Lora:
-    return adapters.read("pocket:llama/mood", llama)
 
 
 @pytest.fixture(scope="module")

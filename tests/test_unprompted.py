@@ -23,11 +23,6 @@ CONFIG = TranslationConfig(moments=80, forms=200, steps=36)
 
 
 @pytest.fixture(scope="module")
-def llama() -> LanguageModel:
-    return models.load("pocket:llama")
-
-
-@pytest.fixture(scope="module")
 def mistral() -> LanguageModel:
     return models.load("pocket:mistral")
 
