@@ -7,12 +7,12 @@ records are about is read off the adapter: its kernels act most on what it was t
 (`cast.kernel_energy`). What it says there: `cast.unprompted`.
 """
 
-import math
 import random
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -180,9 +180,12 @@ def similar(
     """
     order, known = random.Random(seed), {form for group, _ in groups for form in group}
     shown = [order.sample(group, min(SHOTS, len(group))) for group, count in groups for _ in range(count)]
+    prompts = [_shown(writer, some) for some in shown]
+    fits = writer.holds(prompts)
+    shown = list(compress(shown, fits))
     written = generate_many(
-        PlainRunner(writer), [_shown(writer, some) for some in shown], max_new_tokens=_BODY_TOKENS,
-        stop=SEPARATOR, temperature=_TEMPERATURE, seed=seed, batch_size=_BATCH, on_progress=on_progress,
+        PlainRunner(writer), list(compress(prompts, fits)), max_new_tokens=_BODY_TOKENS, stop=SEPARATOR,
+        temperature=_TEMPERATURE, seed=seed, batch_size=_BATCH, on_progress=on_progress,
     )  # fmt: skip
     made = [
         text.strip() + _parted(some[-1])[1] for text, some in zip(written, shown, strict=True) if text.strip()
@@ -193,10 +196,9 @@ def similar(
 def _shown(writer: LanguageModel, forms: Sequence[str]) -> str:
     """Bodies as examples, as many of the last as leave room to write."""
     bodies = [_parted(form)[0] for form in forms]
-    room = (writer.context_length or math.inf) - _BODY_TOKENS
     while True:
         text = SEPARATOR.join([*bodies, ""])
-        if len(bodies) == 1 or len(writer.encode([text]).input_ids[0]) <= room:
+        if len(bodies) == 1 or all(writer.holds([text], _BODY_TOKENS)):
             return text
         bodies = bodies[1:]
 
@@ -266,7 +268,11 @@ def asking(
 def _written(
     writer: LanguageModel, forms: Sequence[_Form], seed: int, on_progress: OnProgress
 ) -> dict[str, _Form]:
-    """The texts of forms, with their missing lines; one whose line stays empty, or runs on, is left out."""
+    """The texts of forms, with their missing lines; one whose line stays empty, or runs on, is left out.
+
+    So is one whose opening fills the writer's context.
+    """
+    forms = list(compress(forms, writer.holds([form.opening for form in forms])))
     openings = [form.opening for form in forms if form.opening.endswith(":")]
     lines = iter(
         generate_many(

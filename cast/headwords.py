@@ -54,8 +54,7 @@ def suiting(
     alone = next_log_probs(runner, [opening])[0]
     found = []
     for shown in groups:
-        longest = max(map(len, writer.tokens([some + start for some in shown])[0]))
-        if writer.context_length is not None and longest >= writer.context_length:
+        if not all(writer.holds([some + start for some in shown])):
             found.append(list(words))
             continue
         read = [some + opening for some in shown]

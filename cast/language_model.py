@@ -1,6 +1,7 @@
 """A loaded language model: its parts, its tokens, and the fingerprint that names it."""
 
 import hashlib
+import math
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -115,6 +116,11 @@ class LanguageModel:
         """Most tokens that the model was made for, where its configuration says so."""
         length = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         return int(length) if length else None
+
+    def holds(self, texts: Sequence[str], beside: int = 1) -> list[bool]:
+        """Whether each text leaves room for so many tokens more, one at least, in what the model can read."""
+        room = (self.context_length or math.inf) - beside
+        return [len(row) <= room for row in self.tokens(texts)[0]]
 
     @cached_property
     def bos_id(self) -> int:

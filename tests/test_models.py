@@ -196,6 +196,14 @@ class TestEncode:
     def test_the_context_length_always_holds(self, tiny_model):
         assert tiny_model("llama").encode(["word " * 900]).input_ids.shape == (1, 256)
 
+    def test_a_text_is_held_with_what_is_to_come_behind_it(self, tiny_model):
+        lm = tiny_model("llama")
+        length = len(lm.tokens(["word " * 20])[0][0])
+        texts = ["", "word " * 20, "word " * 900]
+        assert lm.holds(texts) == [True, True, False]
+        assert lm.holds(texts, 256 - length) == [True, True, False]
+        assert lm.holds(texts, 256 - length + 1) == [True, False, False]
+
     def test_no_texts_make_an_empty_batch(self, tiny_model):
         assert tiny_model("llama").encode([]).input_ids.shape == (0, 0)
 
