@@ -8,8 +8,8 @@ adapter far from what it was made for. What is kept is what it finished, what th
 and of that what it was surest of, in the way that makes it surer: there it does what it was taught
 (docs/experiments.md). Where forms have headings in common, a base model writes more like the best of them
 (`cast.exemplary`). Behind cues a few answers come often and others hardly ever; forms like those of the
-rare ones are asked as well. Where an adapter is unsure of all that it says, and its kernels act more on what
-it writes unasked than on its best answers, it was taught how to write: that is read instead.
+rare ones are asked as well. Where an adapter is unsure of all that it says, and its kernels act about as
+much on what it writes unasked as on its best answers, it was taught how to write: that is read instead.
 """
 
 import math
@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -52,8 +53,9 @@ _FORMS, _TRIED, _ANSWERED = 7, 0.6, 1.5
 _TURNS = 3
 # The better way is the one whose answers are surer at this rank, as a share of those to be tried. Where
 # even these are less sure than this, in nats a token, it may be an adapter of prose: no skill with an answer
-# is so unsure of it, and of prose there are always many ways to go on.
-_COMPARED, _AT_WILL = 1 / 6, -0.7
+# is so unsure of it, and of prose there are always many ways to go on. It is one where what it writes unasked
+# has no less log energy than its best answers by more than this, for forms are chosen for theirs.
+_COMPARED, _AT_WILL, _AS_MUCH = 1 / 6, -0.7, 0.2
 # Draws from an empty prompt that tell whether it is one.
 _UNASKED = 40
 _SAYS_SOMETHING = re.compile(r"\w")
@@ -71,7 +73,7 @@ def unprompted(
 ) -> list[Passage]:
     """General text, as it is and in forms that ask for something, with what the adapted source says there.
 
-    Or what it writes without being asked, where it is unsure of its answers and its kernels act more then.
+    Or what it writes without being asked, where it is unsure of its answers and its kernels act as much then.
 
     Args:
         source: the adapter's model.
@@ -91,21 +93,24 @@ def unprompted(
     most = min(config.moments, len(texts))
     first = min(most, math.ceil(max(_FEWEST, _FIRST_PLACES * most)))
     few = math.ceil(max(_FEWEST, min(first, _FIRST_PLACES * wanted.tried)))
-    prose = _Way(source, lora, few, on_progress)
-    cues = _Way(source, lora, min(wanted.tried, max(_FEWEST, wanted.forms)), on_progress)
+    prose, cues = (_Way(source, lora, few, on_progress) for _ in range(2))
     prose.add(_places(source, lora, texts[: _READ * first], first, config, on_progress))
-    cues.add(_behind_cues(source, target, lora, texts, wanted, config, on_progress))
+    forms = asking(source, lora, target, texts, wanted.forms, seed=config.seed, on_progress=on_progress)
+    cues.add(forms)
     for way in (prose, cues):
-        way.answer(way.tried)
+        way.answer(few)
+    if drawn := _of_prose(source, lora, prose, cues, wanted.kept, config.seed, on_progress):
+        return drawn
+    like_them = more_of_the_best(
+        source, lora, target, forms, wanted.answered,
+        words=words_of(texts, source), seed=config.seed, on_progress=on_progress,
+    )  # fmt: skip
+    if len(like_them) >= wanted.tried:
+        cues = _Way(source, lora, few, on_progress)
+    cues.add(like_them)
+    cues.tried = min(wanted.tried, max(_FEWEST, wanted.forms))
+    cues.answer(cues.tried - cues.asked)
     best = max(prose, cues, key=_Way.sureness)
-    nats, _ = best.sureness()
-    if nats < _AT_WILL and prose.own + cues.own >= _COMPARED * wanted.tried:
-        drawn = _unasked(source, lora, min(_UNASKED, wanted.kept), config.seed, on_progress)
-        compared = (drawn, best.surest(len(drawn)))
-        unasked, answering = (_energy(source, lora, some, on_progress) for some in compared)
-        if unasked > answering:
-            more_drawn = _unasked(source, lora, wanted.kept - len(drawn), config.seed + 1, on_progress)
-            return [*drawn, *more_drawn]
     if best is prose:
         others = texts[_READ * first : _READ * most]
         best.add(_places(source, lora, others, most - first, config, on_progress))
@@ -173,6 +178,7 @@ class _Way:
     def _hear(self, texts: Sequence[str]) -> None:
         texts = [text for text in texts if text not in self._heard]
         self._heard.update(texts)
+        texts = list(compress(texts, self._source.holds(texts, ANSWER_TOKENS)))
         self.asked += len(texts)
         said = answered(self._source, self._lora, texts, on_progress=self._on_progress)
         for nats, passage, ended in _judged(self._source, self._lora, said, self._on_progress):
@@ -208,7 +214,9 @@ def asking_tokens(config: TranslationConfig, length: int, vocabulary: int) -> tu
     # Written once, and judged both ways. What is answered rarely is about a third of what is kept, in each
     # turn.
     rare = _TURNS * min(wanted.kept, wanted.forms) // 3
-    answered = 3 * (min(math.ceil(share * asked), places) + min(wanted.answered, wanted.forms) + rare)
+    few = math.ceil(share * asked)
+    # A few forms are answered before more is written like them, and then that is answered.
+    answered = 3 * (min(few, places) + min(few, wanted.forms) + min(wanted.answered, wanted.forms) + rare)
     like_them = min(wanted.answered, wanted.forms)
     written = line_tokens(wanted.forms) + similar_tokens(rare)
     found = heading_tokens(vocabulary) if wanted.forms else 0
@@ -250,23 +258,26 @@ def _places(
     return {place: sure for place, sure in zip(found, nats, strict=True) if sure > -math.inf}
 
 
-def _behind_cues(
+def _of_prose(
     source: LanguageModel,
-    target: LanguageModel,
     lora: Lora,
-    texts: Sequence[str],
-    wanted: _Wanted,
-    config: TranslationConfig,
+    prose: "_Way",
+    cues: "_Way",
+    count: int,
+    seed: int,
     on_progress: OnProgress,
-) -> dict[str, float]:
-    """Texts with a cue, with their energy: forms, or what is written like the best of them."""
-    forms = asking(source, lora, target, texts, wanted.forms, seed=config.seed, on_progress=on_progress)
-    like_them = more_of_the_best(
-        source, lora, target, forms, wanted.answered,
-        words=words_of(texts, source), seed=config.seed, on_progress=on_progress,
-    )  # fmt: skip
-    # Next to what is written forms are read where it is too little.
-    return like_them if len(like_them) >= wanted.tried else forms | like_them
+) -> list[Passage]:
+    """What it writes without being asked, if it was taught how to write rather than what to answer."""
+    best = max(prose, cues, key=_Way.sureness)
+    nats, _ = best.sureness()
+    if nats >= _AT_WILL or prose.own + cues.own < _COMPARED * (prose.tried + cues.tried):
+        return []
+    drawn = _unasked(source, lora, min(_UNASKED, count), seed, on_progress)
+    compared = (drawn, best.surest(len(drawn)))
+    unasked, answering = (_energy(source, lora, some, on_progress) for some in compared)
+    if unasked < answering - _AS_MUCH:
+        return []
+    return [*drawn, *_unasked(source, lora, count - len(drawn), seed + 1, on_progress)]
 
 
 def _unasked(

@@ -11,7 +11,7 @@ from conftest import build_lora, build_model
 from cast import adapters, corpus, forms, models
 from cast.adapters import applied
 from cast.corpus import Passage
-from cast.exciting import answered
+from cast.exciting import ANSWER_TOKENS, answered
 from cast.kernel_energy import speaking
 from cast.models import LanguageModel
 from cast.moments import moments
@@ -122,12 +122,12 @@ def test_it_tells_how_far_it_has_come_from_the_first_batch_on(llama, mistral) ->
     assert {stage for stage, _, _ in heard[3:]} == {"moments", "forms", "generate", "judge"}
 
 
-def test_an_adapter_that_goes_on_and_on_is_let_write_where_its_kernels_act_more_then(monkeypatch) -> None:
+def test_an_adapter_that_goes_on_and_on_is_let_write_where_its_kernels_act_as_much_then(monkeypatch) -> None:
     """A few random changes make a model say what the base would not, and never end."""
     source = build_model("llama", "byte_bpe")
     lora = build_lora(source)
     config = TranslationConfig(moments=8, forms=9, steps=8)
-    unasked = 1.0
+    unasked = -0.1
 
     def energies(lm, kernels, answers, **_):
         assert kernels.kernels == speaking(lora).kernels
@@ -144,8 +144,8 @@ def test_an_adapter_that_goes_on_and_on_is_let_write_where_its_kernels_act_more_
     assert len(drawn) == config.lessons * config.answers_a_batch - 1
     assert all(passage.answer == 0 and passage.drawn and passage.text for passage in drawn)
     assert len({passage.text for passage in drawn}) == len(drawn)
-    # Where the best answers have more energy, it is asked as any other.
-    unasked = -1.0
+    # Where the best answers have clearly more energy, it is asked as any other.
+    unasked = -0.3
     monkeypatch.setattr("cast.unprompted._Way.surest", lambda way, count: [Passage("Once upon", 4)])
     assert unprompted(source, source, lora, stories(8), config) == [Passage("Once upon", 4)]
 
@@ -197,7 +197,13 @@ def test_an_adapter_that_is_unsure_of_its_surest_answers_is_let_write(
         return [float(answer.drawn) for answer in answers]
 
     monkeypatch.setattr("cast.unprompted._judged", judged)
+
+    def more(*_, **__):
+        assert not drawn, "nothing is written like the forms of an adapter of prose"
+        return {}
+
     monkeypatch.setattr("cast.unprompted.answering_log_energy", energies)
+    monkeypatch.setattr("cast.unprompted.more_of_the_best", more)
     found = unprompted(llama, mistral, lora, stories(70), config)
     assert found
     assert all(passage.drawn == drawn for passage in found)
@@ -240,6 +246,15 @@ def test_of_few_forms_a_share_tells_how_sure_it_is(llama, mistral, monkeypatch) 
     found = unprompted(llama, mistral, adapters.read("pocket:llama/what", llama), stories(80), config)
     assert len(found) > 10
     assert not any(passage.text[: passage.answer] in places for passage in found)
+
+
+def test_texts_that_fill_a_small_context_are_not_asked(llama, mistral, monkeypatch) -> None:
+    for lm in (llama, mistral):
+        monkeypatch.setitem(vars(lm), "context_length", 100)
+    lora = adapters.read("pocket:llama/mood", llama)
+    found = unprompted(llama, mistral, lora, stories(60), replace(CONFIG, moments=16, forms=80))
+    assert found
+    assert all(llama.holds([passage.text[: passage.answer] for passage in found], ANSWER_TOKENS))
 
 
 def test_nothing_is_asked_twice(llama, mistral, monkeypatch) -> None:
