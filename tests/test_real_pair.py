@@ -12,7 +12,7 @@ from benchmarks.real_pair.__main__ import main
 from benchmarks.real_pair.gguf import join_parts
 from benchmarks.real_pair.plan import Method, Plan
 from benchmarks.real_pair.record import DIRECTIONS, Measurement, read_measurements
-from benchmarks.real_pair.table import render, write_into
+from benchmarks.real_pair.table import FURTHER, render, write_into
 from cast.errors import ModelError, RequestError, TaskError
 from cast.fitting import FitConfig
 from cast.training import LoraTrainingConfig
@@ -134,6 +134,26 @@ def test_style_passages_hold_no_reference_and_test_books_are_held_out():
         assert not data.re.search(r"\d+:\d+", example.prompt + example.completion)
         assert len(example.prompt.split(" ")) == 5
         assert example.completion.startswith(" ")
+
+
+@pytest.mark.parametrize(
+    ("task", "lines"),
+    [
+        (wordnet.kind_task, lines_of(6)),
+        (wordnet.verb_task, lines_of(9, wordnet.ACTIONS)),
+        (wordnet.entry_task, lines_of(6)),
+        (data.style_task, [f"{line} {at}" for at, line in enumerate(verses({"Ge": 9, "Ruth": 6}))]),
+    ],
+)
+def test_further_examples_are_others_and_leave_those_before_as_they_are(task, lines):
+    without = task(lines, train=16, test=8, seed=0)
+    split = task(lines, train=16, test=8, seed=0, further=8)
+    assert (split.train, split.test) == (without.train, without.test)
+    assert without.further == ()
+    # In five kinds there is no eighth of each.
+    assert len(split.further) == (5 if task is wordnet.verb_task else 8)
+    others = {example.prompt + example.completion for example in split.train + split.test}
+    assert others.isdisjoint(example.prompt + example.completion for example in split.further)
 
 
 def test_too_few_passages_are_refused():
@@ -393,6 +413,21 @@ def test_the_way_back_uses_the_loras_that_are_there(tiny_plan, monkeypatch):
     stages.Bench(replace(plan, directions=DIRECTIONS), lambda progress: None).run()
     assert "kind__gemma3-to-smollm2__hosted" in read_measurements(plan.results)
     assert len(read_measurements(plan.results)) == 6
+
+
+def test_further_examples_are_scored_in_a_folder_of_their_own(tiny_plan, monkeypatch):
+    plan = replace(tiny_plan, methods=("hosted",))
+    bench = stages.Bench(plan, lambda progress: None)
+    bench.run()
+    monkeypatch.setattr(stages, "train_lora", None)
+    beside = replace(plan, further=8, results=plan.results / FURTHER)
+    others = stages.Bench(beside, lambda progress: None)
+    others.run()
+    assert others.split("kind").train == bench.split("kind").train
+    assert set(others.split("kind").test).isdisjoint(bench.split("kind").test)
+    assert read_measurements(beside.results).keys() == read_measurements(plan.results).keys()
+    first, second = render(plan.results).split("On other examples")
+    assert first.count("**kind** (8 test examples)") == second.count("**kind** (8 test examples)") == 1
 
 
 def test_a_passage_is_scored_without_generating(tiny_plan, monkeypatch):

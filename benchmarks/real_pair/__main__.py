@@ -10,7 +10,7 @@ from benchmarks.real_pair.gguf import GEMMA3, SMOLLM2, fetch
 from benchmarks.real_pair.plan import METHODS, Method, Plan
 from benchmarks.real_pair.record import DIRECTIONS, ModelName, Task
 from benchmarks.real_pair.stages import Bench
-from benchmarks.real_pair.table import render, write_into
+from benchmarks.real_pair.table import FURTHER, render, write_into
 from benchmarks.real_pair.tasks import TASKS
 from cast.errors import CastError
 from cast.progress import Progress
@@ -58,6 +58,12 @@ def _parser() -> argparse.ArgumentParser:
         help=f"a way to carry the adapter, as often as wanted; {', '.join(METHODS)} without it",
     )
     run.add_argument("--work", type=Path, default=work, help="where adapters and heads lie")
+    run.add_argument(
+        "--further",
+        type=int,
+        default=0,
+        help="score on so many more examples, drawn behind the 200, in their place; kept in a folder beside",
+    )
     run.add_argument("--results", type=Path, default=RESULTS, help="where measurements lie")
     run.set_defaults(run=_run)
     table = commands.add_parser("table", help="draw the table into README.md from the measurements")
@@ -76,13 +82,15 @@ def _run(options: argparse.Namespace) -> None:
     for model in get_args(ModelName):
         file = options.work / "models" / _FILES[model]
         models[model] = getattr(options, model) or (str(file) if file.is_file() else _HUB[model])
+    results = options.results / FURTHER if options.further else options.results
     plan = Plan(
         models,
         options.work,
-        options.results,
+        results,
         tasks=(options.task,) if options.task else tuple(TASKS),
         directions=tuple(way for way in DIRECTIONS if options.direction in (None, way.name)),
         methods=tuple(options.method or METHODS),
+        further=options.further,
     )
     Bench(plan, _report).run()
     print(render(options.results))

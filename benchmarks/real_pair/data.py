@@ -42,10 +42,12 @@ _PASSAGE = 150
 
 @dataclass(frozen=True)
 class Split:
-    """A task's examples: `train` teaches an adapter, `test` is never seen by anything."""
+    """A task's examples: `train` teaches an adapter, `test` and `further` are never seen by anything."""
 
     train: tuple[Example, ...]
     test: tuple[Example, ...]
+    further: tuple[Example, ...] = ()
+    """More test examples, drawn behind all others, so that those are the same without them."""
 
 
 def read_verses(program: str = "bible") -> list[str]:
@@ -69,7 +71,7 @@ def read_verses(program: str = "bible") -> list[str]:
     return done.stdout.splitlines()
 
 
-def style_task(verses: Iterable[str], *, train: int, test: int, seed: int) -> Split:
+def style_task(verses: Iterable[str], *, train: int, test: int, seed: int, further: int = 0) -> Split:
     """Passages of consecutive verses, without references; the test passages are of held-out books.
 
     The opening words of a passage are its prompt, so that the adapter has something to go on.
@@ -89,11 +91,12 @@ def style_task(verses: Iterable[str], *, train: int, test: int, seed: int) -> Sp
             parts[held_out].append(" ".join(held[held_out]))
             held[held_out].clear()
     rng = random.Random(seed)
-    for part, wanted in zip(parts, (train, test), strict=True):
+    for part, wanted in zip(parts, (train, test + further), strict=True):
         if len(part) < wanted:
             raise TaskError(f"The King James text gave {len(part)} passages, but {wanted} were asked for.")
         rng.shuffle(part)
-    return Split(tuple(map(_style_example, parts[0][:train])), tuple(map(_style_example, parts[1][:test])))
+    taught, scored = (tuple(map(_style_example, part)) for part in parts)
+    return Split(taught[:train], scored[:test], scored[test : test + further])
 
 
 def _style_example(passage: str) -> Example:

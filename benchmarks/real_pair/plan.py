@@ -50,6 +50,8 @@ class Plan:
     """Examples that the LoRAs are trained on, instead of the tasks' own numbers."""
     test: int = 200
     """Examples that everything is scored on."""
+    further: int = 0
+    """More examples, drawn behind these, that everything is scored on in their place."""
     general: int = 40
     """Paragraphs of held-out general text that everything is scored on."""
     strengths: tuple[float, ...] = (1.0, 2.0)

@@ -56,10 +56,11 @@ class Bench:
         return self._models[name]
 
     def split(self, task: Task) -> Split:
-        """A task's examples."""
+        """A task's examples; `test` are those that everything is scored on."""
         if task not in self._splits:
             train = self.plan.train or TASKS[task].train
-            self._splits[task] = TASKS[task].read(train, self.plan.test, self.plan.seed)
+            split = TASKS[task].read(train, self.plan.test, self.plan.seed, self.plan.further)
+            self._splits[task] = replace(split, test=split.further) if self.plan.further else split
         return self._splits[task]
 
     def texts(self, *, held_out: bool = False) -> Iterator[str]:

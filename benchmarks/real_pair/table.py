@@ -28,6 +28,9 @@ CARRIED = {
 LEAST_BITS = 0.03
 """What retraining must save of bits per byte, of which models need about 1, for a lift to be spoken of."""
 
+FURTHER = "further"
+"""The folder, among measurements, of those on other examples."""
+
 _BEGIN, _END = "<!-- table: begin -->", "<!-- table: end -->"
 _LABEL, _TEXT, _PASSAGE = "choice (%) | exact (%)", "exact (%) | bits per byte", "bits per byte"
 _WHAT: dict[Task, str] = {"kind": _LABEL, "verb": _LABEL, "entry": _TEXT, "style": _PASSAGE}
@@ -36,14 +39,24 @@ Found = Mapping[str, Measurement]
 
 
 def render(folder: Path) -> str:
-    """Markdown of every task that `folder` has measurements of, after a table of the lifts."""
-    found = read_measurements(folder)
+    """Markdown of every task that `folder` has measurements of, after a table of the lifts.
+
+    Then the same of what was measured on further examples, if there is any.
+    """
+    parts = _tables(read_measurements(folder))
+    if further := _tables(read_measurements(folder / FURTHER)):
+        parts += ["On other examples, which were drawn behind those above:", *further]
+    return "\n\n".join(parts) if parts else "Nothing is measured yet."
+
+
+def _tables(found: Found) -> list[str]:
+    """A table of the lifts, and one of each task."""
     parts = []
     for task in TASKS:
         rows = [measurement for measurement in found.values() if measurement.task == task]
         if rows:
             parts.append(_task_table(task, rows, found))
-    return "\n\n".join([*_lifts(found), *parts]) if parts else "Nothing is measured yet."
+    return [*_lifts(found), *parts]
 
 
 def write_into(readme: Path, folder: Path) -> None:

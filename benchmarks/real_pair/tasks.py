@@ -12,9 +12,9 @@ from cast.training import LoraTrainingConfig
 
 @dataclass(frozen=True)
 class RealTask:
-    """One task: `read(train, test, seed)` draws its examples."""
+    """One task: `read(train, test, seed, further)` draws its examples."""
 
-    read: Callable[[int, int, int], Split]
+    read: Callable[[int, int, int, int], Split]
     train: int
     """Examples that a LoRA is trained on; of some verbs WordNet has no more."""
     recipe: LoraTrainingConfig
@@ -34,20 +34,22 @@ _LABELS = LoraTrainingConfig(
 )
 
 
-def _kind(train: int, test: int, seed: int) -> Split:
-    return wordnet.kind_task(wordnet.read_wordnet("noun"), train=train, test=test, seed=seed)
+def _kind(train: int, test: int, seed: int, further: int) -> Split:
+    return wordnet.kind_task(wordnet.read_wordnet("noun"), train=train, test=test, seed=seed, further=further)
 
 
-def _verb(train: int, test: int, seed: int) -> Split:
-    return wordnet.verb_task(wordnet.read_wordnet("verb"), train=train, test=test, seed=seed)
+def _verb(train: int, test: int, seed: int, further: int) -> Split:
+    return wordnet.verb_task(wordnet.read_wordnet("verb"), train=train, test=test, seed=seed, further=further)
 
 
-def _entry(train: int, test: int, seed: int) -> Split:
-    return wordnet.entry_task(wordnet.read_wordnet("noun"), train=train, test=test, seed=seed)
+def _entry(train: int, test: int, seed: int, further: int) -> Split:
+    return wordnet.entry_task(
+        wordnet.read_wordnet("noun"), train=train, test=test, seed=seed, further=further
+    )
 
 
-def _style(train: int, test: int, seed: int) -> Split:
-    return data.style_task(data.read_verses(), train=train, test=test, seed=seed)
+def _style(train: int, test: int, seed: int, further: int) -> Split:
+    return data.style_task(data.read_verses(), train=train, test=test, seed=seed, further=further)
 
 
 TASKS: Mapping[Task, RealTask] = MappingProxyType(

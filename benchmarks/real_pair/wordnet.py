@@ -64,12 +64,13 @@ def parse_synset(line: str) -> Synset | None:
     return Synset(parts[4].replace("_", " "), meaning, int(parts[1])) if meaning else None
 
 
-def kind_task(lines: Iterable[str], *, train: int, test: int, seed: int) -> Split:
+def kind_task(lines: Iterable[str], *, train: int, test: int, seed: int, further: int = 0) -> Split:
     """A noun and its gloss → one of eight kinds; see `_label_task`."""
-    return _label_task(_synsets(lines, _GLOSS_LENGTHS), KINDS, "Kind:", train=train, test=test, seed=seed)
+    synsets = _synsets(lines, _GLOSS_LENGTHS)
+    return _label_task(synsets, KINDS, "Kind:", train=train, test=test, seed=seed, further=further)
 
 
-def verb_task(lines: Iterable[str], *, train: int, test: int, seed: int) -> Split:
+def verb_task(lines: Iterable[str], *, train: int, test: int, seed: int, further: int = 0) -> Split:
     """A verb and its gloss → one of five kinds of action; see `_label_task`.
 
     A verb of many meanings is asked for in the rarest kind, so that every kind has enough of them.
@@ -77,10 +78,10 @@ def verb_task(lines: Iterable[str], *, train: int, test: int, seed: int) -> Spli
     synsets = list(_synsets(lines, _GLOSS_LENGTHS))
     sizes = Counter(synset.file for synset in synsets)
     synsets.sort(key=lambda synset: sizes[synset.file])
-    return _label_task(synsets, ACTIONS, "Action:", train=train, test=test, seed=seed)
+    return _label_task(synsets, ACTIONS, "Action:", train=train, test=test, seed=seed, further=further)
 
 
-def entry_task(lines: Iterable[str], *, train: int, test: int, seed: int) -> Split:
+def entry_task(lines: Iterable[str], *, train: int, test: int, seed: int, further: int = 0) -> Split:
     """A noun and its short gloss → both as one line of JSON; no word is in both parts.
 
     Raises:
@@ -91,9 +92,10 @@ def entry_task(lines: Iterable[str], *, train: int, test: int, seed: int) -> Spl
         # What JSON would escape is left out: the task is the form, not its quoting rules.
         if json.dumps(synset.gloss) == f'"{synset.gloss}"' and synset.word.isascii():
             by_word.setdefault(synset.word.lower(), synset)
-    drawn = _drawn(list(by_word.values()), train + test, random.Random(seed), "with a short gloss")
+    count = train + test + further
+    drawn = _drawn(list(by_word.values()), count, random.Random(seed), "with a short gloss")
     examples = tuple(map(_entry_example, drawn))
-    return Split(examples[:train], examples[train:])
+    return Split(examples[:train], examples[train : train + test], examples[train + test :])
 
 
 def _entry_example(synset: Synset) -> Example:
@@ -102,9 +104,16 @@ def _entry_example(synset: Synset) -> Example:
 
 
 def _label_task(
-    synsets: Iterable[Synset], labels: Mapping[int, str], cue: str, *, train: int, test: int, seed: int
+    synsets: Iterable[Synset],
+    labels: Mapping[int, str],
+    cue: str,
+    *,
+    train: int,
+    test: int,
+    seed: int,
+    further: int,
 ) -> Split:
-    """Word and gloss → the name of its file, balanced among `labels`; no word is in both parts.
+    """Word and gloss → the name of its file, balanced among `labels`; no word is in two parts.
 
     Raises:
         TaskError: a label has too few words for what was asked.
@@ -117,17 +126,29 @@ def _label_task(
             taken.add(synset.word.lower())
             by_label[label][synset.word] = synset
     rng = random.Random(seed)
-    each_train, each_test = train // len(labels), test // len(labels)
+    each_train, each_test, each_further = (count // len(labels) for count in (train, test, further))
     choices = tuple(f" {name}" for name in labels.values())
-    parts: tuple[list[Example], list[Example]] = ([], [])
-    for label, found in by_label.items():
-        drawn = _drawn(list(found.values()), each_train + each_test, rng, f"of the kind '{label}'")
-        examples = [Example(f"{_shown(synset)}\n{cue}", f" {label}", choices) for synset in drawn]
-        parts[0].extend(examples[:each_train])
-        parts[1].extend(examples[each_train:])
+
+    def examples(count: int) -> dict[str, list[Example]]:
+        """So many of each label, which are not drawn again."""
+        result = {}
+        for label, found in by_label.items():
+            drawn = _drawn(list(found.values()), count, rng, f"of the kind '{label}'")
+            result[label] = [Example(f"{_shown(synset)}\n{cue}", f" {label}", choices) for synset in drawn]
+            for synset in drawn:
+                del found[synset.word]
+        return result
+
+    first = examples(each_train + each_test).values()
+    parts = [
+        [one for group in first for one in group[:each_train]],
+        [one for group in first for one in group[each_train:]],
+    ]
     for part in parts:
         rng.shuffle(part)
-    return Split(tuple(parts[0]), tuple(parts[1]))
+    more = [one for group in examples(each_further).values() for one in group]
+    rng.shuffle(more)
+    return Split(*map(tuple, parts), tuple(more))
 
 
 def _synsets(lines: Iterable[str], lengths: range) -> Iterator[Synset]:
