@@ -268,11 +268,7 @@ def asking(
 def _written(
     writer: LanguageModel, forms: Sequence[_Form], seed: int, on_progress: OnProgress
 ) -> dict[str, _Form]:
-    """The texts of forms, with their missing lines; one whose line stays empty, or runs on, is left out.
-
-    So is one whose opening fills the writer's context.
-    """
-    forms = list(compress(forms, writer.holds([form.opening for form in forms])))
+    """The texts of forms, with their missing lines; one whose line stays empty, or runs on, is left out."""
     openings = [form.opening for form in forms if form.opening.endswith(":")]
     lines = iter(
         generate_many(

@@ -119,8 +119,10 @@ class LanguageModel:
 
     def holds(self, texts: Sequence[str], beside: int = 1) -> list[bool]:
         """Whether each text leaves room for so many tokens more, one at least, in what the model can read."""
-        room = (self.context_length or math.inf) - beside
-        return [len(row) <= room for row in self.tokens(texts)[0]]
+        # The BOS is one of them.
+        room = (self.context_length or math.inf) - 1 - beside
+        encoded = self._encoder.encode_batch(list(texts), add_special_tokens=False)
+        return [len(row.ids) <= room for row in encoded]
 
     @cached_property
     def bos_id(self) -> int:

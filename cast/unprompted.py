@@ -53,9 +53,9 @@ _FORMS, _TRIED, _ANSWERED = 7, 0.6, 1.5
 _TURNS = 3
 # The better way is the one whose answers are surer at this rank, as a share of those to be tried. Where
 # even these are less sure than this, in nats a token, it may be an adapter of prose: no skill with an answer
-# is so unsure of it, and of prose there are always many ways to go on. It is one where what it writes unasked
-# has no less log energy than its best answers by more than this, for forms are chosen for theirs.
-_COMPARED, _AT_WILL, _AS_MUCH = 1 / 6, -0.7, 0.2
+# is so unsure of it, and of prose there are always many ways to go on. It is one if what it writes unasked
+# has at most this much less log energy than its best answers, which stand where the kernels act most.
+_COMPARED, _AT_WILL, _AS_MUCH = 1 / 6, -0.9, 0.2
 # Draws from an empty prompt that tell whether it is one.
 _UNASKED = 40
 _SAYS_SOMETHING = re.compile(r"\w")
@@ -92,13 +92,12 @@ def unprompted(
     # Of each text one place is taken.
     most = min(config.moments, len(texts))
     first = min(most, math.ceil(max(_FEWEST, _FIRST_PLACES * most)))
-    few = math.ceil(max(_FEWEST, min(first, _FIRST_PLACES * wanted.tried)))
-    prose, cues = (_Way(source, lora, few, on_progress) for _ in range(2))
+    prose, cues = (_Way(source, lora, wanted.few(most), on_progress) for most in (first, wanted.forms))
     prose.add(_places(source, lora, texts[: _READ * first], first, config, on_progress))
     forms = asking(source, lora, target, texts, wanted.forms, seed=config.seed, on_progress=on_progress)
     cues.add(forms)
     for way in (prose, cues):
-        way.answer(few)
+        way.answer(way.tried)
     if drawn := _of_prose(source, lora, prose, cues, wanted.kept, config.seed, on_progress):
         return drawn
     like_them = more_of_the_best(
@@ -106,9 +105,9 @@ def unprompted(
         words=words_of(texts, source), seed=config.seed, on_progress=on_progress,
     )  # fmt: skip
     if len(like_them) >= wanted.tried:
-        cues = _Way(source, lora, few, on_progress)
+        cues = _Way(source, lora, cues.tried, on_progress)
     cues.add(like_them)
-    cues.tried = min(wanted.tried, max(_FEWEST, wanted.forms))
+    cues.tried = max(_FEWEST, min(wanted.tried, wanted.forms))
     cues.answer(cues.tried - cues.asked)
     best = max(prose, cues, key=_Way.sureness)
     if best is prose:
@@ -138,6 +137,10 @@ class _Wanted:
         forms = min(config.forms, _FORMS * read)
         return cls(forms, math.ceil(_TRIED * read), math.ceil(_ANSWERED * read), read)
 
+    def few(self, most: int) -> int:
+        """How many tell of a way whether the others are needed, where there are so many at most."""
+        return math.ceil(max(_FEWEST, min(most, _FIRST_PLACES * self.tried)))
+
 
 class _Way:
     """One way to ask: the answers worth keeping, the surest first.
@@ -156,7 +159,12 @@ class _Way:
 
     def add(self, promise: Mapping[str, float]) -> None:
         """Texts to ask, with what they promise: by sureness in prose, by energy behind cues."""
-        self._waiting |= {text: value for text, value in promise.items() if text not in self._heard}
+        self._waiting |= {text: promise[text] for text in self._new(list(promise))}
+
+    def _new(self, texts: Sequence[str]) -> list[str]:
+        """Those that were not heard yet, and that leave room for an answer."""
+        texts = [text for text in texts if text not in self._heard]
+        return list(compress(texts, self._source.holds(texts, ANSWER_TOKENS)))
 
     def answer(self, count: int) -> None:
         """Answer the texts that promise most, so many of those that wait."""
@@ -176,9 +184,8 @@ class _Way:
             self._hear(similar(asked))
 
     def _hear(self, texts: Sequence[str]) -> None:
-        texts = [text for text in texts if text not in self._heard]
+        texts = self._new(texts)
         self._heard.update(texts)
-        texts = list(compress(texts, self._source.holds(texts, ANSWER_TOKENS)))
         self.asked += len(texts)
         said = answered(self._source, self._lora, texts, on_progress=self._on_progress)
         for nats, passage, ended in _judged(self._source, self._lora, said, self._on_progress):
@@ -208,13 +215,12 @@ def asking_tokens(config: TranslationConfig, length: int, vocabulary: int) -> tu
     wanted, texts = _Wanted.of(config), config.steps * config.batch_size
     # Where there are cues, they are mostly the better way, and the first places all that is read of prose.
     share, asked = (_FIRST_PLACES, wanted.tried) if wanted.forms else (1, wanted.answered)
-    places = math.ceil(share * min(config.moments, texts))
+    places, few = math.ceil(share * min(config.moments, texts)), math.ceil(share * asked)
     # With the adapter and without; forms without.
     read = 2 * (min(_READ * places, texts) + places) + wanted.forms
     # Written once, and judged both ways. What is answered rarely is about a third of what is kept, in each
     # turn.
     rare = _TURNS * min(wanted.kept, wanted.forms) // 3
-    few = math.ceil(share * asked)
     # A few forms are answered before more is written like them, and then that is answered.
     answered = 3 * (min(few, places) + min(few, wanted.forms) + min(wanted.answered, wanted.forms) + rare)
     like_them = min(wanted.answered, wanted.forms)
@@ -261,8 +267,8 @@ def _places(
 def _of_prose(
     source: LanguageModel,
     lora: Lora,
-    prose: "_Way",
-    cues: "_Way",
+    prose: _Way,
+    cues: _Way,
     count: int,
     seed: int,
     on_progress: OnProgress,
@@ -275,7 +281,7 @@ def _of_prose(
     drawn = _unasked(source, lora, min(_UNASKED, count), seed, on_progress)
     compared = (drawn, best.surest(len(drawn)))
     unasked, answering = (_energy(source, lora, some, on_progress) for some in compared)
-    if unasked < answering - _AS_MUCH:
+    if unasked == -math.inf or unasked < answering - _AS_MUCH:
         return []
     return [*drawn, *_unasked(source, lora, count - len(drawn), seed + 1, on_progress)]
 
@@ -289,8 +295,9 @@ def _unasked(
 
 
 def _energy(source: LanguageModel, lora: Lora, answers: Sequence[Passage], on_progress: OnProgress) -> float:
-    """How much the kernels act where these answers are said; nothing is less than any."""
-    found = answering_log_energy(source, speaking(lora), answers, on_progress=on_progress)
+    """How much the kernels act where these answers are said, in the mean; nothing is less than any."""
+    energies = answering_log_energy(source, speaking(lora), answers, on_progress=on_progress)
+    found = [energy for energy in energies if energy > -math.inf]
     return sum(found) / len(found) if found else -math.inf
 
 

@@ -139,6 +139,14 @@ def test_similar_forms_have_new_bodies_of_each_group_and_its_cues(llama) -> None
     assert made == similar(llama, asked)
 
 
+def test_a_form_that_fills_the_context_is_not_gone_on_with(llama, monkeypatch) -> None:
+    monkeypatch.setitem(vars(llama), "context_length", 60)
+    short, long = ("Ben had the key.\n[mood] ->", f"{'Ben had the key. ' * 30}\n[mood] ->")
+    found = similar(llama, [([short], 8), ([long], 8)])
+    assert found == similar(llama, [([short], 8)])
+    assert found
+
+
 def test_examples_that_fill_the_context_leave_room_to_write(llama) -> None:
     long = "The old mill stood by the river and nobody came. " * 8
     forms = [f"{number} {long}\n<mood> =" for number in ("One", "Two", "Three")]

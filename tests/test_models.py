@@ -199,10 +199,11 @@ class TestEncode:
     def test_a_text_is_held_with_what_is_to_come_behind_it(self, tiny_model):
         lm = tiny_model("llama")
         length = len(lm.tokens(["word " * 20])[0][0])
-        texts = ["", "word " * 20, "word " * 900]
-        assert lm.holds(texts) == [True, True, False]
-        assert lm.holds(texts, 256 - length) == [True, True, False]
-        assert lm.holds(texts, 256 - length + 1) == [True, False, False]
+        # The last is cut between characters, so that what is left of it does not fill the context.
+        texts = ["", "word " * 20, "word " * 900, "🦉" * 300]
+        assert lm.holds(texts) == [True, True, False, False]
+        assert lm.holds(texts, 256 - length) == [True, True, False, False]
+        assert lm.holds(texts, 256 - length + 1) == [True, False, False, False]
 
     def test_no_texts_make_an_empty_batch(self, tiny_model):
         assert tiny_model("llama").encode([]).input_ids.shape == (0, 0)

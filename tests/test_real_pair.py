@@ -415,12 +415,19 @@ def test_the_way_back_uses_the_loras_that_are_there(tiny_plan, monkeypatch):
     assert len(read_measurements(plan.results)) == 6
 
 
+def test_further_examples_that_there_are_not_are_refused_in_words(tiny_plan, tmp_path, capsys):
+    assert main(["run", "--further", "8", "--results", str(tmp_path)]) == 2
+    assert "--task" in capsys.readouterr().err
+    with pytest.raises(TaskError, match="too few for one of each label"):
+        stages.Bench(replace(tiny_plan, further=7), lambda progress: None).split("kind")
+
+
 def test_further_examples_are_scored_in_a_folder_of_their_own(tiny_plan, monkeypatch):
     plan = replace(tiny_plan, methods=("hosted",))
     bench = stages.Bench(plan, lambda progress: None)
     bench.run()
     monkeypatch.setattr(stages, "train_lora", None)
-    beside = replace(plan, further=8, results=plan.results / FURTHER)
+    beside = replace(plan, further=8, results=plan.results / f"{FURTHER}-8")
     others = stages.Bench(beside, lambda progress: None)
     others.run()
     assert others.split("kind").train == bench.split("kind").train

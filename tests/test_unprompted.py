@@ -140,13 +140,13 @@ def test_an_adapter_that_goes_on_and_on_is_let_write_where_its_kernels_act_as_mu
 
     monkeypatch.setattr("cast.unprompted.answering_log_energy", energies)
     monkeypatch.setattr("cast.unprompted.answered", said)
+    monkeypatch.setattr("cast.unprompted._Way.surest", lambda way, count: [Passage("Once upon", 4)])
     drawn = unprompted(source, source, lora, stories(8), config)
     assert len(drawn) == config.lessons * config.answers_a_batch - 1
     assert all(passage.answer == 0 and passage.drawn and passage.text for passage in drawn)
     assert len({passage.text for passage in drawn}) == len(drawn)
     # Where the best answers have clearly more energy, it is asked as any other.
     unasked = -0.3
-    monkeypatch.setattr("cast.unprompted._Way.surest", lambda way, count: [Passage("Once upon", 4)])
     assert unprompted(source, source, lora, stories(8), config) == [Passage("Once upon", 4)]
 
 

@@ -12,7 +12,7 @@ from benchmarks.real_pair.record import DIRECTIONS, ModelName, Task
 from benchmarks.real_pair.stages import Bench
 from benchmarks.real_pair.table import FURTHER, render, write_into
 from benchmarks.real_pair.tasks import TASKS
-from cast.errors import CastError
+from cast.errors import CastError, RequestError
 from cast.progress import Progress
 from cast.storage import cache_folder
 
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         "--further",
         type=int,
         default=0,
-        help="score on so many more examples, drawn behind the 200, in their place; kept in a folder beside",
+        help="with --task: score on so many more examples, drawn behind the 200; kept in a folder beside",
     )
     run.add_argument("--results", type=Path, default=RESULTS, help="where measurements lie")
     run.set_defaults(run=_run)
@@ -82,7 +82,11 @@ def _run(options: argparse.Namespace) -> None:
     for model in get_args(ModelName):
         file = options.work / "models" / _FILES[model]
         models[model] = getattr(options, model) or (str(file) if file.is_file() else _HUB[model])
-    results = options.results / FURTHER if options.further else options.results
+    if options.further < 0 or (options.further and not options.task):
+        raise RequestError(
+            "--further needs a number above 0, and --task: not all tasks have as many examples more."
+        )
+    results = options.results / f"{FURTHER}-{options.further}" if options.further else options.results
     plan = Plan(
         models,
         options.work,

@@ -95,8 +95,11 @@ def style_task(verses: Iterable[str], *, train: int, test: int, seed: int, furth
         if len(part) < wanted:
             raise TaskError(f"The King James text gave {len(part)} passages, but {wanted} were asked for.")
         rng.shuffle(part)
-    taught, scored = (tuple(map(_style_example, part)) for part in parts)
-    return Split(taught[:train], scored[:test], scored[test : test + further])
+    taught, scored = (
+        tuple(map(_style_example, part[:count]))
+        for part, count in zip(parts, (train, test + further), strict=True)
+    )
+    return Split(taught, scored[:test], scored[test:])
 
 
 def _style_example(passage: str) -> Example:

@@ -26,6 +26,7 @@ from cast import adapters
 from cast.adapters import Lora
 from cast.baselines import BASELINES, Given
 from cast.corpus import general_text
+from cast.errors import TaskError
 from cast.evaluate import TaskData, evaluate
 from cast.fitting import fit_heads
 from cast.heads import HeadSet
@@ -59,8 +60,11 @@ class Bench:
         """A task's examples; `test` are those that everything is scored on."""
         if task not in self._splits:
             train = self.plan.train or TASKS[task].train
-            split = TASKS[task].read(train, self.plan.test, self.plan.seed, self.plan.further)
-            self._splits[task] = replace(split, test=split.further) if self.plan.further else split
+            further = self.plan.further
+            split = TASKS[task].read(train, self.plan.test, self.plan.seed, further)
+            if further and not split.further:
+                raise TaskError(f"{further} more examples of {task} are too few for one of each label.")
+            self._splits[task] = replace(split, test=split.further) if further else split
         return self._splits[task]
 
     def texts(self, *, held_out: bool = False) -> Iterator[str]:

@@ -29,7 +29,7 @@ LEAST_BITS = 0.03
 """What retraining must save of bits per byte, of which models need about 1, for a lift to be spoken of."""
 
 FURTHER = "further"
-"""The folder, among measurements, of those on other examples."""
+"""How a folder begins, among measurements, of those on so many other examples."""
 
 _BEGIN, _END = "<!-- table: begin -->", "<!-- table: end -->"
 _LABEL, _TEXT, _PASSAGE = "choice (%) | exact (%)", "exact (%) | bits per byte", "bits per byte"
@@ -44,8 +44,11 @@ def render(folder: Path) -> str:
     Then the same of what was measured on further examples, if there is any.
     """
     parts = _tables(read_measurements(folder))
-    if further := _tables(read_measurements(folder / FURTHER)):
-        parts += ["On other examples, which were drawn behind those above:", *further]
+    for further in sorted(folder.glob(f"{FURTHER}-*")):
+        parts += [
+            "On other examples, which were drawn behind those above:",
+            *_tables(read_measurements(further)),
+        ]
     return "\n\n".join(parts) if parts else "Nothing is measured yet."
 
 

@@ -92,10 +92,14 @@ def entry_task(lines: Iterable[str], *, train: int, test: int, seed: int, furthe
         # What JSON would escape is left out: the task is the form, not its quoting rules.
         if json.dumps(synset.gloss) == f'"{synset.gloss}"' and synset.word.isascii():
             by_word.setdefault(synset.word.lower(), synset)
-    count = train + test + further
-    drawn = _drawn(list(by_word.values()), count, random.Random(seed), "with a short gloss")
-    examples = tuple(map(_entry_example, drawn))
-    return Split(examples[:train], examples[train : train + test], examples[train + test :])
+    rng = random.Random(seed)
+    parts = []
+    for count in (train + test, further):
+        drawn = _drawn(list(by_word.values()), count, rng, "with a short gloss")
+        parts.append(tuple(map(_entry_example, drawn)))
+        for synset in drawn:
+            del by_word[synset.word.lower()]
+    return Split(parts[0][:train], parts[0][train:], parts[1])
 
 
 def _entry_example(synset: Synset) -> Example:
