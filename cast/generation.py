@@ -9,15 +9,20 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from cast.adapters import applied
 from cast.errors import RequestError
+from cast.language_model import rows_in_cache
 from cast.models import LanguageModel
 from cast.progress import OnProgress, Progress, ignore
 from cast.runners import PlainRunner, Runner
 from cast.stepping import BatchSession, StreamSession, TokenStream
 from cast.transcript import Transcript
+
+# Of so many tokens probabilities are summed first.
+_RUN = 512
 
 
 @dataclass(frozen=True)
@@ -194,12 +199,32 @@ class _Picker:
         logits = logits[:, : self._size].float().cpu()
         if self._greedy:
             return logits.argmax(-1).tolist()
-        scores = self._warpers(torch.empty(len(logits), 0, dtype=torch.long), logits)
         # One number a row against the summed probabilities, not `multinomial`: panes that differ by rounding
         # only then draw alike, on any device.
-        mass = scores.double().softmax(-1).cumsum(-1)
-        drawn = torch.tensor([[text.draw()] for text in texts], dtype=torch.float64) * mass[:, -1:]
-        return torch.searchsorted(mass, drawn, right=True).clamp(max=self._size - 1)[:, 0].tolist()
+        numbers = torch.tensor([text.draw() for text in texts], dtype=torch.float64)
+        tokens: list[int] = []
+        for at in rows_in_cache(*logits.shape):
+            scores = self._warpers(torch.empty(len(logits[at]), 0, dtype=torch.long), logits[at])
+            tokens += drawn(scores.softmax(-1), numbers[at]).tolist()
+        return tokens
+
+
+def drawn(shares: Tensor, numbers: Tensor) -> Tensor:
+    """The places [B] at which sums over shares [B, V] first exceed numbers [B] in [0, 1) of the whole.
+
+    First the run of places is found, then the place in it: whole sums in float64 over a vocabulary of 262,144
+    took as long as its logits, or twice as long.
+    """
+    runs = pad(shares, (0, -shares.shape[1] % _RUN)).unflatten(-1, (-1, _RUN))
+    ends = runs.sum(-1, dtype=torch.float64).cumsum(-1)
+    wanted = numbers[:, None] * ends[:, -1:]
+    run = torch.searchsorted(ends, wanted, right=True).clamp(max=ends.shape[1] - 1)
+    within = runs[torch.arange(len(runs)), run[:, 0]].double().cumsum(-1)
+    before = ends.gather(1, run) - within[:, -1:]
+    # Where rounding leaves nothing above what is wanted, the last place that has a share.
+    last = torch.searchsorted(within, within[:, -1:].contiguous())
+    place = torch.searchsorted(within, wanted - before, right=True).minimum(last)
+    return (run * _RUN + place)[:, 0]
 
 
 class _Continuation:

@@ -5,9 +5,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from conftest import FAMILIES, TOKENIZERS
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cast.errors import Cancelled, RequestError
-from cast.generation import Sampling, generate, generate_many
+from cast.generation import Sampling, drawn, generate, generate_many
 from cast.models import LanguageModel
 from cast.progress import Progress
 from cast.runners import PlainRunner
@@ -188,6 +190,23 @@ def test_draws_follow_temperature_and_top_p(tiny_model: Callable) -> None:
     assert shares(temperature=1.0, top_p=0.6) == pytest.approx([0.625, 0.375, 0], abs=0.07)
     assert shares(temperature=0.01) == [1, 0, 0]
     assert shares() == [1, 0, 0]
+
+
+@settings(deadline=None)
+@given(size=st.integers(1, 1600), kept=st.floats(0.002, 1.0), seed=st.integers(0, 2**20))
+def test_a_draw_is_where_the_summed_shares_exceed_it(size: int, kept: float, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    shares = torch.rand(3, size, generator=random) * (torch.rand(3, size, generator=random) < kept)
+    shares[:, seed % size] += 1e-3
+    shares /= shares.sum(-1, keepdim=True)
+    # The ends of the range, where rounding might lead past the last share.
+    numbers = torch.tensor([0.0, float(torch.rand((), generator=random)), 1 - 2**-53], dtype=torch.float64)
+    found = drawn(shares, numbers)[:, None]
+    sums = shares.double().cumsum(-1)
+    wanted = numbers[:, None] * sums[:, -1:]
+    assert (shares.gather(1, found) > 0).all()
+    assert (sums.gather(1, found) >= wanted - 1e-12).all()
+    assert (sums.gather(1, found) - shares.gather(1, found) <= wanted + 1e-12).all()
 
 
 def test_rows_of_the_head_without_a_token_are_never_chosen(tiny_model: Callable) -> None:
