@@ -16,8 +16,8 @@ more, and on general text few have (docs/fidelity.md, docs/experiments.md)."""
 LIKELY, PARTLY = 0.7, 0.3
 ENDLESS = (
     "Most of its answers do not end, or it is sure of none: it seems to be an adapter of prose. Of such a "
-    "plain LoRA has carried half of what the adapter beside the target has, from example prompts: compare "
-    "with mode hosted."
+    "plain LoRA has carried half of what the adapter beside the target has, with example prompts and "
+    "without: compare with mode hosted."
 )
 """What to do about an adapter that was taught how to write (`benchmarks/real_pair`, *style*)."""
 
