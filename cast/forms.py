@@ -10,7 +10,7 @@ records are about is read off the adapter: its kernels act most on what it was t
 import random
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import compress
 
@@ -137,6 +137,11 @@ def _preferred(values: Sequence[str], energies: Tensor) -> dict[str, float]:
     return dict(zip(values, drawn.tolist(), strict=True))
 
 
+def _others(weights: Mapping[str, float], given: Set[str]) -> Mapping[str, float]:
+    """The weights without those of given values, or as they are where there are no others."""
+    return {value: weight for value, weight in weights.items() if value not in given} or weights
+
+
 def _best(weights: Mapping[str, float]) -> str:
     return max(weights, key=weights.__getitem__)
 
@@ -253,7 +258,8 @@ def asking(
     order, words = random.Random(seed), words_of(texts, reader) or heads
     draw = _Draw(order, texts, words)
     weights = suiting_headings(reader, lora, heads, draw.bodies(_BODIES_TRIED), on_progress=on_progress)
-    record = _best(weights["first"]), _best(weights["second"])
+    second = _best(weights["second"])
+    record = _best(_others(weights["first"], {second})), second
     some = order.sample(words, min(_WORDS, len(words)))
     draw.prefer(weights, suiting_words(reader, lora, record, some, on_progress=on_progress))
     for turn in range(_ROUNDS):
@@ -354,7 +360,9 @@ class _Draw:
         return f"{brackets[:1]}{self._order.choice(self._words)}{brackets[1:]} {sign}".strip()
 
     def _drawn(self, part: str, parts: list[tuple[str, str]]) -> str:
-        value = self._one_of(self._weights[part])
+        # Nobody gives two lines of a record one name; of such a model writes the first line again.
+        given = {value for place, value in parts if place in _PLACES}
+        value = self._one_of(_others(self._weights[part], given))
         parts.append((part, value))
         return value
 

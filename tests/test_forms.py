@@ -139,6 +139,18 @@ def test_similar_forms_have_new_bodies_of_each_group_and_its_cues(llama) -> None
     assert made == similar(llama, asked)
 
 
+def test_no_two_lines_of_a_record_have_one_name(llama, mood, texts, monkeypatch) -> None:
+    monkeypatch.setattr("cast.forms.headings", lambda lm, lora, **_: ["Word", "Meaning", "Action"])
+    found = asking(llama, mood, llama, texts, 160)
+    named = [re.findall(r"^([A-Z]\w+):", form, re.MULTILINE) for form in found]
+    records = [names for names in named if len(names) == 3]
+    assert len(records) > 8
+    assert all(len(set(names)) == 3 for names in records)
+    # Where there is but one heading, it is in all places.
+    monkeypatch.setattr("cast.forms.headings", lambda lm, lora, **_: ["Text"])
+    assert any(form.count("Text:") == 3 for form in asking(llama, mood, llama, texts, 80))
+
+
 def test_a_form_that_fills_the_context_is_not_gone_on_with(llama, monkeypatch) -> None:
     monkeypatch.setitem(vars(llama), "context_length", 60)
     short, long = ("Ben had the key.\n[mood] ->", f"{'Ben had the key. ' * 30}\n[mood] ->")
