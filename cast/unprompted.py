@@ -181,10 +181,9 @@ class _Way:
             for group in groups
         ]
         if asked := [(prompts, count) for prompts, count in missing if count > 0]:
-            self._hear(similar(asked))
+            self._hear(self._new(similar(asked)))
 
     def _hear(self, texts: Sequence[str]) -> None:
-        texts = self._new(texts)
         self._heard.update(texts)
         self.asked += len(texts)
         said = answered(self._source, self._lora, texts, on_progress=self._on_progress)

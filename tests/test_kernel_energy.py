@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import build_lora, build_model
 
-from cast import adapters, models
+from cast import adapters
 from cast.adapters import Lora
 from cast.corpus import Passage
 from cast.kernel_energy import (
@@ -147,8 +147,7 @@ def test_states_that_overflow_say_nothing(source, monkeypatch) -> None:
         ("colour", "* colour >"),
     ],
 )
-def test_the_cue_that_an_adapter_was_taught_excites_it_more_than_those_of_others(task, cue) -> None:
-    llama = models.load("pocket:llama")
+def test_the_cue_that_an_adapter_was_taught_excites_it_more_than_those_of_others(llama, task, cue) -> None:
     lora = adapters.read(f"pocket:llama/{task}", llama)
     bodies = [
         "Ben had a green coat. He was cold.\n",

@@ -196,12 +196,11 @@ def test_an_adapter_that_is_unsure_of_its_surest_answers_is_let_write(
     def energies(lm, kernels, answers, **_):
         return [float(answer.drawn) for answer in answers]
 
-    monkeypatch.setattr("cast.unprompted._judged", judged)
-
     def more(*_, **__):
         assert not drawn, "nothing is written like the forms of an adapter of prose"
         return {}
 
+    monkeypatch.setattr("cast.unprompted._judged", judged)
     monkeypatch.setattr("cast.unprompted.answering_log_energy", energies)
     monkeypatch.setattr("cast.unprompted.more_of_the_best", more)
     found = unprompted(llama, mistral, lora, stories(70), config)

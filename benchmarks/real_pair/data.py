@@ -95,10 +95,8 @@ def style_task(verses: Iterable[str], *, train: int, test: int, seed: int, furth
         if len(part) < wanted:
             raise TaskError(f"The King James text gave {len(part)} passages, but {wanted} were asked for.")
         rng.shuffle(part)
-    taught, scored = (
-        tuple(map(_style_example, part[:count]))
-        for part, count in zip(parts, (train, test + further), strict=True)
-    )
+        del part[wanted:]
+    taught, scored = (tuple(map(_style_example, part)) for part in parts)
     return Split(taught, scored[:test], scored[test:])
 
 

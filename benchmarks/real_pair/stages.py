@@ -26,7 +26,6 @@ from cast import adapters
 from cast.adapters import Lora
 from cast.baselines import BASELINES, Given
 from cast.corpus import general_text
-from cast.errors import TaskError
 from cast.evaluate import TaskData, evaluate
 from cast.fitting import fit_heads
 from cast.heads import HeadSet
@@ -62,8 +61,6 @@ class Bench:
             train = self.plan.train or TASKS[task].train
             further = self.plan.further
             split = TASKS[task].read(train, self.plan.test, self.plan.seed, further)
-            if further and not split.further:
-                raise TaskError(f"{further} more examples of {task} are too few for one of each label.")
             self._splits[task] = replace(split, test=split.further) if further else split
         return self._splits[task]
 

@@ -3,7 +3,7 @@
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -93,13 +93,11 @@ def entry_task(lines: Iterable[str], *, train: int, test: int, seed: int, furthe
         if json.dumps(synset.gloss) == f'"{synset.gloss}"' and synset.word.isascii():
             by_word.setdefault(synset.word.lower(), synset)
     rng = random.Random(seed)
-    parts = []
-    for count in (train + test, further):
-        drawn = _drawn(list(by_word.values()), count, rng, "with a short gloss")
-        parts.append(tuple(map(_entry_example, drawn)))
-        for synset in drawn:
-            del by_word[synset.word.lower()]
-    return Split(parts[0][:train], parts[0][train:], parts[1])
+    first, more = (
+        tuple(map(_entry_example, _drawn(by_word, count, rng, "with a short gloss")))
+        for count in (train + test, further)
+    )
+    return Split(first[:train], first[train:], more)
 
 
 def _entry_example(synset: Synset) -> Example:
@@ -131,16 +129,16 @@ def _label_task(
             by_label[label][synset.word] = synset
     rng = random.Random(seed)
     each_train, each_test, each_further = (count // len(labels) for count in (train, test, further))
+    if further and not each_further:
+        raise TaskError(f"{further} more examples are too few for one of each label.")
     choices = tuple(f" {name}" for name in labels.values())
 
     def examples(count: int) -> dict[str, list[Example]]:
-        """So many of each label, which are not drawn again."""
+        """So many of each label."""
         result = {}
         for label, found in by_label.items():
-            drawn = _drawn(list(found.values()), count, rng, f"of the kind '{label}'")
+            drawn = _drawn(found, count, rng, f"of the kind '{label}'")
             result[label] = [Example(f"{_shown(synset)}\n{cue}", f" {label}", choices) for synset in drawn]
-            for synset in drawn:
-                del found[synset.word]
         return result
 
     first = examples(each_train + each_test).values()
@@ -159,12 +157,11 @@ def _synsets(lines: Iterable[str], lengths: range) -> Iterator[Synset]:
     return (synset for synset in map(parse_synset, lines) if synset and len(synset.gloss) in lengths)
 
 
-def _drawn(synsets: Sequence[Synset], count: int, rng: random.Random, what: str) -> list[Synset]:
-    if len(synsets) < count:
-        raise TaskError(
-            f"WordNet has {len(synsets)} words {what}, but {count} were asked for; ask for fewer."
-        )
-    return rng.sample(sorted(synsets, key=lambda synset: synset.word), count)
+def _drawn(pool: dict[str, Synset], count: int, rng: random.Random, what: str) -> list[Synset]:
+    """So many of a pool, which are not drawn again."""
+    if len(pool) < count:
+        raise TaskError(f"WordNet has {len(pool)} words {what}, but {count} were asked for; ask for fewer.")
+    return [pool.pop(key) for key in rng.sample(sorted(pool, key=lambda key: pool[key].word), count)]
 
 
 def _shown(synset: Synset) -> str:
