@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
-from cast.activations import residuals
+from cast.activations import residuals_by_length
 from cast.adapters import Kernel, Lora, applied
 from cast.corpus import Passage
 from cast.errors import CorpusError
@@ -335,7 +335,7 @@ class _Fit:
             for site, (a, b) in zip(self._sites, self._sides, strict=True)
         )
         with applied(self._target, Lora("compiled", self._target.name, tuple(kernels))):
-            return residuals(self._target, tokens, depths)
+            return residuals_by_length(self._target, tokens, depths)
 
     def step(self, lesson: Lesson) -> None:
         """One step of the optimiser."""

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from cast.activations import residuals
+from cast.activations import residuals_by_length
 from cast.alignment import NO_PAIRS
 from cast.carrying import NO_EFFECT, CarriedBatch, Carrier, Loss, Objective
 from cast.corpus import Passage
@@ -156,19 +157,18 @@ class WordsGoal:
         self.depths = (teacher.target.depth,)
         self._teacher, self._watched = teacher, watched
         self._held_out = [teacher.tell(chunk) for chunk in held]
-        self._effect = self._measured(lambda tokens, depths: residuals(teacher.target, tokens, depths))[0]
+        self._effect = self._measured(partial(residuals_by_length, teacher.target))[0]
         if self._effect <= 0:
             raise AdapterError(NO_EFFECT)
 
     def on(self, passages: Sequence[Passage]) -> Lesson:
         """What a step lowers; what shall be said is worked out once, here."""
-        told = [self._teacher.tell(group) for group in _by_length(passages)]
-        tokens = sum(_count(each.tokens) for each in told)
+        told = self._teacher.tell(passages)
 
         def loss(run: Run) -> Tensor:
-            return _mean(told, [each.missing(self._logits(each, run)) for each in told]) / self._effect
+            return told.missing(self._logits(told, run)) / self._effect
 
-        return Lesson(tokens, loss)
+        return Lesson(_count(told.tokens), loss)
 
     def measure(self, run: Run) -> Outcome:
         """What is missing of the words, and which answers are said."""
@@ -202,18 +202,6 @@ def _mean(told: Sequence[Told], losses: Sequence[Tensor]) -> Tensor:
     """Nats a position over several batches, from those of each."""
     positions = torch.stack([each.weights.sum() for each in told])
     return torch.stack(list(losses)) @ positions / positions.sum()
-
-
-def _by_length(passages: Sequence[Passage]) -> list[Sequence[Passage]]:
-    """One group, or a short and a long one where padding all to the longest would cost half as much again."""
-    ordered = sorted(passages, key=lambda passage: len(passage.text))
-    lengths = [len(passage.text) for passage in ordered]
-
-    def cost(place: int) -> int:
-        return place * lengths[place - 1] + (len(ordered) - place) * lengths[-1]
-
-    best = min(range(1, len(ordered) + 1), key=cost)
-    return [ordered[:best], ordered[best:]] if 1.5 * cost(best) < cost(len(ordered)) else [passages]
 
 
 def _count(tokens: TokenBatch) -> int:

@@ -45,6 +45,18 @@ class TokenBatch:
     tokens and padding. A token that stops inside a character, as a byte may, has that character's end too:
     of several tokens with one end only the last has written it (`alignment.positions_by_end`)."""
 
+    def take(self, rows: Sequence[int]) -> "TokenBatch":
+        """The given rows in their order, no longer than the longest of them."""
+        chosen = list(rows)
+        mask = self.attention_mask[chosen]
+        length = int(mask.sum(1).amax()) if chosen else 0
+        return TokenBatch(
+            texts=tuple(self.texts[row] for row in chosen),
+            input_ids=self.input_ids[chosen, :length],
+            attention_mask=mask[:, :length],
+            ends=self.ends[chosen, :length],
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class LanguageModel:

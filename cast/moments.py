@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from cast.activations import residuals
+from cast.activations import residuals_by_length
 from cast.adapters import Lora, applied
 from cast.models import LanguageModel, TokenBatch
 from cast.progress import OnProgress, Progress, ignore
@@ -64,9 +64,9 @@ def _places(
 def last(source: LanguageModel, tokens: TokenBatch, lora: Lora | None = None) -> Tensor:
     """Last residuals [B, n, d], of the base or with an adapter."""
     if lora is None:
-        return residuals(source, tokens, [source.depth])[source.depth]
+        return residuals_by_length(source, tokens, [source.depth])[source.depth]
     with applied(source, lora):
-        return residuals(source, tokens, [source.depth])[source.depth]
+        return residuals_by_length(source, tokens, [source.depth])[source.depth]
 
 
 def _going_on(source: LanguageModel, plain: Tensor, adapted: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cast.language_model import rows_in_cache
 from cast.models import LanguageModel
 from cast.token_texts import TokenTexts
 
@@ -165,12 +166,13 @@ def _weighed(chances: Tensor, ratio: Tensor, was: Tensor, at: Tensor) -> Tensor:
 
 def _pool(mixed: Tensor, heard: Tensor, pooling: Tensor, at: Tensor) -> None:
     """Pool log-probabilities [N, V_t], in place, with the source's distributions [N, U] of tokens `at`."""
-    for row in (pooling > 0).nonzero()[:, 0].tolist():
-        weight = float(pooling[row])
-        spoken = mixed.new_zeros(mixed.shape[-1])
-        spoken[at] = heard[row]
-        pooled = (1 - weight) * mixed[row] + weight * (spoken + _PATIENCE).log()
-        mixed[row] = pooled.log_softmax(-1)
+    pooled_rows = (pooling > 0).nonzero()[:, 0]
+    for some in rows_in_cache(len(pooled_rows), mixed.shape[-1]):
+        rows = pooled_rows[some]
+        weights = pooling[rows, None].float()
+        spoken = mixed.new_zeros(len(rows), mixed.shape[-1]).index_copy_(1, at, heard[rows])
+        pooled = spoken.add_(_PATIENCE).log_().mul_(weights).add_((1 - weights) * mixed[rows])
+        mixed[rows] = pooled.log_softmax(-1)
 
 
 def _ratio(after: Tensor, before: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from cast.activations import residuals
+from cast.activations import residuals_by_length
 from cast.adapters import Lora, applied
 from cast.alignment import positions_by_end
 from cast.boundaries import TokenGauge, Tokens
@@ -92,9 +92,9 @@ class WordedRunner:
         """The source's reading of whole texts, with and without the LoRA."""
         with locked(self.source):
             tokens, depth = self.source.encode(texts), self.source.depth
-            plain = residuals(self.source, tokens, [depth])[depth]
+            plain = residuals_by_length(self.source, tokens, [depth])[depth]
             with applied(self.source, self.lora):
-                adapted = residuals(self.source, tokens, [depth])[depth]
+                adapted = residuals_by_length(self.source, tokens, [depth])[depth]
             said, moved = torch.zeros(*tokens.input_ids.shape, 2), torch.zeros(tokens.input_ids.shape)
             mask = tokens.attention_mask.cpu().bool()
             lengths, (rows, positions) = mask.sum(1), mask.nonzero(as_tuple=True)
@@ -125,7 +125,7 @@ class WordedRunner:
         """
         rows, positions = rows.cpu(), positions.cpu()
         with locked(self.source, self.lm):
-            hidden = residuals(self.lm, batch, [self.lm.depth])[self.lm.depth]
+            hidden = residuals_by_length(self.lm, batch, [self.lm.depth])[self.lm.depth]
             result = self.lm.architecture.logits(hidden[rows, positions]).float()
             if reading is not None:
                 places = Places.of(batch, reading.tokens, rows, positions)

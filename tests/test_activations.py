@@ -1,13 +1,24 @@
 """Captured states are the residual stream, paired ones are aligned, batched moments equal the whole."""
 
 from dataclasses import replace
+from itertools import combinations, pairwise
+from unittest.mock import patch
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cast.activations import Moments, PairedBatch, captured, paired_batches, residuals
+from cast.activations import (
+    _A_PASS,
+    Moments,
+    PairedBatch,
+    _of_like_length,
+    captured,
+    paired_batches,
+    residuals,
+    residuals_by_length,
+)
 from cast.alignment import LayerMap, align
 from cast.errors import RequestError
 
@@ -31,6 +42,54 @@ def test_the_last_state_gives_the_models_own_logits(tiny_model, family):
     assert all(state.shape == (*batch.input_ids.shape, lm.width) for state in states.values())
     kept = batch.attention_mask.bool()
     torch.testing.assert_close(again[kept], logits[kept])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_short_rows_are_read_apart_from_long_ones_and_nothing_else_changes(tiny_model, family):
+    lm = tiny_model(family)
+    long = "Once upon a time there was a fox who slept all day and read at night. "
+    batch = lm.encode([long, "An owl.", long[:60], "", "A fox.", long[:40] * 2])
+    sizes: list[tuple[int, ...]] = []
+    count = lm.architecture.blocks[0].register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append((args or (kwargs["hidden_states"],))[0].shape),
+        with_kwargs=True,
+    )
+    table = lm.architecture.decoder.get_input_embeddings().weight
+    gradients = []
+    kept = batch.attention_mask.bool()
+    try:
+        with patch("cast.activations._A_PASS", 2):
+            for read in (residuals, residuals_by_length):
+                table.requires_grad_(True)
+                states = read(lm, batch, every_depth(lm))
+                loss = sum(state[kept].sin().sum() for state in states.values())
+                gradients.append((states, torch.autograd.grad(loss, table)[0]))
+    finally:
+        table.requires_grad_(False)
+        count.remove()
+    (together, its_gradient), (apart, same_gradient) = gradients
+    assert len(sizes) > 2
+    assert sum(size[0] for size in sizes[1:]) == len(batch.texts)
+    assert sum(size[0] * size[1] for size in sizes[1:]) < batch.input_ids.numel()
+    for depth, states in together.items():
+        torch.testing.assert_close(apart[depth][kept], states[kept], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(same_gradient, its_gradient, rtol=1e-3, atol=1e-4)
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=9))
+def test_rows_are_cut_into_the_passes_that_cost_least(lengths):
+    def cost(passes):
+        return sum(_A_PASS + len(rows) * max(lengths[row] for row in rows) for rows in passes)
+
+    found = _of_like_length(lengths)
+    assert sorted(row for rows in found for row in rows) == list(range(len(lengths)))
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    every_way = (
+        [order[start:end] for start, end in pairwise([0, *cuts, len(order)])]
+        for count in range(len(order))
+        for cuts in combinations(range(1, len(order)), count)
+    )
+    assert cost(found) == min(map(cost, every_way))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
