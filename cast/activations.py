@@ -221,8 +221,8 @@ def paired_batch(
     """The paired activations of one batch of texts; see `paired_batches`."""
     source_tokens, target_tokens = (lm.encode(texts, max_length=max_length) for lm in (source, target))
     pairs = align(source_tokens, target_tokens)
-    at_source = residuals(source, source_tokens, {layer_map[depth] for depth in depths})
-    at_target = residuals(target, target_tokens, depths)
+    at_source = residuals_by_length(source, source_tokens, {layer_map[depth] for depth in depths})
+    at_target = residuals_by_length(target, target_tokens, depths)
     rows = {depth: states[pairs.row, pairs.source_position].float() for depth, states in at_source.items()}
     return PairedBatch(
         source={depth: rows[layer_map[depth]] for depth in depths},

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cast.activations import residuals
+from cast.activations import residuals_by_length
 from cast.adapters import Lora, applied
 from cast.alignment import AlignedPairs, align
 from cast.errors import AdapterError
@@ -76,7 +76,7 @@ class Carrier:
         before, after = self._source_states(
             source_tokens, {self.heads.layer_map[depth] for depth in self.depths}
         )
-        states = residuals(self.target, tokens, self.depths)
+        states = residuals_by_length(self.target, tokens, self.depths)
         change = {}
         for depth in self.depths:
             decode, at = self.heads.at(depth).decode, self.heads.layer_map[depth]
@@ -99,9 +99,9 @@ class Carrier:
         self, tokens: TokenBatch, depths: Collection[int]
     ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         """Source states without and with the adapter, depth → [B, n, d_s]."""
-        before = residuals(self.source, tokens, depths)
+        before = residuals_by_length(self.source, tokens, depths)
         with applied(self.source, self.lora):
-            return before, residuals(self.source, tokens, depths)
+            return before, residuals_by_length(self.source, tokens, depths)
 
 
 def _unpaired(tokens: TokenBatch, pairs: AlignedPairs) -> tuple[Tensor, Tensor]:
