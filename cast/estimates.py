@@ -9,13 +9,15 @@ most of it where models are small. Text and weights that have to be fetched firs
 from dataclasses import dataclass
 
 from cast.devices import pick_device, product_speed
+from cast.exciting import SHOTS
 from cast.fitting import FitConfig
 from cast.models import default_dtype
 from cast.recipes import TranslationConfig
 from cast.unprompted import asking_tokens
 
-# As `python -m benchmarks.expected` finds it for the pocket zoo on one core.
-TOKEN_SECONDS = 4e-4
+# As `python -m benchmarks.expected` finds it for the pocket zoo on one core; and where texts are only read,
+# or many written side by side, to find what a fit shall read.
+TOKEN_SECONDS, _SOUGHT_SECONDS = 4e-4, 4e-5
 # Passages of general text are a few dozen tokens long, prompts and the answers to them as well.
 _TEXT_TOKENS = 48
 # A backward pass multiplies twice what the forward pass does.
@@ -75,7 +77,7 @@ def translate_seconds(source: Shape, target: Shape, config: TranslationConfig, *
     # Site maps read both models, those of a compiled start and of `kernel` with gradients.
     read = _WITH_GRADIENTS if config.decode_fit == "adjoint" else 1
     work = read * (source.forward(config.site_tokens) + target.forward(config.site_tokens))
-    handled = float(read * config.site_tokens)
+    handled, seconds = float(read * config.site_tokens), 0.0
     if config.mode == "compiled":
         # Something between one round and all that there may be.
         rounds = (1 + config.most_rounds(prompts=prompts)) / 2
@@ -84,17 +86,21 @@ def translate_seconds(source: Shape, target: Shape, config: TranslationConfig, *
         work += rounds * config.lessons * (2 * source.forward(tokens) + target.forward(tokens))
         work += rounds * config.steps * _WITH_GRADIENTS * target.forward(tokens)
         handled += rounds * config.steps * tokens
-        if prompts:
-            answered = 2 * config.prompts_for(1) * _TEXT_TOKENS
-            # The larger of the two writes them, at most.
-            work += source.forward(answered) + max(source.forward(answered), target.forward(answered))
-            handled += answered
-        elif config.asks:
-            asked, written, either = asking_tokens(config, _TEXT_TOKENS, source.vocabulary)
-            work += source.forward(asked) + target.forward(written)
-            work += max(source.forward(either), target.forward(either))
-            handled += asked + written + either
-    return work / _speed(source, target) + handled * TOKEN_SECONDS
+        asked, written, either = sought = _sought_tokens(config, source.vocabulary, prompts=prompts)
+        work += source.forward(asked) + target.forward(written)
+        # The larger of the two writes, at most.
+        work += max(source.forward(either), target.forward(either))
+        seconds = sum(sought) * _SOUGHT_SECONDS
+    return work / _speed(source, target) + handled * TOKEN_SECONDS + seconds
+
+
+def _sought_tokens(config: TranslationConfig, vocabulary: int, *, prompts: bool) -> tuple[int, int, int]:
+    """Tokens that the source reads or writes, the target, and one of them, to find what a fit shall read."""
+    if prompts:
+        made = config.prompts_for(1) * _TEXT_TOKENS
+        # Each is written behind a few others, answered, and read with its answer.
+        return 2 * made, 0, (SHOTS + 1) * made
+    return asking_tokens(config, _TEXT_TOKENS, vocabulary) if config.asks else (0, 0, 0)
 
 
 def _speed(source: Shape, target: Shape) -> float:
