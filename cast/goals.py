@@ -163,12 +163,13 @@ class WordsGoal:
 
     def on(self, passages: Sequence[Passage]) -> Lesson:
         """What a step lowers; what shall be said is worked out once, here."""
-        told = self._teacher.tell(passages)
+        told = [self._teacher.tell(group) for group in _by_length(passages)]
+        tokens = sum(_count(each.tokens) for each in told)
 
         def loss(run: Run) -> Tensor:
-            return told.missing(self._logits(told, run)) / self._effect
+            return _mean(told, [each.missing(self._logits(each, run)) for each in told]) / self._effect
 
-        return Lesson(_count(told.tokens), loss)
+        return Lesson(tokens, loss)
 
     def measure(self, run: Run) -> Outcome:
         """What is missing of the words, and which answers are said."""
@@ -202,6 +203,22 @@ def _mean(told: Sequence[Told], losses: Sequence[Tensor]) -> Tensor:
     """Nats a position over several batches, from those of each."""
     positions = torch.stack([each.weights.sum() for each in told])
     return torch.stack(list(losses)) @ positions / positions.sum()
+
+
+def _by_length(passages: Sequence[Passage]) -> list[Sequence[Passage]]:
+    """One group; or a short and a long one where padding all to the longest would cost half as much again.
+
+    Where short prompts are answered and passages are long, each has its own places and weights then; of one
+    group, as large, less of the effect is learnt (`docs/experiments.md`).
+    """
+    ordered = sorted(passages, key=lambda passage: len(passage.text))
+    lengths = [len(passage.text) for passage in ordered]
+
+    def cost(place: int) -> int:
+        return place * lengths[place - 1] + (len(ordered) - place) * lengths[-1]
+
+    best = min(range(1, len(ordered) + 1), key=cost)
+    return [ordered[:best], ordered[best:]] if 1.5 * cost(best) < cost(len(ordered)) else [passages]
 
 
 def _count(tokens: TokenBatch) -> int:

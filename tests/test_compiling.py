@@ -263,6 +263,27 @@ def test_of_a_large_vocabulary_the_positions_are_looked_at_where_the_adapter_mov
     assert all(value <= least + 1e-6 for place, value in moved.items() if place not in _places(some)[:15])
 
 
+def test_short_and_long_texts_are_read_apart_and_count_by_their_positions(
+    carrier: Carrier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goal = WordsGoal(teacher_of(carrier), [passages(2)])
+    texts = [Passage(text) for text in ("An owl.", *corpus(1), "A fox.", " ".join(corpus(4)))]
+    sizes: list[int] = []
+
+    def run(tokens: TokenBatch, depths: Sequence[int]) -> dict[int, torch.Tensor]:
+        sizes.append(len(tokens.texts))
+        return residuals(carrier.target, tokens, depths)
+
+    with torch.no_grad():
+        apart = goal.on(texts)
+        monkeypatch.setattr("cast.goals._by_length", lambda texts: [texts])
+        together = goal.on(texts)
+        torch.testing.assert_close(apart.loss(run), together.loss(run), rtol=1e-4, atol=1e-5)
+    assert len(sizes) == 3
+    assert sizes[2] == sizes[0] + sizes[1] == len(texts)
+    assert apart.tokens == together.tokens
+
+
 def test_answers_get_their_share_of_the_weight_and_are_all_looked_at(
     carrier: Carrier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
