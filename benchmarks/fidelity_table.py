@@ -39,12 +39,11 @@ task* is the relative change of bits per byte on held-out general text.
   heads, no fit. `hosted-states`: the same through the deepest decode head. `hosted-1`: block by block;
   `hosted-2`, `hosted-3`: two and three of the target's blocks at a time.
 - `compiled`: a plain LoRA fitted on general text, and on what the source with its adapter says by itself, at
-  places of such text or behind the cues on which its kernels act most; no prompt. But for all from neox,
-  qwen → neox and, of llama → mistral, *mood*, *moral*, *polite* and *title*, the cues are those of an earlier
-  search, by how sure the source is of its first word; and all but llama → mistral *mood* and *json* are from
-  before keys and values were left out of that search, and words were chosen for records. `compiled-general`:
-  on general text as it is. `compiled-prompts`: with five example prompts of the task, without answers, which
-  a base model of the pair makes more.
+  places of such text or behind the cues on which its kernels act most; no prompt. Of *json* all but
+  llama → mistral, *mood* of mistral → llama, neox → mistral and qwen → neox, qwen → neox *moral*, and of
+  llama → mistral all but *json*, *mood* and *polite* are from before the cues were told by the kernels, or by
+  those that speak (docs/experiments.md). `compiled-general`: on general text as it is. `compiled-prompts`:
+  with five example prompts of the task, without answers, which a base model of the pair makes more.
 - `instant`, `kernel`: see README. No method has read a label.
 - Baselines, each in `cast/baselines/` with its paper and equation, at the source adapter's rank:
   `cross-lora`, `lora-x` and `truncate-and-pad` see weights alone; `theseus`, `bico` and
