@@ -100,19 +100,22 @@ def residuals_by_length(
     Returns:
         l → [B, n, d] in the model's own dtype, gradients kept; what stands at padding means nothing.
     """
-    passes = _of_like_length(batch.attention_mask.sum(1).tolist())
     # An accelerator reads a batch about as fast as its longest row.
-    if len(passes) == 1 or batch.input_ids.device.type != "cpu":
+    if batch.input_ids.device.type != "cpu":
         return residuals(lm, batch, depths)
-    longest = batch.input_ids.shape[1]
+    passes = _of_like_length(batch.attention_mask.sum(1).tolist())
+    if len(passes) == 1:
+        return residuals(lm, batch, depths)
     parts = [residuals(lm, batch.take(rows), depths) for rows in passes]
     order = torch.tensor([row for rows in passes for row in rows]).argsort()
-    return {
-        depth: torch.cat([pad(part[depth], (0, 0, 0, longest - part[depth].shape[1])) for part in parts])[
-            order
-        ]
-        for depth in parts[0]
-    }
+
+    def whole(depth: int) -> Tensor:
+        # What was read is let go depth by depth.
+        sides = [part.pop(depth) for part in parts]
+        longest = batch.input_ids.shape[1]
+        return torch.cat([pad(side, (0, 0, 0, longest - side.shape[1])) for side in sides])[order]
+
+    return {depth: whole(depth) for depth in list(parts[0])}
 
 
 def _of_like_length(lengths: Sequence[int]) -> list[list[int]]:

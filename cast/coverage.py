@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cast.activations import residuals_by_length
+from cast.activations import residuals
 from cast.adapters import Lora, applied
 from cast.errors import CorpusError
 from cast.kernel_energy import read_by_kernels
@@ -113,7 +113,7 @@ def _read(lm: LanguageModel, lora: Lora, tokens: TokenBatch) -> tuple[Tensor, Te
     """Energies [B, n, sites], and the last residuals [B, n, d] without and with the adapter."""
     reading = read_by_kernels(lm, lora, tokens)
     with applied(lm, lora):
-        adapted = residuals_by_length(lm, tokens, [lm.depth])[lm.depth]
+        adapted = residuals(lm, tokens, [lm.depth])[lm.depth]
     return reading.energy, reading.last, adapted
 
 

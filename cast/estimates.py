@@ -98,7 +98,7 @@ def _sought_tokens(config: TranslationConfig, vocabulary: int, *, prompts: bool)
     """Tokens that the source reads or writes, the target, and one of them, to find what a fit shall read."""
     if prompts:
         made = config.prompts_for(1) * _TEXT_TOKENS
-        # Each is written behind a few others, answered, and read with its answer.
+        # Each is written behind a few others, and read to be answered, which is as long again.
         return 2 * made, 0, (SHOTS + 1) * made
     return asking_tokens(config, _TEXT_TOKENS, vocabulary) if config.asks else (0, 0, 0)
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cast.activations import captured, residuals_by_length
+from cast.activations import captured, residuals
 from cast.adapters import Lora, applied
 from cast.alignment import AlignedPairs, align
 from cast.errors import CorpusError
@@ -131,14 +131,12 @@ def read_states(
             return {depth: held[row, position].float().cpu() for depth, held in states.items()}
 
         with turns():
-            plain = picked(residuals_by_length(source, chunk.source, at_source), row, source_position)
-            own = picked(residuals_by_length(target, chunk.target, at_target), row, target_position)
+            plain = picked(residuals(source, chunk.source, at_source), row, source_position)
+            own = picked(residuals(target, chunk.target, at_target), row, target_position)
             adapted = moved = None
             if lora is not None:
                 with applied(source, lora):
-                    adapted = picked(
-                        residuals_by_length(source, chunk.source, at_source), row, source_position
-                    )
+                    adapted = picked(residuals(source, chunk.source, at_source), row, source_position)
             if translated is not None:
                 with captured(target, at_target, chunk.target.input_ids.shape) as states:
                     translated.logits(chunk.target, row[:1], target_position[:1])

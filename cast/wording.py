@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from cast.activations import residuals_by_length
+from cast.activations import residuals, residuals_by_length
 from cast.adapters import Lora, applied
 from cast.alignment import positions_by_end
 from cast.boundaries import TokenGauge, Tokens
@@ -125,7 +125,7 @@ class WordedRunner:
         """
         rows, positions = rows.cpu(), positions.cpu()
         with locked(self.source, self.lm):
-            hidden = residuals_by_length(self.lm, batch, [self.lm.depth])[self.lm.depth]
+            hidden = residuals(self.lm, batch, [self.lm.depth])[self.lm.depth]
             result = self.lm.architecture.logits(hidden[rows, positions]).float()
             if reading is not None:
                 places = Places.of(batch, reading.tokens, rows, positions)

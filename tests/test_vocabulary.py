@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cast.models import LanguageModel
-from cast.vocabulary import VocabularyMap
+from cast.vocabulary import _PATIENCE, VocabularyMap, _pool
 
 
 @pytest.fixture(scope="module")
@@ -189,3 +189,20 @@ def test_an_end_is_an_end_in_both(tiny_model) -> None:
         logits(target, 2, rows=1), before, after, [""], torch.zeros(1)
     )
     assert int(taken.argmax()) == target.tokenizer.eos_token_id
+
+
+def test_pooling_is_of_each_row_by_its_own_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = torch.Generator().manual_seed(0)
+    mixed = torch.randn(7, 12, generator=random).log_softmax(-1)
+    heard = torch.rand(7, 5, generator=random).softmax(-1)
+    weights = torch.tensor([0.0, 0.3, 1.0, 0.0, 0.7, 0.5, 0.01], dtype=torch.float64)
+    at = torch.tensor([11, 2, 3, 7, 0])
+    monkeypatch.setattr("cast.language_model._IN_CACHE", 24)
+    pooled = mixed.clone()
+    _pool(pooled, heard, weights, at)
+    for row, weight in enumerate(weights.tolist()):
+        spoken = torch.full([12], _PATIENCE)
+        spoken[at] += heard[row]
+        expected = ((1 - weight) * mixed[row] + weight * spoken.log()).log_softmax(-1)
+        torch.testing.assert_close(pooled[row], expected)
+    assert torch.equal(pooled[weights == 0], mixed[weights == 0])

@@ -50,6 +50,25 @@ def test_strength_zero_is_exactly_the_target(pair) -> None:
     )
 
 
+def test_texts_that_are_read_in_several_passes_say_what_each_says_alone(
+    pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, lora, target = pair
+    runner, texts = WordedRunner(source, lora, target), [LONG, *TEXTS]
+    alone = [runner.logits(target.encode([text]))[0] for text in texts]
+    read: list[int] = []
+    monkeypatch.setattr("cast.activations._A_PASS", 1)
+    count = source.architecture.blocks[0].register_forward_hook(lambda module, args, output: read.append(1))
+    together = runner.logits(target.encode(texts))
+    count.remove()
+    assert len(read) > 2
+    for row, logits in zip(together, alone, strict=True):
+        torch.testing.assert_close(row[: len(logits)], logits, atol=2e-4, rtol=1e-3)
+    bare, batch = WordedRunner(source, lora, target, strength=0.0), target.encode(texts)
+    real = batch.attention_mask.bool()
+    assert torch.equal(bare.logits(batch)[real], PlainRunner(target).logits(batch)[real])
+
+
 def test_chosen_positions_are_those_of_the_whole(pair) -> None:
     source, lora, target = pair
     runner, batch = WordedRunner(source, lora, target), target.encode(TEXTS)
