@@ -40,10 +40,10 @@ task* is the relative change of bits per byte on held-out general text.
   `hosted-2`, `hosted-3`: two and three of the target's blocks at a time.
 - `compiled`: a plain LoRA fitted on general text, and on what the source with its adapter says by itself, at
   places of such text or behind the cues on which its kernels act most; no prompt. Of *json* all but
-  llama → mistral, *mood* of mistral → llama, neox → mistral and qwen → neox, qwen → neox *moral*, and of
-  llama → mistral all but *json*, *mood* and *polite* are from before the cues were told by the kernels, or by
-  those that speak (docs/experiments.md). `compiled-general`: on general text as it is. `compiled-prompts`:
-  with five example prompts of the task, without answers, which a base model of the pair makes more.
+  llama → mistral, *mood* of mistral → llama, neox → mistral and qwen → neox, *moral* of qwen → neox and
+  *moral* and *title* of llama → mistral are from before the cues were told by the kernels, or by those that
+  speak (docs/experiments.md). `compiled-general`: on general text as it is. `compiled-prompts`: with five
+  example prompts of the task, without answers, which a base model of the pair makes more.
 - `instant`, `kernel`: see README. No method has read a label.
 - Baselines, each in `cast/baselines/` with its paper and equation, at the source adapter's rank:
   `cross-lora`, `lora-x` and `truncate-and-pad` see weights alone; `theseus`, `bico` and
@@ -125,8 +125,8 @@ def _overview(runs: Sequence[Result], methods: Sequence[str]) -> str:
     lines = [
         "## In short", "",
         "Recovered lift: means over label and behaviour tasks (number of pair and task), median and least of",
-        "all; mean off-task change, seconds a translation. Methods were measured on different pairs and",
-        "tasks: only `hosted` on all of them.",
+        "all; mean off-task change; median seconds of a translation, on one thread beside other work.",
+        "Methods were measured on different pairs and tasks: only `hosted` on all of them.",
         "",
         *header(
             ["method", "pairs", "label", "behaviour", "median", "least", "off-task", "seconds"]
@@ -136,7 +136,7 @@ def _overview(runs: Sequence[Result], methods: Sequence[str]) -> str:
         own = [run for run in runs if run.method == method]
         means = [_mean_lift([run for run in own if run.metric == metric]) for metric in ("choice", "style")]
         figures = [str(len({_pair(run) for run in own})), *means, *_middle_and_least(own)]
-        lines.append(row([method, *figures, mean_change(run.off_task for run in own), _mean_seconds(own)]))
+        lines.append(row([method, *figures, mean_change(run.off_task for run in own), _median_seconds(own)]))
     for title, costs in (
         ("the source with its own adapter", {(run.source, run.task): run.source_off_task for run in runs}),
         (
@@ -275,8 +275,8 @@ def _mean_lift(runs: Sequence[Result]) -> str:
     return f"{fmean(lifts):.2f} ({len(tasks)})" if lifts else "–"
 
 
-def _mean_seconds(runs: Sequence[Result]) -> str:
-    return f"{fmean(run.seconds for run in runs):.0f}" if runs else "–"
+def _median_seconds(runs: Sequence[Result]) -> str:
+    return f"{median(run.seconds for run in runs):.0f}" if runs else "–"
 
 
 def _pair(run: Result) -> tuple[str, str]:
