@@ -104,7 +104,7 @@ def residuals_by_length(
     if batch.input_ids.device.type != "cpu":
         return residuals(lm, batch, depths)
     passes = _of_like_length(batch.attention_mask.sum(1).tolist())
-    if len(passes) == 1:
+    if len(passes) <= 1:
         return residuals(lm, batch, depths)
     parts = [residuals(lm, batch.take(rows), depths) for rows in passes]
     order = torch.tensor([row for rows in passes for row in rows]).argsort()
@@ -132,7 +132,7 @@ def _of_like_length(lengths: Sequence[int]) -> list[list[int]]:
         start = least[end][1]
         passes.append(order[start:end])
         end = start
-    return passes or [[]]
+    return passes
 
 
 @dataclass(frozen=True)

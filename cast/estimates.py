@@ -15,9 +15,10 @@ from cast.models import default_dtype
 from cast.recipes import TranslationConfig
 from cast.unprompted import asking_tokens
 
-# As `python -m benchmarks.expected` finds it for the pocket zoo on one core; and where texts are only read,
-# or many written side by side, to find what a fit shall read.
-TOKEN_SECONDS, _SOUGHT_SECONDS = 4e-4, 4e-5
+# As `python -m benchmarks.expected` finds it for the pocket zoo on one core.
+TOKEN_SECONDS = 4e-4
+# Share of that where texts are only read, or many written side by side, to find what a fit shall read.
+_SOUGHT = 0.1
 # Passages of general text are a few dozen tokens long, prompts and the answers to them as well.
 _TEXT_TOKENS = 48
 # A backward pass multiplies twice what the forward pass does.
@@ -77,7 +78,7 @@ def translate_seconds(source: Shape, target: Shape, config: TranslationConfig, *
     # Site maps read both models, those of a compiled start and of `kernel` with gradients.
     read = _WITH_GRADIENTS if config.decode_fit == "adjoint" else 1
     work = read * (source.forward(config.site_tokens) + target.forward(config.site_tokens))
-    handled, seconds = float(read * config.site_tokens), 0.0
+    handled = float(read * config.site_tokens)
     if config.mode == "compiled":
         # Something between one round and all that there may be.
         rounds = (1 + config.most_rounds(prompts=prompts)) / 2
@@ -90,8 +91,8 @@ def translate_seconds(source: Shape, target: Shape, config: TranslationConfig, *
         work += source.forward(asked) + target.forward(written)
         # The larger of the two writes, at most.
         work += max(source.forward(either), target.forward(either))
-        seconds = sum(sought) * _SOUGHT_SECONDS
-    return work / _speed(source, target) + handled * TOKEN_SECONDS + seconds
+        handled += _SOUGHT * sum(sought)
+    return work / _speed(source, target) + handled * TOKEN_SECONDS
 
 
 def _sought_tokens(config: TranslationConfig, vocabulary: int, *, prompts: bool) -> tuple[int, int, int]:
