@@ -37,8 +37,9 @@ def stacks(
         adapter: what acts in the source's blocks.
         layer_map: the source depth of each target depth 0 … L_t.
         by_words: the change crosses behind the last blocks instead of along the map.
-        fitted: a LoRA of the target is fitted to the words of the source, and only starts along the map.
+        fitted: a LoRA of the target is fitted to the words of the source, which cross there as well.
     """
+    by_words = by_words or fitted
     upper, lower = _centres(source.depth), _centres(target.depth)
     effect = {site.block: site.effect for site in adapter.sites} if adapter else {}
     roles = {site.block: ", ".join(site.roles) for site in adapter.sites} if adapter else {}
@@ -211,7 +212,7 @@ def _legend(source: ModelFacts, target: ModelFacts, adapter: AdapterFacts | None
 
 def _crossing(by_words: bool, fitted: bool) -> str:
     if fitted:
-        return "Fitted to the words of the adapted source; green joins the blocks that it starts from."
+        return "Fitted to the words of the adapted source; grey joins blocks of like depth."
     if by_words:
         return "Words cross at the end of the stacks; grey joins blocks of like depth."
     return "The change crosses along the green lines, through the heads."

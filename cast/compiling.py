@@ -21,7 +21,6 @@ from cast.goals import Goal, GoalOn, Lesson, Outcome
 from cast.models import LanguageModel, TokenBatch
 from cast.progress import OnProgress, Progress, ignore
 from cast.recipes import Quality, TranslationConfig
-from cast.sites import SiteMaps
 
 HELD_OUT_BATCHES = 2
 """Batches that nothing is fitted on: the first of general text, and of answers where there are enough."""
@@ -44,40 +43,24 @@ _SMALL_RATE, _LARGE_RATE = 0.02, 1e-3
 _MOMENTUM, _BETAS = 0.9, (0.9, 0.99)
 
 
-def starting_kernels(
-    target: LanguageModel, maps: SiteMaps | None, lora: Lora, config: TranslationConfig
-) -> tuple[Kernel, ...]:
-    """Kernels to start the fit from, on every linear site of the blocks that host an adapted source block.
+def starting_kernels(target: LanguageModel, rank: int, seed: int) -> tuple[Kernel, ...]:
+    """Kernels to start the fit from, on every linear site of the target whose role is known, as PEFT starts.
 
-    A begins as the source kernels' own input side carried over: the right singular directions of Q·B·A·P,
-    strongest first. So the fit knows the cue that the source listens to, even where general text hardly shows
-    it. Rows left over, and sites without counterpart, start as PEFT starts: uniform, small. B starts at zero.
-    Without site maps every block hosts, and every A starts as PEFT's.
+    A is uniform and small, B zero. A start from what the source's kernels listen to, carried over by site
+    maps, teaches no more (`docs/experiments.md`).
+
+    Args:
+        target: the model that shall have the LoRA.
+        rank: of the kernels.
+        seed: of A.
     """
-    rank = config.served_rank(lora.rank)
-    carried = {} if maps is None else {kernel.site: kernel for kernel in maps.instant(lora)}
-    hosting = {site.layer for site in carried or target.architecture.sites}
-    random = torch.Generator().manual_seed(config.seed)
-    kernels = []
-    for site in target.architecture.sites:
-        if site.layer not in hosting or (site.role == "other" and site not in carried):
-            continue
-        bound = 1 / math.sqrt(site.in_features)
-        a = (torch.rand(rank, site.in_features, generator=random) * 2 - 1) * bound
-        if site in carried:
-            directions = _input_directions(carried[site])[:rank]
-            # As long as the uniform rows are on average, so that one learning rate suits both.
-            a[: len(directions)] = directions / math.sqrt(3)
+    random = torch.Generator().manual_seed(seed)
+    kernels, sites = [], target.architecture.sites
+    for site in [site for site in sites if site.role != "other"] or sites:
+        a = (torch.rand(rank, site.in_features, generator=random) * 2 - 1) / math.sqrt(site.in_features)
         b = torch.zeros(site.out_features, rank)
         kernels.append(Kernel(site, a.to(target.device), b.to(target.device), 1.0))
     return tuple(kernels)
-
-
-def _input_directions(kernel: Kernel) -> Tensor:
-    """Orthonormal input directions [r, in] of B·A, the one with the largest effect first."""
-    triangle = torch.linalg.qr(kernel.b.double().cpu(), mode="r").R
-    directions: Tensor = torch.linalg.svd(triangle @ kernel.a.double().cpu(), full_matrices=False)[2]
-    return directions.float()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from cast.devices import pick_device, product_speed
 from cast.exciting import SHOTS
 from cast.fitting import FitConfig
+from cast.language_model import SMALL
 from cast.models import default_dtype
 from cast.recipes import TranslationConfig
 from cast.unprompted import asking_tokens
@@ -75,23 +76,23 @@ def translate_seconds(source: Shape, target: Shape, config: TranslationConfig, *
     """
     if config.mode == "hosted":
         return 0.0
-    # Site maps read both models, those of a compiled start and of `kernel` with gradients.
-    read = _WITH_GRADIENTS if config.decode_fit == "adjoint" else 1
-    work = read * (source.forward(config.site_tokens) + target.forward(config.site_tokens))
-    handled = float(read * config.site_tokens)
-    if config.mode == "compiled":
-        # Something between one round and all that there may be.
-        rounds = (1 + config.most_rounds(prompts=prompts)) / 2
-        tokens = config.batch_size * _TEXT_TOKENS
-        # Each batch is told once, by the source with and without its adapter and by the bare target.
-        work += rounds * config.lessons * (2 * source.forward(tokens) + target.forward(tokens))
-        work += rounds * config.steps * _WITH_GRADIENTS * target.forward(tokens)
-        handled += rounds * config.steps * tokens
-        asked, written, either = sought = _sought_tokens(config, source.vocabulary, prompts=prompts)
-        work += source.forward(asked) + target.forward(written)
-        # The larger of the two writes, at most.
-        work += max(source.forward(either), target.forward(either))
-        handled += _SOUGHT * sum(sought)
+    if config.mode != "compiled":
+        # Site maps read both models, by the adjoint with gradients.
+        read = _WITH_GRADIENTS if config.decode_fit == "adjoint" else 1
+        work = read * (source.forward(config.site_tokens) + target.forward(config.site_tokens))
+        return work / _speed(source, target) + read * config.site_tokens * TOKEN_SECONDS
+    config = config.suited(small=target.parameters < SMALL)
+    # Something between one round and all that there may be.
+    rounds = (1 + config.most_rounds(prompts=prompts)) / 2
+    tokens = config.batch_size * _TEXT_TOKENS
+    # Each batch is told once, by the source with and without its adapter and by the bare target.
+    work = rounds * config.lessons * (2 * source.forward(tokens) + target.forward(tokens))
+    work += rounds * config.steps * _WITH_GRADIENTS * target.forward(tokens)
+    asked, written, either = sought = _sought_tokens(config, source.vocabulary, prompts=prompts)
+    work += source.forward(asked) + target.forward(written)
+    # The larger of the two writes, at most.
+    work += max(source.forward(either), target.forward(either))
+    handled = rounds * config.steps * tokens + _SOUGHT * sum(sought)
     return work / _speed(source, target) + handled * TOKEN_SECONDS
 
 

@@ -20,8 +20,8 @@ _PROBE_TEXT = "The 3 quick brown foxes, naïve — don't jump\n\tover 🦊 “la
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _FINGERPRINT_VALUES = 32
-# Parameters.
-_SMALL = 30_000_000
+SMALL = 30_000_000
+"""Parameters below which a model is small."""
 # Logits held at once, in numbers.
 _LOGITS_AT_ONCE = 2**24
 # Logits that are worked on together, in numbers: 4 MiB stay in a processor's cache.
@@ -120,8 +120,8 @@ class LanguageModel:
 
     @property
     def is_small(self) -> bool:
-        """Whether it has a few million parameters: such models bear, and need, other learning rates."""
-        return bool(self.model.num_parameters() < _SMALL)
+        """Whether it has a few million parameters: such models bear, and need, other fits."""
+        return bool(self.model.num_parameters() < SMALL)
 
     @cached_property
     def context_length(self) -> int | None:

@@ -30,6 +30,7 @@ RECIPE_FILE = "cast.json"
 FORMAT_VERSION = 1
 # The ranks that vLLM serves within its default limit of 16, and the next ones that it can be told to serve.
 SERVED_RANKS = (8, 16, 32, 64)
+_PASSES, _PASSES_OF_SMALL = 4, 6
 # A recipe is a few kilobytes; a larger file is something else.
 _LARGEST_RECIPE = 1 << 20
 
@@ -54,9 +55,11 @@ class TranslationConfig:
     """Compiled by words, with prompts: at most so many rounds of steps. Another follows where held-out
     answers are not yet said and more than a little of the effect is missing: some skills, as to name what a
     story tells, come all at once, after hundreds of steps."""
-    passes: int = 4
+    passes: int | None = None
     """Compiled: how often a batch is read in a round, on average. What shall be said on it is worked out
-    once, by three passes through the models, where a step takes about two."""
+    once, by three passes through the models, where a step takes about two; and the fewer batches there are,
+    the fewer answers have to be found. None takes six for targets of a few million parameters, which learn
+    as much of them as of more, and four for larger ones."""
     batch_size: int = 16
     """Texts a step."""
     rank: int | None = None
@@ -90,7 +93,7 @@ class TranslationConfig:
     a fit of few steps; behind the promising ones, or what is written like them, the source with its adapter
     goes on; see `cast.forms` and `cast.exemplary`. With 0, and no `moments`, text is left as it is."""
     site_tokens: int = 10_000
-    """Aligned pairs on which site maps are fitted (kernel, instant, and the start of compiled)."""
+    """Kernel and instant: aligned pairs on which site maps are fitted."""
     site_decode: DecodeFit | None = None
     """How the decode side of a site map is fitted; None takes what does best, see `decode_fit`."""
     site_encode: EncodeFit | None = None
@@ -136,13 +139,13 @@ class TranslationConfig:
 
     @property
     def takes_heads(self) -> bool:
-        """Whether heads help where there are some: a compiled LoRA starts from what they carry over."""
+        """Whether heads are used where there are some: what a compiled LoRA does is measured by them."""
         return self.needs_heads or self.mode == "compiled"
 
     @property
     def lessons(self) -> int:
         """Compiled: how many different batches the steps read."""
-        return math.ceil(self.steps / self.passes)
+        return math.ceil(self.steps / (self.passes or _PASSES))
 
     @property
     def answers_a_batch(self) -> int:
@@ -150,8 +153,8 @@ class TranslationConfig:
         return round(self.prompt_share * self.batch_size)
 
     def prompts_for(self, given: int) -> int:
-        """Compiled: to how many prompts so many given ones are expanded: a fit has no use for many unread."""
-        return max(given, min(self.prompts_wanted, 2 * self.lessons * self.answers_a_batch))
+        """Compiled: to how many prompts so many given ones are expanded: as many as a round reads at most."""
+        return max(given, min(self.prompts_wanted, self.lessons * self.answers_a_batch))
 
     def most_rounds(self, *, prompts: bool) -> int:
         """Compiled: how many rounds of steps may follow each other.
@@ -176,6 +179,10 @@ class TranslationConfig:
         """The same for prompts that are many already: none are made of them, nor in place of none."""
         asked = self if prompts else replace(self, moments=0, forms=0)
         return replace(asked, prompts_wanted=len(set(prompts)))
+
+    def suited(self, *, small: bool) -> "TranslationConfig":
+        """The same with the passes chosen that were left open, for a target of a few million parameters."""
+        return replace(self, passes=self.passes or (_PASSES_OF_SMALL if small else _PASSES))
 
     def served_rank(self, source_rank: int) -> int:
         """Rank of the compiled LoRA for a source adapter of rank `source_rank`."""

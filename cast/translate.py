@@ -195,8 +195,8 @@ def translate(
         source: the model that the adapter was trained on.
         target: the model that it shall act on; it may be the source itself.
         lora: the source adapter.
-        heads: heads from this source to this target; None where `config` does without. A compiled LoRA
-            starts from what they carry over, if they are given.
+        heads: heads from this source to this target; None where `config` does without. If they are given,
+            what a compiled LoRA does to the residual stream is measured against what they carry over.
         texts: general text; at most what `config` asks for is taken, so the stream may be endless.
         config: mode and its settings; the default is `compiled`.
         prompts: unlabelled prompts; `compiled` makes a few of them more, and mixes them, with the answers of
@@ -237,8 +237,12 @@ def translate(
 
 def texts_needed(config: TranslationConfig) -> int:
     """Most texts that a translation reads; general text is a few dozen tokens long at least."""
-    compiled = (config.steps + HELD_OUT_BATCHES) * config.batch_size if config.mode == "compiled" else 0
-    return max(compiled, config.site_tokens // 16, _STRENGTH_BATCHES * config.batch_size)
+    fitted = (
+        (config.steps + HELD_OUT_BATCHES) * config.batch_size
+        if config.mode == "compiled"
+        else config.site_tokens // 16
+    )
+    return max(fitted, _STRENGTH_BATCHES * config.batch_size)
 
 
 @dataclass(frozen=True)
@@ -316,6 +320,7 @@ def _recipe(source: LanguageModel, target: LanguageModel, lora: Lora, config: Tr
 
 
 def _compiled(work: _Work) -> TranslatedAdapter:
+    work = replace(work, config=work.config.suited(small=work.target.is_small))
     answers = answered_prompts(
         work.source, work.target, work.lora, work.prompts, work.texts, work.config,
         on_progress=work.on_progress,
@@ -323,8 +328,7 @@ def _compiled(work: _Work) -> TranslatedAdapter:
     said = [answer.text for answer in answers]
     shown = covered(work.source, work.lora, work.texts, said, work.config)
     work.on_progress(Progress("coverage", 1, 1, {"energy": shown.energy, "reach": shown.reach}))
-    maps = work.site_maps() if work.heads else None
-    start = starting_kernels(work.target, maps, work.lora, work.config)
+    start = starting_kernels(work.target, work.config.served_rank(work.lora.rank), work.config.seed)
     drawn = mostly_drawn(answers)
     config = replace(work.config, rounds=work.config.most_rounds(prompts=bool(work.prompts)))
     if drawn:
@@ -366,6 +370,7 @@ def answered_prompts(
         config: how many there shall be, and the seed.
         on_progress: gets stage `generate`, and `moments`, `forms` and `judge` without prompts.
     """
+    config = config.suited(small=target.is_small)
     if not prompts:
         fitted = texts[HELD_OUT_BATCHES * config.batch_size :]
         return unprompted(source, target, lora, fitted, config, on_progress=on_progress)

@@ -46,9 +46,9 @@ _SURE = -0.3
 # tells whether prose is the better way, for reading the odds of a whole vocabulary everywhere costs more than
 # all else.
 _READ, _FIRST_PLACES, _FEWEST = 2, 0.25, 16
-# For each answer that a fit reads: how many forms are made at most, how many texts are answered to compare
-# the two ways (of prose the above share of that), and how many of the better one in all.
-_FORMS, _TRIED, _ANSWERED = 7, 0.6, 1.5
+# For each answer that a fit reads: how many places are cut and forms are made at most, how many texts are
+# answered to compare the two ways (of prose the above share of that), and how many of the better one in all.
+_PLACES, _FORMS, _TRIED, _ANSWERED = 2.5, 7, 0.6, 1.5
 # How many times more of what is answered rarely is asked.
 _TURNS = 3
 # The better way is the one whose answers are surer at this rank, as a share of those to be tried. Where
@@ -90,7 +90,7 @@ def unprompted(
     """
     wanted = _Wanted.of(config)
     # Of each text one place is taken.
-    most = min(config.moments, len(texts))
+    most = min(wanted.places, len(texts))
     first = min(most, math.ceil(max(_FEWEST, _FIRST_PLACES * most)))
     prose, cues = (_Way(source, lora, wanted.few(most), on_progress) for most in (first, wanted.forms))
     prose.add(_places(source, lora, texts[: _READ * first], first, config, on_progress))
@@ -126,6 +126,7 @@ def unprompted(
 class _Wanted:
     """How much is asked for a fit that reads so many answers."""
 
+    places: int
     forms: int
     tried: int
     answered: int
@@ -134,8 +135,9 @@ class _Wanted:
     @classmethod
     def of(cls, config: TranslationConfig) -> "_Wanted":
         read = config.lessons * config.answers_a_batch
+        places = min(config.moments, math.ceil(_PLACES * read))
         forms = min(config.forms, _FORMS * read)
-        return cls(forms, math.ceil(_TRIED * read), math.ceil(_ANSWERED * read), read)
+        return cls(places, forms, math.ceil(_TRIED * read), math.ceil(_ANSWERED * read), read)
 
     def few(self, most: int) -> int:
         """How many tell of a way whether the others are needed, where there are so many at most."""
@@ -214,7 +216,7 @@ def asking_tokens(config: TranslationConfig, length: int, vocabulary: int) -> tu
     wanted, texts = _Wanted.of(config), config.steps * config.batch_size
     # Where there are cues, they are mostly the better way, and the first places all that is read of prose.
     share, asked = (_FIRST_PLACES, wanted.tried) if wanted.forms else (1, wanted.answered)
-    places, few = math.ceil(share * min(config.moments, texts)), math.ceil(share * asked)
+    places, few = math.ceil(share * min(wanted.places, texts)), math.ceil(share * asked)
     # With the adapter and without; forms without.
     read = 2 * (min(_READ * places, texts) + places) + wanted.forms
     # Written once, and judged both ways. What is answered rarely is about a third of what is kept, in each

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,6 @@ from cast.models import LanguageModel, TokenBatch
 from cast.progress import Progress
 from cast.recipes import Quality, TranslationConfig
 from cast.runners import PlainRunner
-from cast.site_fitting import fit_site_maps
 from cast.word_teacher import Told, Wanted, WordTeacher, _answered
 from cast.wording import WordedRunner
 
@@ -67,8 +67,7 @@ def carrier(models: tuple[LanguageModel, LanguageModel]) -> Carrier:
 
 @pytest.fixture(scope="module")
 def start(carrier: Carrier) -> tuple[Kernel, ...]:
-    maps = fit_site_maps(carrier.source, carrier.target, carrier.lora, carrier.heads, corpus(48), CONFIG)
-    return starting_kernels(carrier.target, maps, carrier.lora, CONFIG)
+    return starting_kernels(carrier.target, 16, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -172,31 +171,21 @@ def test_the_wording_does_not_count_where_the_text_ends(
 # --- the start
 
 
-def test_the_start_listens_to_what_the_source_kernels_hear(
+def test_the_start_changes_nothing_at_any_site_of_a_known_role(
     carrier: Carrier, start: tuple[Kernel, ...]
 ) -> None:
-    maps = fit_site_maps(carrier.source, carrier.target, carrier.lora, carrier.heads, corpus(48), CONFIG)
-    carried = {kernel.site: kernel for kernel in maps.instant(carrier.lora)}
-    hosting = {kernel.site.layer for kernel in carried.values()}
-    assert {kernel.site for kernel in start} == {
-        site for site in carrier.target.architecture.sites if site.layer in hosting
-    }
+    assert [kernel.site for kernel in start] == list(carrier.target.architecture.sites)
     for kernel in start:
         assert kernel.rank == 16
         assert not kernel.b.any()
-        delta = carried[kernel.site].delta
-        heard = torch.linalg.svd(delta, full_matrices=False)[2][: carrier.lora.rank]
-        inside = torch.linalg.lstsq(kernel.a.T, heard.T).solution
-        torch.testing.assert_close(kernel.a.T @ inside, heard.T, rtol=1e-3, atol=1e-3)
+        assert 0.5 < kernel.a.abs().max() * kernel.site.in_features**0.5 <= 1
 
 
-def test_a_small_rank_keeps_the_strongest_directions(carrier: Carrier) -> None:
-    maps = fit_site_maps(carrier.source, carrier.target, carrier.lora, carrier.heads, corpus(48), CONFIG)
-    (first, *_) = starting_kernels(carrier.target, maps, carrier.lora, replace(CONFIG, rank=1))
-    delta = next(k.delta for k in maps.instant(carrier.lora) if k.site == first.site)
-    strongest = torch.linalg.svd(delta)[2][0]
-    cosine = torch.nn.functional.cosine_similarity(first.a[0], strongest, dim=0)
-    assert abs(float(cosine)) == pytest.approx(1, abs=1e-3)
+def test_where_no_role_is_known_every_site_has_a_kernel() -> None:
+    lm = build_model("mistral", depth=2)
+    sites = tuple(replace(site, role="other") for site in lm.architecture.sites)
+    unknown: Any = SimpleNamespace(architecture=SimpleNamespace(sites=sites), device=lm.device)
+    assert [kernel.site for kernel in starting_kernels(unknown, 4, seed=0)] == list(sites)
 
 
 @pytest.mark.parametrize(("source_rank", "expected"), [(4, 16), (16, 16), (20, 32), (64, 64), (100, 100)])
@@ -665,8 +654,7 @@ def test_a_family_can_be_the_target(family: str) -> None:
     source, target = build_model("llama", "unigram", width=24, depth=2), build_model(family, depth=3)
     carrier = Carrier(source, target, build_lora(source), heads_for(source, target), 64)
     config = replace(CONFIG, steps=10, learning_rate=5e-3)
-    maps = fit_site_maps(source, target, carrier.lora, carrier.heads, corpus(48), config)
-    result = fitted_to(carrier, starting_kernels(target, maps, carrier.lora, config), corpus(12), config)
+    result = fitted_to(carrier, starting_kernels(target, 16, seed=0), corpus(12), config)
     assert result.quality.kl_carried_adapted is not None
     assert result.quality.kl_carried_base is not None
     assert result.quality.kl_carried_adapted < result.quality.kl_carried_base

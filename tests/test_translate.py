@@ -87,7 +87,8 @@ def test_the_recipe_comes_back(
     assert recipe == carried[mode].recipe
     assert recipe.mode == mode
     assert (recipe.source, recipe.target, recipe.adapter) == (source.name, target.name, lora.name)
-    assert recipe.to_config() == replace(CONFIG, mode=mode)
+    wanted = replace(CONFIG, mode=mode)
+    assert recipe.to_config() == (wanted.suited(small=True) if mode == "compiled" else wanted)
     names = {path.name for path in (tmp_path / "out").iterdir()}
     weights = (
         {"adapter_config.json", "adapter_model.safetensors"} if mode in {"compiled", "instant"} else set()
@@ -337,10 +338,17 @@ def test_the_card_names_what_it_was_made_of(carried: dict[str, TranslatedAdapter
     assert ("unexplained share" in by_states) == (mode == "compiled")
 
 
+def test_a_small_target_reads_fewer_batches_more_often() -> None:
+    config = TranslationConfig(steps=24)
+    assert (config.suited(small=True).lessons, config.suited(small=False).lessons) == (4, 6)
+    chosen = replace(config, passes=2)
+    assert chosen.suited(small=True) == chosen.suited(small=False) == chosen
+
+
 def test_a_fit_of_few_steps_asks_for_few_prompts_and_never_drops_a_given_one() -> None:
     config = TranslationConfig()
     assert config.prompts_for(5) == config.prompts_wanted
     short = replace(config, steps=20)
-    assert short.prompts_for(5) == 2 * 5 * 12
+    assert short.prompts_for(5) == 5 * 12
     assert short.prompts_for(300) == 300
     assert replace(config, prompts_wanted=8).prompts_for(5) == 8
