@@ -57,7 +57,7 @@ def stacks(
     for block, x in enumerate(lower, 1):
         hosted = _hosted(layer_map, block)
         reach = max((crossing[b] for b in hosted if b in crossing), default=None)
-        parts.append(_target_block(block, x, size, hosted, reach))
+        parts.append(_target_block(block, x, size, hosted, reach, by_words))
     if by_words:
         parts.append(_moving(f"M{_LEFT:g} {_SOURCE_Y:g} H{_RIGHT:g} V{_TARGET_Y:g}"))
     else:
@@ -144,10 +144,12 @@ def _source_block(block: int, x: float, size: float, effect: float | None, roles
     )
 
 
-def _target_block(block: int, x: float, size: float, hosted: range, effect: float | None) -> str:
+def _target_block(
+    block: int, x: float, size: float, hosted: range, effect: float | None, by_words: bool
+) -> str:
     height = _BLOCK_HEIGHT
-    guests = ", ".join(str(b) for b in hosted)
-    title = f"Target block {block}" + (f": hosts source block {guests}" if guests else ": hosts none")
+    guests, does = ", ".join(str(b) for b in hosted), "like" if by_words else "hosts"
+    title = f"Target block {block}" + (f": {does} source block {guests}" if guests else f": {does} none")
     return (
         f"<g><title>{escape(title)}</title>{_glow(x, _TARGET_Y, size, height, effect)}"
         f'<rect class="block block-target" x="{x - size / 2:.1f}" y="{_TARGET_Y - height / 2:g}" '

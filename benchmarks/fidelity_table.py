@@ -43,7 +43,9 @@ task* is the relative change of bits per byte on held-out general text.
   llama → mistral, *mood* of mistral → llama, neox → mistral and qwen → neox, *moral* of qwen → neox and
   *moral* and *title* of llama → mistral are from before the cues were told by the kernels, or by those that
   speak (docs/experiments.md). `compiled-general`: on general text as it is. `compiled-prompts`: with five
-  example prompts of the task, without answers, which a base model of the pair makes more.
+  example prompts of the task, without answers, which a base model of the pair makes more. Of all three,
+  runs of commits before f44765f read a batch four times, not six, and started from carried kernels, which
+  makes no difference.
 - `instant`, `kernel`: see README. No method has read a label.
 - Baselines, each in `cast/baselines/` with its paper and equation, at the source adapter's rank:
   `cross-lora`, `lora-x` and `truncate-and-pad` see weights alone; `theseus`, `bico` and

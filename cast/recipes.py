@@ -83,14 +83,14 @@ class TranslationConfig:
     """Compiled: share of a batch's weight that falls on the adapted source's answers to `prompts`."""
     prompts_wanted: int = 400
     """Compiled: to how many prompts a smaller number of given ones is expanded by the base models; to fewer
-    for a fit of few steps."""
+    for a fit of few answers."""
     moments: int = 1000
-    """Compiled, without prompts: so many passages of general text are cut where the adapter acts most, and
-    the source with its adapter goes on; a quarter of them where cues are the better way; see
-    `cast.moments`."""
+    """Compiled, without prompts: so many passages of general text, or fewer for a fit of few answers, are cut
+    where the adapter acts most, and the source with its adapter goes on; a quarter of them where cues are the
+    better way; see `cast.moments`."""
     forms: int = 3000
     """Compiled, without prompts: so many forms that ask for something are made of general text, or fewer for
-    a fit of few steps; behind the promising ones, or what is written like them, the source with its adapter
+    a fit of few answers; behind the promising ones, or what is written like them, the source with its adapter
     goes on; see `cast.forms` and `cast.exemplary`. With 0, and no `moments`, text is left as it is."""
     site_tokens: int = 10_000
     """Kernel and instant: aligned pairs on which site maps are fitted."""
@@ -153,8 +153,8 @@ class TranslationConfig:
         return round(self.prompt_share * self.batch_size)
 
     def prompts_for(self, given: int) -> int:
-        """Compiled: to how many prompts so many given ones are expanded: as many as a round reads at most."""
-        return max(given, min(self.prompts_wanted, self.lessons * self.answers_a_batch))
+        """Compiled: to how many prompts so many given ones are expanded: a fit has no use for many unread."""
+        return max(given, min(self.prompts_wanted, 2 * self.lessons * self.answers_a_batch))
 
     def most_rounds(self, *, prompts: bool) -> int:
         """Compiled: how many rounds of steps may follow each other.

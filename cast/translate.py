@@ -19,7 +19,7 @@ from cast.carrying import Carrier
 from cast.compiling import HELD_OUT_BATCHES, compile_lora, learning_rate, starting_kernels
 from cast.corpus import Passage
 from cast.coverage import covered
-from cast.errors import AdapterError, HeadsError, RequestError
+from cast.errors import AdapterError, CorpusError, HeadsError, RequestError
 from cast.exciting import excited, mostly_drawn
 from cast.gain import matched_gain
 from cast.goals import Goal, StatesGoal, WordsGoal
@@ -383,11 +383,21 @@ def answered_prompts(
 def _goal(work: _Work, drawn: bool, held: Sequence[Sequence[Passage]]) -> Goal:
     """What a compiled translation is fitted to, as the recipe says."""
     config = work.config
-    states = StatesGoal(work.carrier, held, config, work.strength) if work.heads else None
-    if states and config.readout == "states":
-        return states
+    if config.readout == "states":
+        return StatesGoal(work.carrier, held, config, work.strength)
     teacher = WordTeacher(work.source, work.target, work.lora, config, strength=work.strength, drawn=drawn)
-    return WordsGoal(teacher, held, states)
+    return WordsGoal(teacher, held, _watched(work, held))
+
+
+def _watched(work: _Work, held: Sequence[Sequence[Passage]]) -> StatesGoal | None:
+    """The states' goal, for the record of a fit by words; None where heads are missing or do not tell."""
+    if work.heads is None:
+        return None
+    try:
+        return StatesGoal(work.carrier, held, work.config, work.strength)
+    except (AdapterError, CorpusError, HeadsError):
+        # Heads of some depths, or an adapter whose words move and whose carried states do not.
+        return None
 
 
 def _instant(work: _Work) -> TranslatedAdapter:

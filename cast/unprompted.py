@@ -209,7 +209,7 @@ def asking_tokens(config: TranslationConfig, length: int, vocabulary: int) -> tu
     """About how many tokens the source reads or writes, the target writes, and one of them, for `unprompted`.
 
     Args:
-        config: `moments`, `forms`, `steps` and `batch_size`.
+        config: `moments`, `forms`, and what tells how many answers a fit reads.
         length: tokens of a text.
         vocabulary: entries of the source's.
     """

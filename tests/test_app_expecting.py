@@ -1,5 +1,7 @@
 """How long work may take: reckoned from sizes, put right by what earlier jobs took."""
 
+from dataclasses import replace
+
 import pytest
 from fake_backend import FakeBackend, ended
 
@@ -32,8 +34,8 @@ def test_more_to_do_takes_longer():
 
 
 def test_what_a_compiled_fit_reads_beside_general_text_is_counted():
-    def seconds(prompts=False, source=SMALL, **settings):
-        return translate_seconds(source, SMALL, TranslationConfig(**settings), prompts=prompts)
+    def seconds(prompts=False, source=SMALL, target=SMALL, **settings):
+        return translate_seconds(source, target, TranslationConfig(**settings), prompts=prompts)
 
     plain = seconds(moments=0, forms=0)
     assert seconds(prompts=True) > plain
@@ -42,6 +44,8 @@ def test_what_a_compiled_fit_reads_beside_general_text_is_counted():
     assert seconds(moments=1000, forms=3000) == seconds(moments=10_000, forms=10_000)
     # A target of a few million parameters reads fewer batches more often.
     assert seconds() == seconds(passes=6) < seconds(passes=4)
+    large = replace(LARGE, parameters=10**8)
+    assert seconds(target=large) == seconds(target=large, passes=4)
     # A short fit asks for few.
     assert seconds(steps=20) == seconds(steps=20, forms=2000)
     assert seconds(steps=20, forms=0) - seconds(steps=20, moments=0, forms=0) < seconds(forms=0) - plain

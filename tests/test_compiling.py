@@ -24,7 +24,7 @@ from cast.runners import PlainRunner
 from cast.word_teacher import Told, Wanted, WordTeacher, _answered
 from cast.wording import WordedRunner
 
-CONFIG = TranslationConfig(readout="states", steps=40, batch_size=4, site_tokens=600, max_length=128)
+CONFIG = TranslationConfig(readout="states", steps=40, batch_size=4, max_length=128)
 WORDS = replace(CONFIG, readout="words")
 
 
@@ -181,11 +181,13 @@ def test_the_start_changes_nothing_at_any_site_of_a_known_role(
         assert 0.5 < kernel.a.abs().max() * kernel.site.in_features**0.5 <= 1
 
 
-def test_where_no_role_is_known_every_site_has_a_kernel() -> None:
+def test_sites_of_unknown_roles_have_kernels_where_no_role_is_known() -> None:
     lm = build_model("mistral", depth=2)
     sites = tuple(replace(site, role="other") for site in lm.architecture.sites)
     unknown: Any = SimpleNamespace(architecture=SimpleNamespace(sites=sites), device=lm.device)
     assert [kernel.site for kernel in starting_kernels(unknown, 4, seed=0)] == list(sites)
+    unknown.architecture.sites = (*lm.architecture.sites[:2], *sites[2:])
+    assert [kernel.site for kernel in starting_kernels(unknown, 4, seed=0)] == list(lm.architecture.sites[:2])
 
 
 @pytest.mark.parametrize(("source_rank", "expected"), [(4, 16), (16, 16), (20, 32), (64, 64), (100, 100)])

@@ -344,7 +344,7 @@ def tiny_plan(tiny_model, tmp_path, monkeypatch) -> Plan:
         models[name] = str(tmp_path / name)
         lm.model.save_pretrained(models[name])
         lm.tokenizer.save_pretrained(models[name])
-    config = TranslationConfig(steps=25, batch_size=4, site_tokens=200, strength=None, max_length=64)
+    config = TranslationConfig(steps=25, batch_size=4, strength=None, max_length=64)
     return Plan(
         models,
         work=tmp_path / "work",
@@ -385,7 +385,7 @@ def test_the_stages_run_end_to_end_and_a_second_run_makes_nothing_anew(tiny_plan
     assert all(len(row.general_bits) == 3 and min(row.general_bits) > 0 for row in found.values())
     assert found[f"{carried}compiled"].tokens > 0
     assert found[f"{carried}compiled"].settings["strength"] > 0
-    # Each kind of text has its own budget; both start from what the heads carry over.
+    # Each kind of text has its own budget; of all, the heads tell what they do to the states.
     for method, steps in (("compiled", 25), ("compiled-prompts", 26), ("compiled-many-prompts", 26)):
         settings = found[carried + method].settings
         assert settings["steps"] == steps

@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,12 +17,13 @@ from translation_fixtures import corpus, heads_for
 import cast.translate
 from cast import adapters
 from cast.adapters import Lora
+from cast.corpus import Passage
 from cast.errors import AdapterError, HeadsError, OutputError, RequestError
 from cast.heads import HeadSet
 from cast.models import LanguageModel
 from cast.recipes import RECIPE_FILE, Recipe, TranslationConfig, read_recipe
 from cast.runners import PlainRunner
-from cast.translate import TranslatedAdapter, card, load_translated, translate
+from cast.translate import TranslatedAdapter, answered_prompts, card, load_translated, translate
 
 MODES = ("compiled", "instant", "hosted", "kernel")
 # On general text as it is: what models like these say by themselves teaches nothing in six steps.
@@ -345,10 +348,34 @@ def test_a_small_target_reads_fewer_batches_more_often() -> None:
     assert chosen.suited(small=True) == chosen.suited(small=False) == chosen
 
 
+def test_prompts_are_made_as_many_as_suit_the_target(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target, lora, _ = pair
+    asked: list[int] = []
+
+    def excited(
+        source: LanguageModel, lora: Lora, prompts: Sequence[str], count: int, **_: Any
+    ) -> list[Passage]:
+        asked.append(count)
+        return []
+
+    monkeypatch.setattr("cast.translate.excited", excited)
+    config = TranslationConfig(steps=24)
+    answered_prompts(source, target, lora, ["Ben said:"], corpus(8), config)
+    assert asked == [config.suited(small=True).prompts_for(1)] != [config.prompts_for(1)]
+
+
+def test_a_fit_by_words_does_without_heads_that_leave_out_the_last_depth(pair: Pair) -> None:
+    source, target, lora, heads = pair
+    some = replace(heads, pairs=(*heads.pairs[:-1], None), quality=heads.quality[:-1])
+    made = translate(source, target, lora, some, corpus(64), replace(CONFIG, mode="compiled"))
+    assert made.recipe.quality.fvu is None
+    assert made.recipe.quality.kl_carried_adapted is not None
+
+
 def test_a_fit_of_few_steps_asks_for_few_prompts_and_never_drops_a_given_one() -> None:
     config = TranslationConfig()
     assert config.prompts_for(5) == config.prompts_wanted
     short = replace(config, steps=20)
-    assert short.prompts_for(5) == 5 * 12
+    assert short.prompts_for(5) == 2 * 5 * 12
     assert short.prompts_for(300) == 300
     assert replace(config, prompts_wanted=8).prompts_for(5) == 8

@@ -121,7 +121,6 @@ class Bench:
                     self.texts(),
                     config,
                     prompts=prompts,
-                    cache=self.plan.work / "sites",
                     on_progress=self._on_progress,
                 )
             translated.save(folder, target)
