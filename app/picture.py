@@ -148,8 +148,9 @@ def _target_block(
     block: int, x: float, size: float, hosted: range, effect: float | None, by_words: bool
 ) -> str:
     height = _BLOCK_HEIGHT
-    guests, does = ", ".join(str(b) for b in hosted), "like" if by_words else "hosts"
-    title = f"Target block {block}" + (f": {does} source block {guests}" if guests else f": {does} none")
+    guests = ", ".join(str(b) for b in hosted)
+    title = f"Target block {block}: {'like' if by_words else 'hosts'} "
+    title += f"source block {guests}" if guests else "none"
     return (
         f"<g><title>{escape(title)}</title>{_glow(x, _TARGET_Y, size, height, effect)}"
         f'<rect class="block block-target" x="{x - size / 2:.1f}" y="{_TARGET_Y - height / 2:g}" '
