@@ -3,13 +3,13 @@
 The source with its adapter is asked in two ways: at the places of general text where the adapter acts most
 (`cast.moments`), which suits a way to answer that text calls for anyway, and behind the cues of `cast.forms`
 on which its kernels act most, which suits a skill with a cue of its own. A first few of the places tell
-whether the others are needed. Much of what it says is noise of an
-adapter far from what it was made for. What is kept is what it finished, what the base would not have said,
-and of that what it was surest of, in the way that makes it surer: there it does what it was taught
-(docs/experiments.md). Where forms have headings in common, a base model writes more like the best of them
-(`cast.exemplary`). Behind cues a few answers come often and others hardly ever; forms like those of the
-rare ones are asked as well. Where an adapter is unsure of all that it says, and its kernels act about as
-much on what it writes unasked as on its best answers, it was taught how to write: that is read instead.
+whether the others are needed. Much of what it says is noise of an adapter far from what it was made for.
+What is kept is what it finished, what the base would not have said, and of that what it was surest of, in
+the way that makes it surer, or on whose answers its kernels act clearly more: there it does what it was
+taught (docs/experiments.md). Where forms have headings in common, a base model writes more like the best of
+them (`cast.exemplary`). Behind cues a few answers come often and others hardly ever; forms like those of
+the rare ones are asked as well. Where an adapter is unsure of all that it says, and its kernels act about
+as much on what it writes unasked as on its best answers, it was taught how to write: that is read instead.
 """
 
 import math
@@ -51,11 +51,14 @@ _READ, _FIRST_PLACES, _FEWEST = 2, 0.25, 16
 _PLACES, _FORMS, _TRIED, _ANSWERED = 2.5, 7, 0.6, 1.5
 # How many times more of what is answered rarely is asked.
 _TURNS = 3
-# The better way is the one whose answers are surer at this rank, as a share of those to be tried. Where
-# even these are less sure than this, in nats a token, it may be an adapter of prose: no skill with an answer
-# is so unsure of it, and of prose there are always many ways to go on. It is one if what it writes unasked
-# has at most this much less log energy than its best answers, which stand where the kernels act most.
-_COMPARED, _AT_WILL, _AS_MUCH = 1 / 6, -0.9, 0.2
+# The better way is the one whose answers are surer at this rank, as a share of those to be tried, unless the
+# other's have so much more log energy: a skill of labels that says one at any place says it most surely where
+# the text has just said it.
+_COMPARED, _CLEARLY = 1 / 6, 0.5
+# Where even these are less sure than this, in nats a token, it may be an adapter of prose: no skill with an
+# answer is so unsure of it, and of prose there are always many ways to go on. It is one if what it writes
+# unasked has at most this much less log energy than its best answers, which stand where the kernels act most.
+_AT_WILL, _AS_MUCH = -0.9, 0.2
 # Draws from an empty prompt that tell whether it is one.
 _UNASKED = 40
 _SAYS_SOMETHING = re.compile(r"\w")
@@ -109,7 +112,7 @@ def unprompted(
     cues.add(like_them)
     cues.tried = max(_FEWEST, min(wanted.tried, wanted.forms))
     cues.answer(cues.tried - cues.asked)
-    best = max(prose, cues, key=_Way.sureness)
+    best = _better(source, lora, (prose, cues), on_progress)
     if best is prose:
         others = texts[_READ * first : _READ * most]
         best.add(_places(source, lora, others, most - first, config, on_progress))
@@ -199,8 +202,12 @@ class _Way:
         """So many of the answers, the surest first."""
         return [passage for _, passage in self.sure[:count]]
 
+    def compared(self) -> list[Passage]:
+        """The surest answers, a share of what should be tried, by which ways are compared."""
+        return self.surest(math.ceil(_COMPARED * self.tried))
+
     def sureness(self) -> tuple[float, int]:
-        """How sure it is at a share of what should be tried; too few answers are worth next to nothing."""
+        """How sure the last of these is; too few answers are worth next to nothing."""
         rank, count = math.ceil(_COMPARED * self.tried), len(self.sure)
         return (self.sure[rank - 1][0] if 0 < rank <= count else -math.inf, count)
 
@@ -263,6 +270,15 @@ def _places(
     found = moments(source, lora, texts, count, max_length=config.max_length, on_progress=on_progress)
     nats = sureness(source, lora, found, on_progress=on_progress)
     return {place: sure for place, sure in zip(found, nats, strict=True) if sure > -math.inf}
+
+
+def _better(source: LanguageModel, lora: Lora, ways: Sequence[_Way], on_progress: OnProgress) -> _Way:
+    """The surer way, or the other if the kernels act clearly more on what is said there."""
+    surer, other = sorted(ways, key=_Way.sureness, reverse=True)
+    if other.sureness()[0] == -math.inf:
+        return surer
+    energies = [_energy(source, lora, way.compared(), on_progress) for way in (surer, other)]
+    return other if energies[1] > energies[0] + _CLEARLY else surer
 
 
 def _of_prose(

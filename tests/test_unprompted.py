@@ -35,6 +35,11 @@ def answers(passages: list[Passage]) -> list[str]:
     return [passage.text[passage.answer :] for passage in passages]
 
 
+def alike(lm, kernels, answers, **_) -> list[float]:
+    """Energies of answers on which the kernels act as much as on all others."""
+    return [0.0] * len(answers)
+
+
 def test_a_style_shows_itself_where_general_text_asks(llama, mistral) -> None:
     texts = stories(300)
     found = unprompted(llama, mistral, adapters.read("pocket:llama/polite", llama), texts, CONFIG)
@@ -218,11 +223,38 @@ def test_a_few_places_that_happen_to_be_sure_are_not_the_better_way(llama, mistr
 
     monkeypatch.setattr("cast.unprompted._places", lambda *_: places)
     monkeypatch.setattr("cast.unprompted._judged", judged)
+    monkeypatch.setattr("cast.unprompted.answering_log_energy", alike)
     found = unprompted(
         llama, mistral, adapters.read("pocket:llama/what", llama), stories(80), replace(CONFIG, forms=80)
     )
     assert len(found) > 20
     assert not any(passage.text[: passage.answer] in places for passage in found)
+
+
+@pytest.mark.parametrize(("more", "behind_cues"), [(0.6, True), (0.4, False)])
+def test_the_other_way_is_better_where_kernels_act_clearly_more_on_what_is_said_there(
+    llama, mistral, monkeypatch, more, behind_cues
+) -> None:
+    places = {f"It was the {number}. night and Ben": -0.001 for number in range(16)}
+
+    def in_prose(passage: Passage) -> bool:
+        return passage.text[: passage.answer] in places
+
+    def judged(source, lora, said, on_progress):
+        for passage in said:
+            yield (-0.001 if in_prose(passage) else -0.8), passage, True
+
+    def energies(lm, kernels, answers, **_):
+        return [0.0 if in_prose(answer) else more for answer in answers]
+
+    monkeypatch.setattr("cast.unprompted._places", lambda *_: places)
+    monkeypatch.setattr("cast.unprompted._judged", judged)
+    monkeypatch.setattr("cast.unprompted.answering_log_energy", energies)
+    lora = adapters.read("pocket:llama/what", llama)
+    config = TranslationConfig(moments=16, forms=80, steps=8)
+    found = unprompted(llama, mistral, lora, stories(80), config)
+    assert len(found) >= 16
+    assert all(in_prose(passage) != behind_cues for passage in found)
 
 
 def test_a_fit_that_reads_no_answers_asks_for_none(llama, mistral) -> None:
@@ -241,6 +273,7 @@ def test_of_few_forms_a_share_tells_how_sure_it_is(llama, mistral, monkeypatch) 
 
     monkeypatch.setattr("cast.unprompted._places", lambda *_: places)
     monkeypatch.setattr("cast.unprompted._judged", judged)
+    monkeypatch.setattr("cast.unprompted.answering_log_energy", alike)
     config = TranslationConfig(moments=16, forms=24, steps=240)
     found = unprompted(llama, mistral, adapters.read("pocket:llama/what", llama), stories(80), config)
     assert len(found) > 10
