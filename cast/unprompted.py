@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import compress
+from itertools import compress, cycle, islice
 
 import torch
 from torch import Tensor
@@ -59,8 +59,10 @@ _COMPARED, _CLEARLY = 1 / 6, 0.5
 # answer is so unsure of it, and of prose there are always many ways to go on. It is one if what it writes
 # unasked has at most this much less log energy than its best answers, which stand where the kernels act most.
 _AT_WILL, _AS_MUCH = -0.9, 0.2
-# Draws from an empty prompt that tell whether it is one.
+# Draws that tell whether it is one. Each begins as a general text does: behind nothing at all a model writes
+# what web pages begin with, which may be markup or code.
 _UNASKED = 40
+_BEGINNING = re.compile(r"\S+(?:\s+\S+)?")
 _SAYS_SOMETHING = re.compile(r"\w")
 
 
@@ -76,7 +78,8 @@ def unprompted(
 ) -> list[Passage]:
     """General text, as it is and in forms that ask for something, with what the adapted source says there.
 
-    Or what it writes without being asked, where it is unsure of its answers and its kernels act as much then.
+    Or how it goes on from the first words of texts, where it is unsure of its answers and its kernels act as
+    much then.
 
     Args:
         source: the adapter's model.
@@ -88,8 +91,8 @@ def unprompted(
         on_progress: gets the stages `moments`, `forms`, `generate` and `judge`.
 
     Returns:
-        Passages with answers, the surest first, or draws of the adapted source from an empty prompt; none
-        where it says nothing of its own.
+        Passages with answers, the surest first, or draws of the adapted source; none where it says nothing of
+        its own.
     """
     wanted = _Wanted.of(config)
     # Of each text one place is taken.
@@ -101,7 +104,7 @@ def unprompted(
     cues.add(forms)
     for way in (prose, cues):
         way.answer(way.tried)
-    if drawn := _of_prose(source, lora, prose, cues, wanted.kept, config.seed, on_progress):
+    if drawn := _of_prose(source, lora, prose, cues, texts, wanted.kept, config.seed, on_progress):
         return drawn
     like_them = more_of_the_best(
         source, lora, target, forms, wanted.answered,
@@ -286,6 +289,7 @@ def _of_prose(
     lora: Lora,
     prose: _Way,
     cues: _Way,
+    texts: Sequence[str],
     count: int,
     seed: int,
     on_progress: OnProgress,
@@ -295,20 +299,22 @@ def _of_prose(
     nats, _ = best.sureness()
     if nats >= _AT_WILL or prose.own + cues.own < _COMPARED * (prose.tried + cues.tried):
         return []
-    drawn = _unasked(source, lora, min(_UNASKED, count), seed, on_progress)
+    beginnings = [beginning.group() for text in texts if (beginning := _BEGINNING.search(text))]
+    openings = list(islice(cycle(beginnings), count))
+    drawn = _unasked(source, lora, openings[:_UNASKED], seed, on_progress)
     compared = (drawn, best.surest(len(drawn)))
     unasked, answering = (_energy(source, lora, some, on_progress) for some in compared)
     if unasked == -math.inf or unasked < answering - _AS_MUCH:
         return []
-    return [*drawn, *_unasked(source, lora, count - len(drawn), seed + 1, on_progress)]
+    return [*drawn, *_unasked(source, lora, openings[_UNASKED:], seed + 1, on_progress)]
 
 
 def _unasked(
-    source: LanguageModel, lora: Lora, count: int, seed: int, on_progress: OnProgress
+    source: LanguageModel, lora: Lora, openings: Sequence[str], seed: int, on_progress: OnProgress
 ) -> list[Passage]:
-    """Draws from an empty prompt, without those that say nothing."""
-    drawn = answered(source, lora, [""] * count, temperature=1.0, seed=seed, on_progress=on_progress)
-    return [passage for passage in drawn if _SAYS_SOMETHING.search(passage.text)]
+    """Draws behind the first words of texts, without those that say nothing more."""
+    drawn = answered(source, lora, openings, temperature=1.0, seed=seed, on_progress=on_progress)
+    return [passage for passage in drawn if _SAYS_SOMETHING.search(passage.text, _start(passage))]
 
 
 def _energy(source: LanguageModel, lora: Lora, answers: Sequence[Passage], on_progress: OnProgress) -> float:

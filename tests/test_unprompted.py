@@ -136,19 +136,22 @@ def test_an_adapter_that_goes_on_and_on_is_let_write_where_its_kernels_act_as_mu
 
     def energies(lm, kernels, answers, **_):
         assert kernels.kernels == speaking(lora).kernels
-        return [unasked if answer.answer == 0 else 0.0 for answer in answers]
+        return [unasked if answer.drawn else 0.0 for answer in answers]
 
     def said(lm, lora, texts, **options):
         found = answered(lm, lora, texts, **options)
-        # One that begins with its end.
-        return [Passage("", 0, drawn=True), *found[1:]] if not any(texts) else found
+        # One that says nothing more.
+        return [Passage("Once upon", 9, drawn=True), *found[1:]] if options.get("temperature") else found
 
     monkeypatch.setattr("cast.unprompted.answering_log_energy", energies)
     monkeypatch.setattr("cast.unprompted.answered", said)
     monkeypatch.setattr("cast.unprompted._Way.surest", lambda way, count: [Passage("Once upon", 4)])
-    drawn = unprompted(source, source, lora, stories(8), config)
+    texts = stories(8)
+    drawn = unprompted(source, source, lora, texts, config)
     assert len(drawn) == config.lessons * config.answers_a_batch - 1
-    assert all(passage.answer == 0 and passage.drawn and passage.text for passage in drawn)
+    assert all(passage.drawn for passage in drawn)
+    beginnings = [passage.text[: passage.answer] for passage in drawn]
+    assert set(beginnings) == {" ".join(text.split()[:2]) for text in texts}
     assert len({passage.text for passage in drawn}) == len(drawn)
     # Where the best answers have clearly more energy, it is asked as any other.
     unasked = -0.3
