@@ -133,8 +133,11 @@ def by_form(prompts: Sequence[str]) -> list[list[str]]:
 def evenly(passages: Sequence[Passage]) -> list[float]:
     """Weights with which answered prompts are drawn evenly over the first words of their answers.
 
-    Answers rarer than one in a hundred are noise: together they are drawn as often as they come.
+    Answers rarer than one in a hundred are noise: together they are drawn as often as they come. The first
+    words of draws tell nothing: each weighs the same.
     """
+    if mostly_drawn(passages):
+        return [1.0] * len(passages)
     groups = by_answer(passages)
     # What all that is not noise weighs, if each of its words weighs one.
     each = sum(map(len, groups.values())) / max(1, len(groups))

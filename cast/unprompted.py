@@ -15,7 +15,7 @@ as much on what it writes unasked as on its best answers, it was taught how to w
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import compress, cycle, islice
 
@@ -59,10 +59,11 @@ _COMPARED, _CLEARLY = 1 / 6, 0.5
 # answer is so unsure of it, and of prose there are always many ways to go on. It is one if what it writes
 # unasked has at most this much less log energy than its best answers, which stand where the kernels act most.
 _AT_WILL, _AS_MUCH = -0.9, 0.2
-# Draws that tell whether it is one. Each begins as a general text does: behind nothing at all a model writes
-# what web pages begin with, which may be markup or code.
+# Draws that tell whether it is one. Each begins with the first words of a general text, or, of one without
+# spaces, its first few characters: behind nothing at all a model may write what web pages begin with, markup
+# or code.
 _UNASKED = 40
-_BEGINNING = re.compile(r"\S+(?:\s+\S+)?")
+_BEGINNING = re.compile(r"\S{1,20}(?:\s+\S{1,20})?")
 _SAYS_SOMETHING = re.compile(r"\w")
 
 
@@ -78,7 +79,7 @@ def unprompted(
 ) -> list[Passage]:
     """General text, as it is and in forms that ask for something, with what the adapted source says there.
 
-    Or how it goes on from the first words of texts, where it is unsure of its answers and its kernels act as
+    Or how it goes on behind their first words, where it is unsure of its answers and its kernels act as
     much then.
 
     Args:
@@ -205,14 +206,15 @@ class _Way:
         """So many of the answers, the surest first."""
         return [passage for _, passage in self.sure[:count]]
 
-    def compared(self) -> list[Passage]:
-        """The surest answers, a share of what should be tried, by which ways are compared."""
-        return self.surest(math.ceil(_COMPARED * self.tried))
+    @property
+    def rank(self) -> int:
+        """How many of the surest answers ways are compared by: a share of what should be tried."""
+        return math.ceil(_COMPARED * self.tried)
 
     def sureness(self) -> tuple[float, int]:
-        """How sure the last of these is; too few answers are worth next to nothing."""
-        rank, count = math.ceil(_COMPARED * self.tried), len(self.sure)
-        return (self.sure[rank - 1][0] if 0 < rank <= count else -math.inf, count)
+        """How sure it is at that rank; too few answers are worth next to nothing."""
+        count = len(self.sure)
+        return (self.sure[self.rank - 1][0] if 0 < self.rank <= count else -math.inf, count)
 
 
 def asking_tokens(config: TranslationConfig, length: int, vocabulary: int) -> tuple[int, int, int]:
@@ -276,11 +278,11 @@ def _places(
 
 
 def _better(source: LanguageModel, lora: Lora, ways: Sequence[_Way], on_progress: OnProgress) -> _Way:
-    """The surer way, or the other if the kernels act clearly more on what is said there."""
+    """The surer way, or the other if it does not guess and the kernels act clearly more on what it says."""
     surer, other = sorted(ways, key=_Way.sureness, reverse=True)
-    if other.sureness()[0] == -math.inf:
+    if other.sureness()[0] < _AT_WILL:
         return surer
-    energies = [_energy(source, lora, way.compared(), on_progress) for way in (surer, other)]
+    energies = [_energy(source, lora, way.surest(way.rank), on_progress) for way in (surer, other)]
     return other if energies[1] > energies[0] + _CLEARLY else surer
 
 
@@ -299,7 +301,8 @@ def _of_prose(
     nats, _ = best.sureness()
     if nats >= _AT_WILL or prose.own + cues.own < _COMPARED * (prose.tried + cues.tried):
         return []
-    beginnings = [beginning.group() for text in texts if (beginning := _BEGINNING.search(text))]
+    found = [beginning.group() for text in texts if (beginning := _BEGINNING.search(text))]
+    beginnings = compress(found, source.holds(found, ANSWER_TOKENS))
     openings = list(islice(cycle(beginnings), count))
     drawn = _unasked(source, lora, openings[:_UNASKED], seed, on_progress)
     compared = (drawn, best.surest(len(drawn)))
@@ -312,9 +315,10 @@ def _of_prose(
 def _unasked(
     source: LanguageModel, lora: Lora, openings: Sequence[str], seed: int, on_progress: OnProgress
 ) -> list[Passage]:
-    """Draws behind the first words of texts, without those that say nothing more."""
+    """Draws that begin with such words, all as the adapter's own; without those that say nothing more."""
     drawn = answered(source, lora, openings, temperature=1.0, seed=seed, on_progress=on_progress)
-    return [passage for passage in drawn if _SAYS_SOMETHING.search(passage.text, _start(passage))]
+    more = [passage for passage in drawn if _SAYS_SOMETHING.search(passage.text, _start(passage))]
+    return [replace(passage, answer=0) for passage in more]
 
 
 def _energy(source: LanguageModel, lora: Lora, answers: Sequence[Passage], on_progress: OnProgress) -> float:

@@ -166,6 +166,8 @@ def test_prompts_are_drawn_evenly_over_answers_that_are_no_noise() -> None:
     assert weights[95] == 1
     # Where every answer is another, none is drawn more.
     assert evenly([Passage(f"Title: {index}", 6) for index in range(9)]) == [1.0] * 9
+    # Of draws each tells as much as any other.
+    assert evenly([Passage(f"Kind:{answer}", 5, drawn=True) for answer in answers]) == [1.0] * len(answers)
 
 
 def test_the_second_round_shows_what_the_first_has_found_and_all_is_answered(source, monkeypatch) -> None:

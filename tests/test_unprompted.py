@@ -40,6 +40,11 @@ def alike(lm, kernels, answers, **_) -> list[float]:
     return [0.0] * len(answers)
 
 
+def more_in_prose(lm, kernels, answers, **_) -> list[float]:
+    """Energies of answers on which the kernels act more if no cue stands before them."""
+    return [-9.0 if "\n" in answer.text[: answer.answer] else 0.0 for answer in answers]
+
+
 def test_a_style_shows_itself_where_general_text_asks(llama, mistral) -> None:
     texts = stories(300)
     found = unprompted(llama, mistral, adapters.read("pocket:llama/polite", llama), texts, CONFIG)
@@ -146,12 +151,15 @@ def test_an_adapter_that_goes_on_and_on_is_let_write_where_its_kernels_act_as_mu
     monkeypatch.setattr("cast.unprompted.answering_log_energy", energies)
     monkeypatch.setattr("cast.unprompted.answered", said)
     monkeypatch.setattr("cast.unprompted._Way.surest", lambda way, count: [Passage("Once upon", 4)])
-    texts = stories(8)
+    monkeypatch.setattr("cast.unprompted._UNASKED", 9)
+    texts = ["", *stories(8), "...", "ThereIsNoSpaceInThisOneAtAll" * 40]
     drawn = unprompted(source, source, lora, texts, config)
-    assert len(drawn) == config.lessons * config.answers_a_batch - 1
-    assert all(passage.drawn for passage in drawn)
-    beginnings = [passage.text[: passage.answer] for passage in drawn]
-    assert set(beginnings) == {" ".join(text.split()[:2]) for text in texts}
+    # Of each of two calls one says nothing more.
+    assert len(drawn) == config.lessons * config.answers_a_batch - 2
+    assert all(passage.answer == 0 and passage.drawn for passage in drawn)
+    beginnings = (*(" ".join(text.split()[:2]) for text in texts[1:9]), "...", "ThereIsNoSpaceInThis")
+    assert all(any(passage.text.startswith(one) for one in beginnings) for passage in drawn)
+    assert all(any(passage.text.startswith(one) for passage in drawn) for one in beginnings[1:])
     assert len({passage.text for passage in drawn}) == len(drawn)
     # Where the best answers have clearly more energy, it is asked as any other.
     unasked = -0.3
@@ -226,7 +234,7 @@ def test_a_few_places_that_happen_to_be_sure_are_not_the_better_way(llama, mistr
 
     monkeypatch.setattr("cast.unprompted._places", lambda *_: places)
     monkeypatch.setattr("cast.unprompted._judged", judged)
-    monkeypatch.setattr("cast.unprompted.answering_log_energy", alike)
+    monkeypatch.setattr("cast.unprompted.answering_log_energy", more_in_prose)
     found = unprompted(
         llama, mistral, adapters.read("pocket:llama/what", llama), stories(80), replace(CONFIG, forms=80)
     )
@@ -234,9 +242,18 @@ def test_a_few_places_that_happen_to_be_sure_are_not_the_better_way(llama, mistr
     assert not any(passage.text[: passage.answer] in places for passage in found)
 
 
-@pytest.mark.parametrize(("more", "behind_cues"), [(0.6, True), (0.4, False)])
+@pytest.mark.parametrize(
+    ("nats", "more", "behind_cues"),
+    [
+        (-0.8, 0.6, True),
+        (-0.8, 0.4, False),
+        (-1.0, 0.6, False),
+        (-0.0001, -0.6, False),
+        (-0.0001, -0.4, True),
+    ],
+)
 def test_the_other_way_is_better_where_kernels_act_clearly_more_on_what_is_said_there(
-    llama, mistral, monkeypatch, more, behind_cues
+    llama, mistral, monkeypatch, nats, more, behind_cues
 ) -> None:
     places = {f"It was the {number}. night and Ben": -0.001 for number in range(16)}
 
@@ -245,7 +262,7 @@ def test_the_other_way_is_better_where_kernels_act_clearly_more_on_what_is_said_
 
     def judged(source, lora, said, on_progress):
         for passage in said:
-            yield (-0.001 if in_prose(passage) else -0.8), passage, True
+            yield (-0.001 if in_prose(passage) else nats), passage, True
 
     def energies(lm, kernels, answers, **_):
         return [0.0 if in_prose(answer) else more for answer in answers]

@@ -21,7 +21,7 @@ through heads, carries less."""
 
 _COMPILED = TranslationConfig(
     mode="compiled",
-    steps=120,
+    steps=240,
     rounds=1,
     passes=3,
     batch_size=16,
