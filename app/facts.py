@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.workspace import PLAIN_MODES, Pair, Selection
-from cast.recipes import TranslationConfig
 
 EFFORTS = {"quick": 40_000, "good": 120_000, "best": 400_000}
 """Tokens on which heads are trained, by how good they shall be."""
@@ -149,7 +148,7 @@ class TranslateRequest:
     """
 
     selection: Selection
-    steps: int = TranslationConfig.steps
+    steps: int | None = None
     prompts: tuple[str, ...] = ()
     expand: bool = True
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from app.workspace import Selection, is_id
 from cast.errors import RequestError
-from cast.recipes import TranslationConfig
 from cast.results import Result, result_of
 from cast.storage import cache_folder, write_atomically
 
@@ -64,7 +63,7 @@ class EvaluateRequest:
     methods: tuple[str, ...]
     limit: int
     prompts: tuple[str, ...] = ()
-    steps: int = TranslationConfig.steps
+    steps: int | None = None
     retrained: str = ""
     train: str = ""
     corpus: str = ""

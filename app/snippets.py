@@ -23,7 +23,7 @@ def translate(request: TranslateRequest) -> str:
     if selection.segment is not None:
         words += ["--segment", str(selection.segment)]
     if selection.mode == "compiled":
-        words += ["--steps", str(request.steps)]
+        words += ["--steps", str(request.steps)] if request.steps else []
         words += ["--prompts", PROMPTS_FILE] if request.prompts else []
         words += ["--as-they-stand"] if request.prompts and not request.expand else []
     return shlex.join([*words, "--out", "out/"])
@@ -60,7 +60,7 @@ def compare(request: EvaluateRequest) -> str:
     words = ["cast", "compare", *_pair(chosen.pair), "--adapter", chosen.adapter, "--data", request.task]
     words += ["--methods", ",".join(request.methods), "--limit", str(request.limit)]
     if "compiled" in request.methods:
-        words += ["--steps", str(request.steps)]
+        words += ["--steps", str(request.steps)] if request.steps else []
         words += ["--prompts", PROMPTS_FILE] if request.prompts else []
     for flag, value in (
         ("--retrained", request.retrained),

@@ -30,6 +30,7 @@ _MOST_TIMES = 1000
 # A table may be wider than a phone; the keyboard must reach it to scroll it.
 SCROLLS = 'tabindex="0" role="group" aria-label="Table"'
 ROUNDS = (
+    "0 takes as many as suit the target: 150, and 240 where it has more than some million parameters. "
     f"With example prompts up to {TranslationConfig.rounds} rounds of them, until what it was not fitted "
     "on arrives."
 )

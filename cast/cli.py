@@ -144,7 +144,9 @@ def _translation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strength", type=float, help="multiplies the carried change; 0 is the base (default 1)"
     )
-    parser.add_argument("--steps", type=int, help="compiled mode: steps of the fit, or of a round of it")
+    parser.add_argument(
+        "--steps", type=int, help="compiled mode: steps of the fit, or of a round of it (default by size)"
+    )
     parser.add_argument(
         "--rounds",
         type=int,

@@ -214,7 +214,7 @@ def _round(
     """
     fit.begin()
     lessons.more()
-    lowest, lowered, place, steps = math.inf, 0, 0, fit.config.steps
+    lowest, lowered, place, steps = math.inf, 0, 0, fit.config.steps_a_round
     settling = round((1 - _SETTLING) * steps)
     while place < steps:
         fit.step(lessons.next())
@@ -285,7 +285,7 @@ class _Fit:
         else:
             self._optimizer = torch.optim.AdamW(self._parameters, lr=rate, betas=_BETAS, weight_decay=0.0)
         self._schedule = get_cosine_schedule_with_warmup(
-            self._optimizer, min(_WARMUP, config.steps // 4), config.steps
+            self._optimizer, min(_WARMUP, config.steps_a_round // 4), config.steps_a_round
         )
 
     def skip(self, steps: int) -> None:

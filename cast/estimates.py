@@ -87,12 +87,12 @@ def translate_seconds(source: Shape, target: Shape, config: TranslationConfig, *
     tokens = config.batch_size * _TEXT_TOKENS
     # Each batch is told once, by the source with and without its adapter and by the bare target.
     work = rounds * config.lessons * (2 * source.forward(tokens) + target.forward(tokens))
-    work += rounds * config.steps * _WITH_GRADIENTS * target.forward(tokens)
+    work += rounds * config.steps_a_round * _WITH_GRADIENTS * target.forward(tokens)
     asked, written, either = sought = _sought_tokens(config, source.vocabulary, prompts=prompts)
     work += source.forward(asked) + target.forward(written)
     # The larger of the two writes, at most.
     work += max(source.forward(either), target.forward(either))
-    handled = rounds * config.steps * tokens + _SOUGHT * sum(sought)
+    handled = rounds * config.steps_a_round * tokens + _SOUGHT * sum(sought)
     return work / _speed(source, target) + handled * TOKEN_SECONDS
 
 

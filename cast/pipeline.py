@@ -199,7 +199,7 @@ def fitting_text(
         text: corpus; see `default_corpus`.
     """
     passages = corpus.general_text(text or default_corpus(source, target), seed=config.seed + 1)
-    return list(islice(passages, translate.texts_needed(config)))
+    return list(islice(passages, translate.texts_needed(config.suited(small=target.is_small))))
 
 
 def heads_name(found: FoundHeads) -> str | None:

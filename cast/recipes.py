@@ -30,7 +30,8 @@ RECIPE_FILE = "cast.json"
 FORMAT_VERSION = 1
 # The ranks that vLLM serves within its default limit of 16, and the next ones that it can be told to serve.
 SERVED_RANKS = (8, 16, 32, 64)
-_PASSES, _PASSES_OF_SMALL = 4, 6
+_STEPS, _STEPS_OF_SMALL = 240, 150
+_PASSES, _PASSES_OF_SMALL = 3, 6
 # A recipe is a few kilobytes; a larger file is something else.
 _LARGEST_RECIPE = 1 << 20
 
@@ -49,8 +50,9 @@ class TranslationConfig:
     strength: float | None = 1.0
     """Multiplies the carried change. None matches the size of the source's own effect on general text: the
     strength at which target and source change their next-token distributions equally, in nats a pair."""
-    steps: int = 150
-    """Compiled: optimiser steps of a round."""
+    steps: int | None = None
+    """Compiled: optimiser steps of a round. None takes 150 for targets of a few million parameters, and 240
+    for larger ones."""
     rounds: int = 3
     """Compiled by words, with prompts: at most so many rounds of steps. Another follows where held-out
     answers are not yet said and more than a little of the effect is missing: some skills, as to name what a
@@ -59,7 +61,7 @@ class TranslationConfig:
     """Compiled: how often a batch is read in a round, on average. What shall be said on it is worked out
     once, by three passes through the models, where a step takes about two; and the fewer batches there are,
     the fewer answers have to be found. None takes six for targets of a few million parameters, which learn
-    as much of them as of more, and four for larger ones."""
+    as much of them as of more, and three for larger ones."""
     batch_size: int = 16
     """Texts a step."""
     rank: int | None = None
@@ -143,9 +145,14 @@ class TranslationConfig:
         return self.needs_heads or self.mode == "compiled"
 
     @property
+    def steps_a_round(self) -> int:
+        """Compiled: `steps`, or what a target takes of which nothing is known."""
+        return self.steps or _STEPS
+
+    @property
     def lessons(self) -> int:
         """Compiled: how many different batches the steps read."""
-        return math.ceil(self.steps / (self.passes or _PASSES))
+        return math.ceil(self.steps_a_round / (self.passes or _PASSES))
 
     @property
     def answers_a_batch(self) -> int:
@@ -181,8 +188,13 @@ class TranslationConfig:
         return replace(asked, prompts_wanted=len(set(prompts)))
 
     def suited(self, *, small: bool) -> "TranslationConfig":
-        """The same with the passes chosen that were left open, for a target of a few million parameters."""
-        return replace(self, passes=self.passes or (_PASSES_OF_SMALL if small else _PASSES))
+        """The same with steps and passes chosen where they were left open.
+
+        Args:
+            small: whether the target has a few million parameters.
+        """
+        steps, passes = (_STEPS_OF_SMALL, _PASSES_OF_SMALL) if small else (_STEPS, _PASSES)
+        return replace(self, steps=self.steps or steps, passes=self.passes or passes)
 
     def served_rank(self, source_rank: int) -> int:
         """Rank of the compiled LoRA for a source adapter of rank `source_rank`."""

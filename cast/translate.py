@@ -219,6 +219,8 @@ def translate(
     if heads is not None:
         heads.check(source, target)
     started = time.monotonic()
+    if config.mode == "compiled":
+        config = config.suited(small=target.is_small)
     taken = list(islice(texts, texts_needed(config)))
     work = _Work(source, target, lora, heads, taken, tuple(prompts), config, cache, on_progress)
     if config.strength is None and config.needs_heads:
@@ -238,7 +240,7 @@ def translate(
 def texts_needed(config: TranslationConfig) -> int:
     """Most texts that a translation reads; general text is a few dozen tokens long at least."""
     fitted = (
-        (config.steps + HELD_OUT_BATCHES) * config.batch_size
+        (config.steps_a_round + HELD_OUT_BATCHES) * config.batch_size
         if config.mode == "compiled"
         else config.site_tokens // 16
     )
@@ -320,7 +322,6 @@ def _recipe(source: LanguageModel, target: LanguageModel, lora: Lora, config: Tr
 
 
 def _compiled(work: _Work) -> TranslatedAdapter:
-    work = replace(work, config=work.config.suited(small=work.target.is_small))
     answers = answered_prompts(
         work.source, work.target, work.lora, work.prompts, work.texts, work.config,
         on_progress=work.on_progress,

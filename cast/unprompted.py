@@ -225,7 +225,7 @@ def asking_tokens(config: TranslationConfig, length: int, vocabulary: int) -> tu
         length: tokens of a text.
         vocabulary: entries of the source's.
     """
-    wanted, texts = _Wanted.of(config), config.steps * config.batch_size
+    wanted, texts = _Wanted.of(config), config.steps_a_round * config.batch_size
     # Where there are cues, they are mostly the better way, and the first places all that is read of prose.
     share, asked = (_FIRST_PLACES, wanted.tried) if wanted.forms else (1, wanted.answered)
     places, few = math.ceil(share * min(wanted.places, texts)), math.ceil(share * asked)

@@ -255,6 +255,10 @@ def test_the_command_lines_are_the_ones_that_the_program_takes():
     compiled = parsed(snippets.translate(TranslateRequest(replace(CHOICE, mode="compiled"), 60, ("a",))))
     assert (compiled.steps, compiled.prompts, compiled.target) == (60, "prompts.txt", [CHOICE.target])
     assert not compiled.as_they_stand
+    # What suits the target is nothing to be told.
+    open_ended = replace(CHOICE, mode="compiled")
+    assert parsed(snippets.translate(TranslateRequest(open_ended))).steps is None
+    assert parsed(snippets.compare(replace(ASKED, methods=("compiled",)))).steps is None
     edited = TranslateRequest(replace(CHOICE, mode="compiled"), 60, ("a",), expand=False)
     assert parsed(snippets.translate(edited)).as_they_stand
     fit = parsed(

@@ -45,7 +45,8 @@ def test_what_a_compiled_fit_reads_beside_general_text_is_counted():
     # A target of a few million parameters reads fewer batches more often.
     assert seconds() == seconds(passes=6) < seconds(passes=4)
     large = replace(LARGE, parameters=10**8)
-    assert seconds(target=large) == seconds(target=large, passes=4)
+    assert seconds(target=large) == seconds(target=large, steps=240, passes=3)
+    assert seconds() == seconds(steps=150) < seconds(steps=240)
     # A short fit asks for few.
     assert seconds(steps=20) == seconds(steps=20, forms=2000)
     assert seconds(steps=20, forms=0) - seconds(steps=20, moments=0, forms=0) < seconds(forms=0) - plain

@@ -341,9 +341,11 @@ def test_the_card_names_what_it_was_made_of(carried: dict[str, TranslatedAdapter
     assert ("unexplained share" in by_states) == (mode == "compiled")
 
 
-def test_a_small_target_reads_fewer_batches_more_often() -> None:
+def test_a_small_target_reads_fewer_batches_more_often_in_fewer_steps() -> None:
+    small, large = (TranslationConfig().suited(small=small) for small in (True, False))
+    assert (small.steps, small.lessons, large.steps, large.lessons) == (150, 25, 240, 80)
     config = TranslationConfig(steps=24)
-    assert (config.suited(small=True).lessons, config.suited(small=False).lessons) == (4, 6)
+    assert (config.suited(small=True).lessons, config.suited(small=False).lessons) == (4, 8)
     chosen = replace(config, passes=2)
     assert chosen.suited(small=True) == chosen.suited(small=False) == chosen
 
@@ -376,6 +378,6 @@ def test_a_fit_of_few_steps_asks_for_few_prompts_and_never_drops_a_given_one() -
     config = TranslationConfig()
     assert config.prompts_for(5) == config.prompts_wanted
     short = replace(config, steps=20)
-    assert short.prompts_for(5) == 2 * 5 * 12
+    assert short.prompts_for(5) == 2 * 7 * 12
     assert short.prompts_for(300) == 300
     assert replace(config, prompts_wanted=8).prompts_for(5) == 8

@@ -47,7 +47,7 @@ def of_translate(line: gr.Code, tab: GenerateTab, expansions: Expansions, listed
 
     def make(chosen: Selection, mode: str, segment: int, steps: int, hints: str, kept: object) -> str:
         selection = Selection.of(chosen.source, chosen.target, chosen.adapter, mode, segment)
-        request = TranslateRequest(selection, int(steps), prompts_of(hints))
+        request = TranslateRequest(selection, int(steps) or None, prompts_of(hints))
         shown = KeptList.from_json(kept)
         return snippets.translate(expansions.asked(request, shown))
 

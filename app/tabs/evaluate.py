@@ -18,7 +18,6 @@ from app.tabs.choice import Stores
 from app.tabs.command import Command, create_command
 from app.tabs.prompts import prompts_of
 from app.workspace import Attached, Selection, Workspace
-from cast.recipes import TranslationConfig
 
 _MOST_SHOWN = 6
 _FIRST_METHODS = ("hosted", "instant")
@@ -109,7 +108,7 @@ def create_evaluate_tab(evaluations: Evaluations, start: Workspace) -> EvaluateT
                     info="A .txt or .jsonl file, a folder, or a Hub data set; may stay empty.",
                 )  # fmt: skip
                 steps = gr.Slider(
-                    10, 1000, value=TranslationConfig.steps, step=10, label="Steps of a compiled LoRA",
+                    0, 1000, value=0, step=10, label="Steps of a compiled LoRA",
                     info=views.ROUNDS,
                 )  # fmt: skip
                 with_prompts = gr.Checkbox(
@@ -312,7 +311,7 @@ def _request(
         (*methods, *baselines),
         int(limit),
         prompts_of(hints) if with_prompts and READ_PROMPTS & {*methods, *baselines} else (),
-        int(steps),
+        int(steps) or None,
         (retrained or "").strip(),
         train or "",
         (corpus or "").strip(),

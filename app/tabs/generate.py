@@ -18,7 +18,6 @@ from app.tabs.mode import ModeOptions, create_mode_options, mode_sentence
 from app.tabs.pick import PickTab, describe
 from app.tabs.prompts import READ_BY, PromptsPanel, create_prompts_panel, prompts_of
 from app.workspace import MAX_TEMPERATURE, MAX_TOKENS, Attached, Beside, Selection, Workspace
-from cast.recipes import TranslationConfig
 
 # Panes that wait for the first press do not depend on how text is drawn.
 _ANY = SamplingChoice(max_tokens=1, temperature=0.0, seed=0)
@@ -132,7 +131,7 @@ def create_generate_tab(engine: Engine, start: Workspace) -> GenerateTab:
             download = gr.DownloadButton("Download the adapter", visible=False)
             with gr.Accordion("Effort", open=False, elem_classes="cast-detail"):
                 steps = gr.Slider(
-                    10, 1000, value=TranslationConfig.steps, step=10, label="Steps of a compiled fit",
+                    0, 1000, value=0, step=10, label="Steps of a compiled fit",
                     info=views.ROUNDS,
                 )  # fmt: skip
             timer = gr.Timer(0.5, active=False)
@@ -213,7 +212,7 @@ def _wire_translate(
     ) -> tuple[Any, ...]:  # fmt: skip
         """Start a translation in the background; where nothing has to be made, a compiled one."""
         selection = Selection.of(source, target, adapter, "compiled" if mode == "hosted" else mode)
-        request = TranslateRequest(selection, int(steps), prompts_of(hints))
+        request = TranslateRequest(selection, int(steps) or None, prompts_of(hints))
         shown_list = KeptList.from_json(of_list)
         # A cell that was left by pressing the button is in the table before the browser has kept it.
         shown_list = replace(shown_list, lines=lines_of(cells) or shown_list.lines)

@@ -119,7 +119,7 @@ def wire_prompts_panel(
     def start(
         chosen: object, given: object, shown: object, steps: int, prompts: tuple[str, ...], expand: bool
     ) -> Updates:
-        request = TranslateRequest(_selection(chosen), int(steps), prompts, expand)
+        request = TranslateRequest(_selection(chosen), int(steps) or None, prompts, expand)
         try:
             job_id = expansions.start(request, Attached.from_json(given).heads_job)
         except Exception as error:

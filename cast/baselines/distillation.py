@@ -17,7 +17,8 @@ def self_distillation(given: Given) -> Runner:
     Prompts, rank and the steps of a round are those of `compiled` with prompts. Trans-LoRA's
     discriminator wants prompts that the adapter was trained on, of which there are none here.
     """
-    config, rank = given.config, given.config.served_rank(given.lora.rank)
+    config = given.config.suited(small=given.target.is_small)
+    rank = config.served_rank(given.lora.rank)
     examples = [
         Example(passage.text[: passage.answer], passage.text[passage.answer :])
         for passage in given.answered()
@@ -25,7 +26,7 @@ def self_distillation(given: Given) -> Runner:
     training = LoraTrainingConfig(
         rank=rank,
         alpha=float(rank),
-        steps=config.steps,
+        steps=config.steps_a_round,
         batch_size=config.batch_size,
         learning_rate=suited_rate(given.target),
     )
