@@ -144,7 +144,8 @@ class FitRequest:
 class TranslateRequest:
     """What *Translate* asks for: a selection, the steps of a round of a compiled fit, and example prompts.
 
-    More prompts are made of the given ones, unless `expand` is off.
+    More prompts are made of the given ones, unless `expand` is off. Steps that are None are those that suit
+    the target.
     """
 
     selection: Selection

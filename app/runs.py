@@ -56,7 +56,10 @@ _LARGEST = 1 << 20
 
 @dataclass(frozen=True)
 class EvaluateRequest:
-    """What *Run* asks for; an empty string stands for *none*, and for the default text."""
+    """What *Run* asks for; an empty string stands for *none*, and for the default text.
+
+    Steps that are None are those that suit the target.
+    """
 
     selection: Selection
     task: str

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from app.facts import FitOptions, FitRequest, MapRequest, TranslateRequest
-from app.runs import EvaluateRequest
+from app.runs import READ_PROMPTS, EvaluateRequest
 from app.workspace import Pair, Selection
 
 PROMPTS_FILE = "prompts.txt"
@@ -59,7 +59,7 @@ def compare(request: EvaluateRequest) -> str:
     chosen = request.selection
     words = ["cast", "compare", *_pair(chosen.pair), "--adapter", chosen.adapter, "--data", request.task]
     words += ["--methods", ",".join(request.methods), "--limit", str(request.limit)]
-    if "compiled" in request.methods:
+    if READ_PROMPTS & set(request.methods):
         words += ["--steps", str(request.steps)] if request.steps else []
         words += ["--prompts", PROMPTS_FILE] if request.prompts else []
     for flag, value in (

@@ -30,7 +30,7 @@ RECIPE_FILE = "cast.json"
 FORMAT_VERSION = 1
 # The ranks that vLLM serves within its default limit of 16, and the next ones that it can be told to serve.
 SERVED_RANKS = (8, 16, 32, 64)
-_STEPS, _STEPS_OF_SMALL = 240, 150
+STEPS, STEPS_OF_SMALL = 240, 150
 _PASSES, _PASSES_OF_SMALL = 3, 6
 # A recipe is a few kilobytes; a larger file is something else.
 _LARGEST_RECIPE = 1 << 20
@@ -147,7 +147,7 @@ class TranslationConfig:
     @property
     def steps_a_round(self) -> int:
         """Compiled: `steps`, or what a target takes of which nothing is known."""
-        return self.steps or _STEPS
+        return self.steps or STEPS
 
     @property
     def lessons(self) -> int:
@@ -193,7 +193,7 @@ class TranslationConfig:
         Args:
             small: whether the target has a few million parameters.
         """
-        steps, passes = (_STEPS_OF_SMALL, _PASSES_OF_SMALL) if small else (_STEPS, _PASSES)
+        steps, passes = (STEPS_OF_SMALL, _PASSES_OF_SMALL) if small else (STEPS, _PASSES)
         return replace(self, steps=self.steps or steps, passes=self.passes or passes)
 
     def served_rank(self, source_rank: int) -> int:

@@ -19,6 +19,7 @@ from app.facts import FitOptions, FitRequest, MapRequest, TranslateRequest
 from app.jobs import Jobs, JobState
 from app.library import CastBackend
 from app.runs import BASELINES, METHODS, READ_PROMPTS, Ends, EvaluateRequest, Kept, Missed, Run, RunStore
+from app.tabs.prompts import steps_of
 from app.workspace import Selection
 from cast import adapters
 from cast.baselines import BASELINES as KNOWN_BASELINES
@@ -240,6 +241,11 @@ def parsed(line):
     return build_parser().parse_args(arguments)
 
 
+@pytest.mark.parametrize(("slider", "steps"), [(0, None), (40.0, 40)])
+def test_steps_that_are_nought_are_left_to_the_target(slider, steps):
+    assert steps_of(slider) == steps
+
+
 def test_the_command_lines_are_the_ones_that_the_program_takes():
     asked = replace(
         ASKED, selection=replace(CHOICE, source="/my models/a'b"), methods=("compiled", "hosted-1"), steps=40,
@@ -255,6 +261,8 @@ def test_the_command_lines_are_the_ones_that_the_program_takes():
     compiled = parsed(snippets.translate(TranslateRequest(replace(CHOICE, mode="compiled"), 60, ("a",))))
     assert (compiled.steps, compiled.prompts, compiled.target) == (60, "prompts.txt", [CHOICE.target])
     assert not compiled.as_they_stand
+    distilled = parsed(snippets.compare(replace(asked, methods=("self-distillation",))))
+    assert (distilled.steps, distilled.prompts) == (40, "prompts.txt")
     # What suits the target is nothing to be told.
     open_ended = replace(CHOICE, mode="compiled")
     assert parsed(snippets.translate(TranslateRequest(open_ended))).steps is None

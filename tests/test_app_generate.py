@@ -102,6 +102,8 @@ def test_what_is_made_of_the_examples_is_shown_edited_and_translated(visit, stan
     expect(page.page.get_by_text("Done in").last).to_be_visible()
     assert stand_in.translated[-1].prompts == ("Ann rowed home.\nmood of Ann: More?",)
     assert not stand_in.translated[-1].expand
+    # The slider stands where the steps are left to the target.
+    assert stand_in.translated[-1].steps is None
     page.command("cast translate", "--as-they-stand")
     page.choose("Adapter of the source", "pocket:llama/pirate")
     expect(page.page.get_by_text("This text excites the adapter")).to_be_hidden()

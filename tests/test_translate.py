@@ -21,6 +21,7 @@ from cast.corpus import Passage
 from cast.errors import AdapterError, HeadsError, OutputError, RequestError
 from cast.heads import HeadSet
 from cast.models import LanguageModel
+from cast.pipeline import fitting_text
 from cast.recipes import RECIPE_FILE, Recipe, TranslationConfig, read_recipe
 from cast.runners import PlainRunner
 from cast.translate import TranslatedAdapter, answered_prompts, card, load_translated, translate
@@ -348,6 +349,16 @@ def test_a_small_target_reads_fewer_batches_more_often_in_fewer_steps() -> None:
     assert (config.suited(small=True).lessons, config.suited(small=False).lessons) == (4, 8)
     chosen = replace(config, passes=2)
     assert chosen.suited(small=True) == chosen.suited(small=False) == chosen
+
+
+@pytest.mark.parametrize(("small", "batches"), [(True, 152), (False, 242)])
+def test_as_much_text_is_read_as_the_steps_of_the_target_need(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, small: bool, batches: int
+) -> None:
+    source, target, *_ = pair
+    monkeypatch.setattr("cast.corpus.general_text", lambda *_, **__: iter(corpus(1000)))
+    monkeypatch.setattr(type(target), "is_small", small)
+    assert len(fitting_text(source, target, TranslationConfig(batch_size=2))) == 2 * batches
 
 
 def test_prompts_are_made_as_many_as_suit_the_target(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from app.tabs import fit_form
 from app.tabs.explore import ExploreTab, request_of
 from app.tabs.generate import GenerateTab
 from app.tabs.heads import HeadsTab
-from app.tabs.prompts import prompts_of
+from app.tabs.prompts import prompts_of, steps_of
 from app.workspace import Attached, Selection, Workspace
 from cast.errors import CastError
 
@@ -47,7 +47,7 @@ def of_translate(line: gr.Code, tab: GenerateTab, expansions: Expansions, listed
 
     def make(chosen: Selection, mode: str, segment: int, steps: int, hints: str, kept: object) -> str:
         selection = Selection.of(chosen.source, chosen.target, chosen.adapter, mode, segment)
-        request = TranslateRequest(selection, int(steps) or None, prompts_of(hints))
+        request = TranslateRequest(selection, steps_of(steps), prompts_of(hints))
         shown = KeptList.from_json(kept)
         return snippets.translate(expansions.asked(request, shown))
 

@@ -16,7 +16,7 @@ from app.runs import BASELINES, MAX_EXAMPLES, METHODS, READ_PROMPTS, EvaluateReq
 from app.saying import said
 from app.tabs.choice import Stores
 from app.tabs.command import Command, create_command
-from app.tabs.prompts import prompts_of
+from app.tabs.prompts import prompts_of, steps_of
 from app.workspace import Attached, Selection, Workspace
 
 _MOST_SHOWN = 6
@@ -66,7 +66,8 @@ class EvaluateTab:
     def kept(self) -> dict[str, Any]:
         """What the browser keeps; the task follows the adapter."""
         return {
-            "methods": self.methods, "baselines": self.baselines, "limit": self.limit, "steps": self.steps,
+            "methods": self.methods, "baselines": self.baselines, "limit": self.limit,
+            "fit_steps": self.steps,
             "with_prompts": self.with_prompts,
         }  # fmt: skip
 
@@ -311,7 +312,7 @@ def _request(
         (*methods, *baselines),
         int(limit),
         prompts_of(hints) if with_prompts and READ_PROMPTS & {*methods, *baselines} else (),
-        int(steps) or None,
+        steps_of(steps),
         (retrained or "").strip(),
         train or "",
         (corpus or "").strip(),

@@ -108,7 +108,7 @@ def _shown(tab: ExportTab, exports: Exports, selection: Selection, made: Attache
         return _without(tab, said(error), "", "")
     if found is None:
         at_once = snippets.run_hosted(selection) if selection.mode == "hosted" and selection.adapter else ""
-        written = snippets.translate(TranslateRequest(selection, 100)) if selection.adapter else ""
+        written = snippets.translate(TranslateRequest(selection)) if selection.adapter else ""
         return _without(tab, views.sentence(_missing(selection)), at_once, written)
     plain = found.rank is not None
     python = (snippets.load_with_peft if plain else snippets.run_folder)(selection.target, found.name)

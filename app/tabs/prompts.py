@@ -119,7 +119,7 @@ def wire_prompts_panel(
     def start(
         chosen: object, given: object, shown: object, steps: int, prompts: tuple[str, ...], expand: bool
     ) -> Updates:
-        request = TranslateRequest(_selection(chosen), int(steps) or None, prompts, expand)
+        request = TranslateRequest(_selection(chosen), steps_of(steps), prompts, expand)
         try:
             job_id = expansions.start(request, Attached.from_json(given).heads_job)
         except Exception as error:
@@ -168,6 +168,11 @@ def hint_lines(engine: Engine, adapter: str) -> str:
 def prompts_of(hints: str) -> tuple[str, ...]:
     r"""The prompts that the box of example prompts holds, one a line; `\n` stands for a line break."""
     return tuple(unescaped(line) for line in (hints or "").splitlines() if line.strip())
+
+
+def steps_of(slider: float) -> int | None:
+    """The steps of a fit that a slider stands at; at 0 they are left to the target."""
+    return int(slider) or None
 
 
 def _standing(panel: PromptsPanel, expansions: Expansions, chosen: Selection, shown: KeptList) -> Updates:
