@@ -45,7 +45,8 @@ task* is the relative change of bits per byte on held-out general text.
   speak (docs/experiments.md). `compiled-general`: on general text as it is. `compiled-prompts`: with five
   example prompts of the task, without answers, which a base model of the pair makes more. Of all three,
   runs of commits before f44765f read a batch four times, not six, and started from carried kernels, which
-  makes no difference.
+  makes no difference; and before d674c4b *who* and *colour* of qwen, and *what* of qwen and neox, were
+  asked in prose.
 - `instant`, `kernel`: see README. No method has read a label.
 - Baselines, each in `cast/baselines/` with its paper and equation, at the source adapter's rank:
   `cross-lora`, `lora-x` and `truncate-and-pad` see weights alone; `theseus`, `bico` and

@@ -68,7 +68,7 @@ class Plan:
     compiled: TranslationConfig = _COMPILED
     """On general text alone, where every answer that is fitted on costs several texts that are asked."""
     prompted: TranslationConfig = field(
-        default_factory=lambda: replace(_COMPILED, passes=2, prompts_wanted=2000)
+        default_factory=lambda: replace(_COMPILED, steps=480, passes=4, prompts_wanted=2000)
     )
     """With example prompts."""
     prompts: int = 5
