@@ -23,8 +23,7 @@ def translate(request: TranslateRequest) -> str:
     if selection.segment is not None:
         words += ["--segment", str(selection.segment)]
     if selection.mode == "compiled":
-        words += ["--steps", str(request.steps)] if request.steps else []
-        words += ["--prompts", PROMPTS_FILE] if request.prompts else []
+        words += _fitting(request)
         words += ["--as-they-stand"] if request.prompts and not request.expand else []
     return shlex.join([*words, "--out", "out/"])
 
@@ -60,8 +59,7 @@ def compare(request: EvaluateRequest) -> str:
     words = ["cast", "compare", *_pair(chosen.pair), "--adapter", chosen.adapter, "--data", request.task]
     words += ["--methods", ",".join(request.methods), "--limit", str(request.limit)]
     if READ_PROMPTS & set(request.methods):
-        words += ["--steps", str(request.steps)] if request.steps else []
-        words += ["--prompts", PROMPTS_FILE] if request.prompts else []
+        words += _fitting(request)
     for flag, value in (
         ("--retrained", request.retrained),
         ("--train", request.train),
@@ -140,6 +138,12 @@ def run_hosted(selection: Selection) -> str:
             '    print(piece, end="", flush=True)',
         ]
     )
+
+
+def _fitting(request: TranslateRequest | EvaluateRequest) -> list[str]:
+    """What is asked of a compiled fit; steps that suit the target are nothing to be told."""
+    words = ["--steps", str(request.steps)] if request.steps else []
+    return words + (["--prompts", PROMPTS_FILE] if request.prompts else [])
 
 
 def _pair(pair: Pair) -> Sequence[str]:

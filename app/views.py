@@ -10,7 +10,6 @@ from app import heads_words, live
 from app.facts import NO_HEADS, AdapterFacts, HeadsFacts, JointMap, ModelFacts, Opened, Room, TokenMark
 from app.jobs import Job, JobState
 from app.workspace import clamp_strength
-from cast.recipes import STEPS, STEPS_OF_SMALL, TranslationConfig
 
 PANES = ("source", "source_adapter", "target", "target_adapter")
 """The panes that always stand there; `PANE_TITLES` names the others as well, in their order."""
@@ -29,12 +28,6 @@ _LEAST_CHANGE = math.log(2)
 _MOST_TIMES = 1000
 # A table may be wider than a phone; the keyboard must reach it to scroll it.
 SCROLLS = 'tabindex="0" role="group" aria-label="Table"'
-ROUNDS = (
-    f"0 takes as many as suit the target: {STEPS_OF_SMALL}, and {STEPS} where it has more than some million "
-    "parameters. "
-    f"With example prompts up to {TranslationConfig.rounds} rounds of them, until what it was not fitted "
-    "on arrives."
-)
 # The stages that `cast` reports, in a visitor's words.
 _STAGES = {
     "convert": "Unpacking the model",

@@ -172,8 +172,7 @@ class _Way:
 
     def _new(self, texts: Sequence[str]) -> list[str]:
         """Those that were not heard yet, and that leave room for an answer."""
-        texts = [text for text in texts if text not in self._heard]
-        return list(compress(texts, self._source.holds(texts, ANSWER_TOKENS)))
+        return _with_room(self._source, [text for text in texts if text not in self._heard])
 
     def answer(self, count: int) -> None:
         """Answer the texts that promise most, so many of those that wait."""
@@ -302,8 +301,7 @@ def _of_prose(
     if nats >= _AT_WILL or prose.own + cues.own < _COMPARED * (prose.tried + cues.tried):
         return []
     found = [beginning.group() for text in texts if (beginning := _BEGINNING.search(text))]
-    beginnings = compress(found, source.holds(found, ANSWER_TOKENS))
-    openings = list(islice(cycle(beginnings), count))
+    openings = list(islice(cycle(_with_room(source, found)), count))
     drawn = _unasked(source, lora, openings[:_UNASKED], seed, on_progress)
     compared = (drawn, best.surest(len(drawn)))
     unasked, answering = (_energy(source, lora, some, on_progress) for some in compared)
@@ -319,6 +317,11 @@ def _unasked(
     drawn = answered(source, lora, openings, temperature=1.0, seed=seed, on_progress=on_progress)
     more = [passage for passage in drawn if _SAYS_SOMETHING.search(passage.text, _start(passage))]
     return [replace(passage, answer=0) for passage in more]
+
+
+def _with_room(source: LanguageModel, texts: Sequence[str]) -> list[str]:
+    """The texts that leave room for an answer."""
+    return list(compress(texts, source.holds(texts, ANSWER_TOKENS)))
 
 
 def _energy(source: LanguageModel, lora: Lora, answers: Sequence[Passage], on_progress: OnProgress) -> float:

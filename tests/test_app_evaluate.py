@@ -19,7 +19,7 @@ from app.facts import FitOptions, FitRequest, MapRequest, TranslateRequest
 from app.jobs import Jobs, JobState
 from app.library import CastBackend
 from app.runs import BASELINES, METHODS, READ_PROMPTS, Ends, EvaluateRequest, Kept, Missed, Run, RunStore
-from app.tabs.prompts import steps_of
+from app.tabs.steps import steps_of
 from app.workspace import Selection
 from cast import adapters
 from cast.baselines import BASELINES as KNOWN_BASELINES

@@ -15,7 +15,8 @@ from app.tabs import fit_form
 from app.tabs.explore import ExploreTab, request_of
 from app.tabs.generate import GenerateTab
 from app.tabs.heads import HeadsTab
-from app.tabs.prompts import prompts_of, steps_of
+from app.tabs.prompts import prompts_of
+from app.tabs.steps import steps_of
 from app.workspace import Attached, Selection, Workspace
 from cast.errors import CastError
 

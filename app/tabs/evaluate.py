@@ -16,7 +16,8 @@ from app.runs import BASELINES, MAX_EXAMPLES, METHODS, READ_PROMPTS, EvaluateReq
 from app.saying import said
 from app.tabs.choice import Stores
 from app.tabs.command import Command, create_command
-from app.tabs.prompts import prompts_of, steps_of
+from app.tabs.prompts import prompts_of
+from app.tabs.steps import create_steps_slider, steps_of
 from app.workspace import Attached, Selection, Workspace
 
 _MOST_SHOWN = 6
@@ -65,10 +66,10 @@ class EvaluateTab:
     @property
     def kept(self) -> dict[str, Any]:
         """What the browser keeps; the task follows the adapter."""
+        # `steps` is what browsers kept when the slider stood at a number of its own.
         return {
             "methods": self.methods, "baselines": self.baselines, "limit": self.limit,
-            "fit_steps": self.steps,
-            "with_prompts": self.with_prompts,
+            "fit_steps": self.steps, "with_prompts": self.with_prompts,
         }  # fmt: skip
 
     @property
@@ -108,10 +109,7 @@ def create_evaluate_tab(evaluations: Evaluations, start: Workspace) -> EvaluateT
                     "", label="General text", placeholder="the pair's own",
                     info="A .txt or .jsonl file, a folder, or a Hub data set; may stay empty.",
                 )  # fmt: skip
-                steps = gr.Slider(
-                    0, 1000, value=0, step=10, label="Steps of a compiled LoRA",
-                    info=views.ROUNDS,
-                )  # fmt: skip
+                steps = create_steps_slider("Steps of a compiled LoRA")
                 with_prompts = gr.Checkbox(
                     True,
                     label="Compiled and self-generated distillation read the prompts of Generate",

@@ -16,7 +16,8 @@ from app.saying import said
 from app.tabs.beside import BesideOptions, create_beside_options
 from app.tabs.mode import ModeOptions, create_mode_options, mode_sentence
 from app.tabs.pick import PickTab, describe
-from app.tabs.prompts import READ_BY, PromptsPanel, create_prompts_panel, prompts_of, steps_of
+from app.tabs.prompts import READ_BY, PromptsPanel, create_prompts_panel, prompts_of
+from app.tabs.steps import create_steps_slider, steps_of
 from app.workspace import MAX_TEMPERATURE, MAX_TOKENS, Attached, Beside, Selection, Workspace
 
 # Panes that wait for the first press do not depend on how text is drawn.
@@ -130,10 +131,7 @@ def create_generate_tab(engine: Engine, start: Workspace) -> GenerateTab:
             )
             download = gr.DownloadButton("Download the adapter", visible=False)
             with gr.Accordion("Effort", open=False, elem_classes="cast-detail"):
-                steps = gr.Slider(
-                    0, 1000, value=0, step=10, label="Steps of a compiled fit",
-                    info=views.ROUNDS,
-                )  # fmt: skip
+                steps = create_steps_slider("Steps of a compiled fit")
             timer = gr.Timer(0.5, active=False)
     return GenerateTab(
         prompt, examples, generate, stop, panes, message, options, max_tokens, temperature, seed, one_line,

@@ -12,6 +12,7 @@ from app.expansions import Expansions, KeptList, Line, Made, escaped, lines_of, 
 from app.facts import TranslateRequest
 from app.jobs import is_going
 from app.saying import said
+from app.tabs.steps import steps_of
 from app.workspace import Attached, Selection, Workspace
 
 HEADERS = ["Use", "Prompt", "Answer"]
@@ -168,11 +169,6 @@ def hint_lines(engine: Engine, adapter: str) -> str:
 def prompts_of(hints: str) -> tuple[str, ...]:
     r"""The prompts that the box of example prompts holds, one a line; `\n` stands for a line break."""
     return tuple(unescaped(line) for line in (hints or "").splitlines() if line.strip())
-
-
-def steps_of(slider: float) -> int | None:
-    """The steps of a fit that a slider stands at; at 0 they are left to the target."""
-    return int(slider) or None
 
 
 def _standing(panel: PromptsPanel, expansions: Expansions, chosen: Selection, shown: KeptList) -> Updates:
