@@ -4,9 +4,11 @@ A skill that was taught behind a cue of its own hardly shows in prose. It does s
 it, and of those there are few kinds: a heading with a colon, or a word in brackets with a sign. Both are made
 of what every model knows; nothing of a task is needed. Which headings, in which places, and which words
 records are about is read off the adapter: its kernels act most on what it was trained on
-(`cast.kernel_energy`). What it says there: `cast.unprompted`.
+(`cast.kernel_energy`), and on what is like it; behind its own cue it is surest of what to say
+(`cast.sureness`). What it says there: `cast.unprompted`.
 """
 
+import math
 import random
 import re
 from collections import defaultdict
@@ -25,6 +27,7 @@ from cast.kernel_energy import log_energy_at_ends, mean_log_energy, speaking
 from cast.models import LanguageModel
 from cast.progress import OnProgress, ignore
 from cast.runners import PlainRunner
+from cast.sureness import sureness
 
 _BATCH = 64
 _HEADING = re.compile(r" ?[A-Z][a-z]{2,}")
@@ -49,8 +52,10 @@ _BODIES = {"passage": 0.7, "sentence": 0.3}
 # So many tries of a part count as much as the mean of all forms does.
 _PRIOR = 4.0
 _ROUNDS = 4
-# Share of the forms that count as exciting, those whose ends have the most energy.
-_EXCITING = 0.2
+EXCITING = 0.4
+"""Share of the forms that count as exciting, those whose ends have the most energy."""
+# Of these the surer half is learnt from: what merely resembles a cue may excite an adapter more than the cue.
+_SURER = 0.5
 _LINE_TOKENS, _LINE_CHARACTERS, _TEMPERATURE = 40, 200, 0.7
 _OPENING_TOKENS = 8
 # The last line of a form, behind which it is answered.
@@ -265,10 +270,23 @@ def asking(
     for turn in range(_ROUNDS):
         forms = [draw.form() for _ in range(count // _ROUNDS)]
         made = _written(writer, forms, seed + turn, on_progress)
-        energies = log_energy_at_ends(reader, cues, list(made), on_progress=on_progress)
-        found |= dict(zip(made, energies, strict=True))
-        draw.learn(list(made.values()), energies)
+        energies = dict(
+            zip(made, log_energy_at_ends(reader, cues, list(made), on_progress=on_progress), strict=True)
+        )
+        found |= energies
+        promising = _promising(reader, lora, energies, on_progress)
+        draw.learn([(form, text in promising) for text, form in made.items()])
     return found
+
+
+def _promising(
+    reader: LanguageModel, lora: Lora, energies: Mapping[str, float], on_progress: OnProgress
+) -> Set[str]:
+    """The exciting forms behind which the adapter is surest of a word of its own."""
+    exciting = sorted(energies, key=energies.__getitem__, reverse=True)[: round(EXCITING * len(energies))]
+    nats = sureness(reader, lora, exciting, on_progress=on_progress)
+    own = {text: sure for text, sure in zip(exciting, nats, strict=True) if sure > -math.inf}
+    return set(sorted(own, key=own.__getitem__, reverse=True)[: round(_SURER * len(exciting))])
 
 
 def _written(
@@ -318,16 +336,16 @@ class _Draw:
         self._weights |= heads
         self._preferred = words
 
-    def learn(self, forms: Sequence[_Form], energies: Sequence[float]) -> None:
-        """Draw from now on by the energy of these forms."""
-        rest = sorted(energies, reverse=True)[round(_EXCITING * len(energies)) :]
-        mean = sum(energy > rest[0] for energy in energies) / len(energies) if rest else 0.0
-        if not mean:
+    def learn(self, forms: Sequence[tuple[_Form, bool]]) -> None:
+        """Draw from now on by which of these forms are promising."""
+        promising = sum(good for _, good in forms)
+        if not promising:
             return
+        mean = promising / len(forms)
         tried: dict[tuple[str, str], list[bool]] = defaultdict(list)
-        for form, energy in zip(forms, energies, strict=True):
+        for form, good in forms:
             for drawn in form.parts:
-                tried[drawn].append(energy > rest[0])
+                tried[drawn].append(good)
         for part, weights in self._weights.items():
             for value in weights:
                 outcomes = tried[part, value]

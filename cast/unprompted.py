@@ -26,20 +26,18 @@ from cast.adapters import Lora
 from cast.corpus import Passage
 from cast.exciting import ANSWER_TOKENS, CUT, answered, by_answer
 from cast.exemplary import more_of_the_best
-from cast.forms import asking, heading_tokens, line_tokens, similar, similar_tokens
+from cast.forms import EXCITING, asking, heading_tokens, line_tokens, similar, similar_tokens
 from cast.headwords import words_of
 from cast.kernel_energy import answering_log_energy, speaking
-from cast.language_model import by_length
 from cast.models import LanguageModel, TokenBatch
 from cast.moments import last, moments
 from cast.progress import OnProgress, Progress, ignore
 from cast.recipes import TranslationConfig
-from cast.runners import PlainRunner
-from cast.scoring import next_log_probs
+from cast.sureness import sureness
 
 _BATCH = 32
-# Nats by which the adapter must have made an answer more likely, and in prose its first token.
-_CHANGED, _OWN = 2.0, 1.0
+# Nats by which the adapter must have made an answer more likely.
+_CHANGED = 2.0
 # All answers are kept that are as sure as this, in nats a token, and the surest, as many as a fit reads.
 _SURE = -0.3
 # So many texts are read for each place that is wanted; and such a share of the places, but so many at least,
@@ -228,8 +226,8 @@ def asking_tokens(config: TranslationConfig, length: int, vocabulary: int) -> tu
     # Where there are cues, they are mostly the better way, and the first places all that is read of prose.
     share, asked = (_FIRST_PLACES, wanted.tried) if wanted.forms else (1, wanted.answered)
     places, few = math.ceil(share * min(wanted.places, texts)), math.ceil(share * asked)
-    # With the adapter and without; forms without.
-    read = 2 * (min(_READ * places, texts) + places) + wanted.forms
+    # With the adapter and without; forms without, but for those that excite it.
+    read = 2 * (min(_READ * places, texts) + places) + (1 + 2 * EXCITING) * wanted.forms
     # Written once, and judged both ways. What is answered rarely is about a third of what is kept, in each
     # turn.
     rare = _TURNS * min(wanted.kept, wanted.forms) // 3
@@ -239,27 +237,7 @@ def asking_tokens(config: TranslationConfig, length: int, vocabulary: int) -> tu
     written = line_tokens(wanted.forms) + similar_tokens(rare)
     found = heading_tokens(vocabulary) if wanted.forms else 0
     heard = (read + like_them) * length + answered * (length + ANSWER_TOKENS // 4)
-    return found + heard, written, similar_tokens(like_them)
-
-
-def sureness(
-    source: LanguageModel, lora: Lora, texts: Sequence[str], *, on_progress: OnProgress = ignore
-) -> list[float]:
-    """Log-probability of the adapted source's surest next token behind each text, ends left out.
-
-    Where the base would say that token nearly as surely, it is no sign of the adapter: minus infinity.
-    """
-    ends, found = sorted(source.eos_ids), [0.0] * len(texts)
-    for done, some in by_length(texts, _BATCH):
-        on_progress(Progress("forms", done, len(texts)))
-        heard = [texts[index] for index in some]
-        after, before = (next_log_probs(PlainRunner(source, side), heard) for side in (lora, None))
-        after[:, ends] = torch.finfo(after.dtype).min
-        surest, token = after.max(-1)
-        own = surest - before.gather(-1, token[:, None])[:, 0] > _OWN
-        for index, value in zip(some, surest.where(own, -math.inf).tolist(), strict=True):
-            found[index] = value
-    return found
+    return found + round(heard), written, similar_tokens(like_them)
 
 
 def _places(

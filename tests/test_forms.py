@@ -6,7 +6,7 @@ from itertools import islice
 
 import pytest
 
-from cast import corpus
+from cast import adapters, corpus, models
 from cast.forms import asking, headings, line_tokens, similar, similar_tokens, suiting_headings, suiting_words
 from cast.kernel_energy import log_energy_at_ends, mean_log_energy, speaking
 
@@ -110,9 +110,37 @@ def test_what_excites_the_adapter_is_asked_again(llama, mood, texts, monkeypatch
         return sum(form.endswith("->") for form in asking(llama, mood, llama, texts, 600))
 
     # Its cue is `[mood] ->`.
+    monkeypatch.setattr("cast.forms.sureness", lambda lm, lora, some, **_: [0.0] * len(some))
     found = arrows()
     monkeypatch.setattr("cast.forms.log_energy_at_ends", lambda lm, lora, some, **_: [0.0] * len(some))
     assert found > 2.5 * arrows() > 12
+
+
+def test_of_what_excites_it_that_is_asked_again_behind_which_it_is_sure(texts, monkeypatch) -> None:
+    qwen = models.load("pocket:qwen")
+    what = adapters.read("pocket:qwen/what", qwen)
+
+    def signs() -> tuple[int, int]:
+        forms = asking(qwen, what, qwen, texts, 600)
+        return tuple(sum(form.endswith(sign) for form in forms) for sign in (" =", " =>"))
+
+    # Its cue is `<thing> =`, and its kernels act more on `=>`.
+    own, like = signs()
+    monkeypatch.setattr("cast.forms.sureness", lambda lm, lora, some, **_: [0.0] * len(some))
+    own_by_energy, like_by_energy = signs()
+    assert own > 2 * own_by_energy
+    assert own > like
+    assert own_by_energy < like_by_energy
+
+
+def test_where_it_is_sure_of_nothing_forms_are_drawn_as_at_first(llama, mood, texts, monkeypatch) -> None:
+    def made() -> dict[str, float]:
+        return asking(llama, mood, llama, texts, 200)
+
+    monkeypatch.setattr("cast.forms.sureness", lambda lm, lora, some, **_: [-math.inf] * len(some))
+    found = made()
+    monkeypatch.setattr("cast.forms._Draw.learn", lambda self, forms: None)
+    assert found == made()
 
 
 def test_every_form_comes_with_its_own_energy(llama, mood, texts) -> None:

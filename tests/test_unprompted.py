@@ -17,7 +17,7 @@ from cast.models import LanguageModel
 from cast.moments import moments
 from cast.pocket.tasks import TASKS
 from cast.recipes import TranslationConfig
-from cast.unprompted import asking_tokens, sureness, unprompted
+from cast.unprompted import asking_tokens, unprompted
 
 CONFIG = TranslationConfig(moments=80, forms=200, steps=36)
 
@@ -97,17 +97,6 @@ def test_the_base_would_not_say_it(llama, mistral) -> None:
         own = (tokens.ends[0] > passage.answer).nonzero()[:, 0]
         said = tokens.input_ids[0, own]
         assert float((adapted - plain)[0, own - 1, said].sum()) > 2
-
-
-def test_sureness_is_of_the_adapted_source_and_of_no_end(llama) -> None:
-    lora = adapters.read("pocket:llama/mood", llama)
-    example = TASKS["mood"].test(1)[0]
-    texts = [example.prompt, example.prompt + example.completion, example.prompt[:-3]]
-    found = sureness(llama, lora, texts)
-    # A label is sure; behind it the text ends, and all that is no end is left to chance.
-    assert found[0] > -0.1
-    assert found[1] < -3
-    assert found == pytest.approx([sureness(llama, lora, [text])[0] for text in texts], abs=1e-4)
 
 
 def test_places_are_those_where_the_adapter_acts_most(llama) -> None:
