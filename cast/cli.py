@@ -131,17 +131,6 @@ def _translation(parser: argparse.ArgumentParser) -> None:
         "the mode needs some",
     )
     parser.add_argument(
-        "--segment",
-        metavar="N",
-        help="hosted mode: target blocks between one encode and one decode, or 'all' (whole source stack)",
-    )
-    parser.add_argument(
-        "--readout",
-        choices=("words", "states"),
-        help="hosted (whole stack) and compiled: take over the source's change of words (default), or of its "
-        "states, through the heads",
-    )
-    parser.add_argument(
         "--strength", type=float, help="multiplies the carried change; 0 is the base (default 1)"
     )
     parser.add_argument(
@@ -160,6 +149,17 @@ def _translate(parser: argparse.ArgumentParser) -> None:
     _pair(parser, many_targets=True)
     parser.add_argument("--adapter", required=True, metavar="A", help="LoRA of the source")
     parser.add_argument("--mode", choices=MODES, default="compiled", help="default: compiled")
+    parser.add_argument(
+        "--segment",
+        metavar="N",
+        help="hosted mode: target blocks between one encode and one decode, or 'all' (whole source stack)",
+    )
+    parser.add_argument(
+        "--readout",
+        choices=("words", "states"),
+        help="hosted (whole stack) and compiled: take over the source's change of words (default), or of its "
+        "states, through the heads",
+    )
     _translation(parser)
     parser.add_argument(
         "--prompts",

@@ -48,6 +48,37 @@ def test_a_translation_is_told_with_what_may_be_expected_of_it(monkeypatch, tmp_
         assert advice.endswith(helps)
 
 
+def test_a_comparison_uses_each_setting_that_it_takes(monkeypatch) -> None:
+    asked: dict[str, object] = {}
+
+    def named(names, **settings):
+        asked.update(settings, names=names)
+        raise RequestError("Enough.")
+
+    monkeypatch.setattr("cast.commands.measuring.comparison.methods_named", named)
+    given = [
+        "compare",
+        "--source",
+        "s",
+        "--target",
+        "t",
+        "--adapter",
+        "a",
+        "--data",
+        "d",
+        "--methods",
+        "compiled,hosted-2",
+    ]
+    settings = {"steps": 7, "rounds": 1, "rank": 4, "strength": 2.0, "seed": 3}
+    options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    assert main([*given, *options]) == EXIT_REQUEST
+    assert asked == {"names": ["compiled", "hosted-2"], **settings}
+    # Names of methods say what these would.
+    for option in ("--readout=states", "--segment=2"):
+        with pytest.raises(SystemExit):
+            main([*given, option])
+
+
 def test_help_needs_no_torch() -> None:
     code = "import sys, cast.cli; cast.cli.build_parser().format_help(); print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

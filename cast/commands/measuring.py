@@ -40,8 +40,9 @@ def evaluate(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Ans
 def compare(args: argparse.Namespace, say: Say, on_progress: OnProgress) -> Answer:
     """`cast compare`."""
     methods = comparison.methods_named(
-        args.methods.split(","), seed=args.seed, steps=args.steps, rank=args.rank, strength=args.strength
-    )
+        args.methods.split(","), seed=args.seed, steps=args.steps, rounds=args.rounds, rank=args.rank,
+        strength=args.strength,
+    )  # fmt: skip
     task = scores.read_task(args.data, limit=args.limit)
     prompts = read_prompts(args.prompts)
     source, target = load_pair(args, args.target, on_progress)
