@@ -4,15 +4,15 @@ A skill that was taught behind a cue of its own hardly shows in prose. It does s
 it, and of those there are few kinds: a heading with a colon, or a word in brackets with a sign. Both are made
 of what every model knows; nothing of a task is needed. Which headings, in which places, and which words
 records are about is read off the adapter: its kernels act most on what it was trained on
-(`cast.kernel_energy`), and on what is like it; behind its own cue it is surest of what to say
-(`cast.sureness`). What it says there: `cast.unprompted`.
+(`cast.kernel_energy`). Signs are few and alike; behind its own it is surest of what to say (`cast.sureness`).
+What it says there: `cast.unprompted`.
 """
 
 import math
 import random
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import compress
 
@@ -52,10 +52,12 @@ _BODIES = {"passage": 0.7, "sentence": 0.3}
 # So many tries of a part count as much as the mean of all forms does.
 _PRIOR = 4.0
 _ROUNDS = 4
-EXCITING = 0.4
-"""Share of the forms that count as exciting, those whose ends have the most energy."""
-# Of these the surer half is learnt from: what merely resembles a cue may excite an adapter more than the cue.
-_SURER = 0.5
+# Share of the forms that count as exciting, those whose ends have the most energy.
+_EXCITING = 0.2
+# What merely resembles an adapter's own sign may excite it more: of the forms with a sign, the surer half of
+# this share counts.
+_HEARD, _SURER = 0.4, 0.5
+_OF_SIGNS = frozenset({"brackets", "sign"})
 _LINE_TOKENS, _LINE_CHARACTERS, _TEMPERATURE = 40, 200, 0.7
 _OPENING_TOKENS = 8
 # The last line of a form, behind which it is answered.
@@ -228,6 +230,11 @@ class _Form:
     parts: tuple[tuple[str, str], ...]
     """What was drawn for it: (part, value)."""
 
+    @property
+    def has_sign(self) -> bool:
+        """Whether its cue is a word with a sign."""
+        return any(part in _OF_SIGNS for part, _ in self.parts)
+
 
 def asking(
     reader: LanguageModel,
@@ -274,19 +281,25 @@ def asking(
             zip(made, log_energy_at_ends(reader, cues, list(made), on_progress=on_progress), strict=True)
         )
         found |= energies
-        promising = _promising(reader, lora, energies, on_progress)
-        draw.learn([(form, text in promising) for text, form in made.items()])
+        draw.learn(made, _most(energies, round(_EXCITING * len(made))))
+        signed = {text: form for text, form in made.items() if form.has_sign}
+        energies = {text: energies[text] for text in signed}
+        draw.learn_signs(signed, _surer(reader, lora, energies, on_progress))
     return found
 
 
-def _promising(
+def _surer(
     reader: LanguageModel, lora: Lora, energies: Mapping[str, float], on_progress: OnProgress
-) -> Set[str]:
-    """The exciting forms behind which the adapter is surest of a word of its own."""
-    exciting = sorted(energies, key=energies.__getitem__, reverse=True)[: round(EXCITING * len(energies))]
-    nats = sureness(reader, lora, exciting, on_progress=on_progress)
-    own = {text: sure for text, sure in zip(exciting, nats, strict=True) if sure > -math.inf}
-    return set(sorted(own, key=own.__getitem__, reverse=True)[: round(_SURER * len(exciting))])
+) -> list[str]:
+    """Of these forms those with much energy behind which the adapter is surest of a word of its own."""
+    heard = _most(energies, round(_HEARD * len(energies)))
+    nats = sureness(reader, lora, heard, on_progress=on_progress)
+    own = {text: sure for text, sure in zip(heard, nats, strict=True) if sure > -math.inf}
+    return _most(own, round(_SURER * len(heard)))
+
+
+def _most(values: Mapping[str, float], count: int) -> list[str]:
+    return sorted(values, key=values.__getitem__, reverse=True)[:count]
 
 
 def _written(
@@ -336,17 +349,24 @@ class _Draw:
         self._weights |= heads
         self._preferred = words
 
-    def learn(self, forms: Sequence[tuple[_Form, bool]]) -> None:
-        """Draw from now on by which of these forms are promising."""
-        promising = sum(good for _, good in forms)
-        if not promising:
+    def learn(self, forms: Mapping[str, _Form], exciting: Collection[str]) -> None:
+        """Draw all but signs from now on by which of these forms excite the adapter."""
+        self._learn(forms, exciting, self._weights.keys() - _OF_SIGNS)
+
+    def learn_signs(self, forms: Mapping[str, _Form], sure: Collection[str]) -> None:
+        """Draw signs from now on by which of these forms the adapter is sure behind."""
+        self._learn(forms, sure, _OF_SIGNS)
+
+    def _learn(self, forms: Mapping[str, _Form], good: Collection[str], parts: Set[str]) -> None:
+        if not good:
             return
-        mean = promising / len(forms)
+        mean = len(good) / len(forms)
         tried: dict[tuple[str, str], list[bool]] = defaultdict(list)
-        for form, good in forms:
+        for text, form in forms.items():
             for drawn in form.parts:
-                tried[drawn].append(good)
-        for part, weights in self._weights.items():
+                tried[drawn].append(text in good)
+        for part in parts:
+            weights = self._weights[part]
             for value in weights:
                 outcomes = tried[part, value]
                 weights[value] *= (sum(outcomes) + _PRIOR * mean) / (len(outcomes) + _PRIOR) / mean

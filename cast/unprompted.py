@@ -26,7 +26,7 @@ from cast.adapters import Lora
 from cast.corpus import Passage
 from cast.exciting import ANSWER_TOKENS, CUT, answered, by_answer
 from cast.exemplary import more_of_the_best
-from cast.forms import EXCITING, asking, heading_tokens, line_tokens, similar, similar_tokens
+from cast.forms import asking, heading_tokens, line_tokens, similar, similar_tokens
 from cast.headwords import words_of
 from cast.kernel_energy import answering_log_energy, speaking
 from cast.models import LanguageModel, TokenBatch
@@ -226,8 +226,8 @@ def asking_tokens(config: TranslationConfig, length: int, vocabulary: int) -> tu
     # Where there are cues, they are mostly the better way, and the first places all that is read of prose.
     share, asked = (_FIRST_PLACES, wanted.tried) if wanted.forms else (1, wanted.answered)
     places, few = math.ceil(share * min(wanted.places, texts)), math.ceil(share * asked)
-    # With the adapter and without; forms without, but for those that excite it.
-    read = 2 * (min(_READ * places, texts) + places) + (1 + 2 * EXCITING) * wanted.forms
+    # With the adapter and without; forms without.
+    read = 2 * (min(_READ * places, texts) + places) + wanted.forms
     # Written once, and judged both ways. What is answered rarely is about a third of what is kept, in each
     # turn.
     rare = _TURNS * min(wanted.kept, wanted.forms) // 3
@@ -237,7 +237,7 @@ def asking_tokens(config: TranslationConfig, length: int, vocabulary: int) -> tu
     written = line_tokens(wanted.forms) + similar_tokens(rare)
     found = heading_tokens(vocabulary) if wanted.forms else 0
     heard = (read + like_them) * length + answered * (length + ANSWER_TOKENS // 4)
-    return found + round(heard), written, similar_tokens(like_them)
+    return found + heard, written, similar_tokens(like_them)
 
 
 def _places(

@@ -116,7 +116,7 @@ def test_what_excites_the_adapter_is_asked_again(llama, mood, texts, monkeypatch
     assert found > 2.5 * arrows() > 12
 
 
-def test_of_what_excites_it_that_is_asked_again_behind_which_it_is_sure(texts, monkeypatch) -> None:
+def test_of_the_signs_that_excite_it_those_are_asked_again_that_it_is_sure_behind(texts, monkeypatch) -> None:
     qwen = models.load("pocket:qwen")
     what = adapters.read("pocket:qwen/what", qwen)
 
@@ -133,14 +133,16 @@ def test_of_what_excites_it_that_is_asked_again_behind_which_it_is_sure(texts, m
     assert own_by_energy < like_by_energy
 
 
-def test_where_it_is_sure_of_nothing_forms_are_drawn_as_at_first(llama, mood, texts, monkeypatch) -> None:
+def test_where_it_is_sure_of_nothing_signs_are_drawn_as_at_first(llama, mood, texts, monkeypatch) -> None:
     def made() -> dict[str, float]:
         return asking(llama, mood, llama, texts, 200)
 
     monkeypatch.setattr("cast.forms.sureness", lambda lm, lora, some, **_: [-math.inf] * len(some))
     found = made()
-    monkeypatch.setattr("cast.forms._Draw.learn", lambda self, forms: None)
+    monkeypatch.setattr("cast.forms._Draw.learn_signs", lambda self, forms, sure: None)
     assert found == made()
+    monkeypatch.setattr("cast.forms._Draw.learn", lambda self, forms, exciting: None)
+    assert found != made()
 
 
 def test_every_form_comes_with_its_own_energy(llama, mood, texts) -> None:
