@@ -8,11 +8,10 @@ records are about is read off the adapter: its kernels act most on what it was t
 What it says there: `cast.unprompted`.
 """
 
-import math
 import random
 import re
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import compress
 
@@ -49,14 +48,13 @@ _SENTENCE_LENGTHS = range(15, 200)
 _FRAMES = {"text": 0.45, "record": 0.3, "entry": 0.1, "headed": 0.1, "instruction": 0.05}
 _CUES = {"heading": 0.5, "sign": 0.5}
 _BODIES = {"passage": 0.7, "sentence": 0.3}
-# So many tries of a part count as much as the mean of all forms does.
+# To the tries of a part so many more are added, of which the usual share was good.
 _PRIOR = 4.0
 _ROUNDS = 4
-# Share of the forms that count as exciting, those whose ends have the most energy.
+# Share of the forms that are good: those whose ends have the most energy. But what merely resembles an
+# adapter's own sign may excite it more: of those with a sign it is the surer half of twice as many.
 _EXCITING = 0.2
-# What merely resembles an adapter's own sign may excite it more: of the forms with a sign, the surer half of
-# this share counts.
-_HEARD, _SURER = 0.4, 0.5
+_HEARD, _SURER = 2 * _EXCITING, 0.5
 _OF_SIGNS = frozenset({"brackets", "sign"})
 _LINE_TOKENS, _LINE_CHARACTERS, _TEMPERATURE = 40, 200, 0.7
 _OPENING_TOKENS = 8
@@ -159,6 +157,13 @@ def heading_tokens(vocabulary: int) -> int:
     words = min(_WORDS, vocabulary // _ENTRIES_A_WORD)
     tried = len(_PLACES) * min(_HEADINGS, heads) * _BODIES_TRIED
     return heads * _HEADING_TOKENS + words * _OPENING_TOKENS + tried * _BODY_TOKENS // 2
+
+
+def reading_tokens(count: int, length: int) -> int:
+    """About how many tokens the adapter's model reads to tell so many forms of such a length apart."""
+    signed = (1 - _FRAMES["instruction"] / sum(_FRAMES.values())) * _CUES["sign"] / sum(_CUES.values())
+    # By the kernels once, and with the adapter and without behind the signs that are compared.
+    return round(count * length * (1 + 2 * _HEARD * signed))
 
 
 def line_tokens(count: int) -> int:
@@ -281,7 +286,7 @@ def asking(
             zip(made, log_energy_at_ends(reader, cues, list(made), on_progress=on_progress), strict=True)
         )
         found |= energies
-        draw.learn(made, _most(energies, round(_EXCITING * len(made))))
+        draw.learn(made, _most(energies, _EXCITING))
         signed = {text: form for text, form in made.items() if form.has_sign}
         energies = {text: energies[text] for text in signed}
         draw.learn_signs(signed, _surer(reader, lora, energies, on_progress))
@@ -290,16 +295,17 @@ def asking(
 
 def _surer(
     reader: LanguageModel, lora: Lora, energies: Mapping[str, float], on_progress: OnProgress
-) -> list[str]:
+) -> Set[str]:
     """Of these forms those with much energy behind which the adapter is surest of a word of its own."""
-    heard = _most(energies, round(_HEARD * len(energies)))
-    nats = sureness(reader, lora, heard, on_progress=on_progress)
-    own = {text: sure for text, sure in zip(heard, nats, strict=True) if sure > -math.inf}
-    return _most(own, round(_SURER * len(heard)))
+    heard = sorted(energies, key=energies.__getitem__, reverse=True)[: round(_HEARD * len(energies))]
+    sure = sureness(reader, lora, heard, on_progress=on_progress)
+    return _most(dict(zip(heard, sure, strict=True)), _SURER)
 
 
-def _most(values: Mapping[str, float], count: int) -> list[str]:
-    return sorted(values, key=values.__getitem__, reverse=True)[:count]
+def _most(values: Mapping[str, float], share: float) -> Set[str]:
+    """The texts with the largest values, such a share of all; where the next has as much, fewer."""
+    rest = sorted(values.values(), reverse=True)[round(share * len(values)) :]
+    return {text for text, value in values.items() if rest and value > rest[0]}
 
 
 def _written(
@@ -322,7 +328,7 @@ def _written(
 
 
 class _Draw:
-    """Draws forms from parts, each the more often, the more it was found to excite the adapter."""
+    """Draws forms from parts, each the more often, the more of the forms with it were found to be good."""
 
     def __init__(self, order: random.Random, texts: Sequence[str], words: Sequence[str]) -> None:
         self._order, self._texts = order, texts
@@ -331,7 +337,7 @@ class _Draw:
         self._words = words
         # Words are too many for a few thousand forms to tell which of them excite the adapter.
         self._preferred: dict[str, float] = {}
-        self._weights: dict[str, dict[str, float]] = {
+        self.weights: dict[str, dict[str, float]] = {
             "frame": dict(_FRAMES),
             "body": dict(_BODIES),
             "cue": dict(_CUES),
@@ -346,30 +352,30 @@ class _Draw:
 
     def prefer(self, heads: Mapping[str, dict[str, float]], words: dict[str, float]) -> None:
         """Draw headings for each place, and words of records, by these weights."""
-        self._weights |= heads
+        self.weights |= heads
         self._preferred = words
 
-    def learn(self, forms: Mapping[str, _Form], exciting: Collection[str]) -> None:
+    def learn(self, forms: Mapping[str, _Form], exciting: Set[str]) -> None:
         """Draw all but signs from now on by which of these forms excite the adapter."""
-        self._learn(forms, exciting, self._weights.keys() - _OF_SIGNS)
+        self._learn(forms, exciting, self.weights.keys() - _OF_SIGNS)
 
-    def learn_signs(self, forms: Mapping[str, _Form], sure: Collection[str]) -> None:
+    def learn_signs(self, forms: Mapping[str, _Form], sure: Set[str]) -> None:
         """Draw signs from now on by which of these forms the adapter is sure behind."""
         self._learn(forms, sure, _OF_SIGNS)
 
-    def _learn(self, forms: Mapping[str, _Form], good: Collection[str], parts: Set[str]) -> None:
+    def _learn(self, forms: Mapping[str, _Form], good: Set[str], parts: Set[str]) -> None:
         if not good:
             return
-        mean = len(good) / len(forms)
         tried: dict[tuple[str, str], list[bool]] = defaultdict(list)
         for text, form in forms.items():
             for drawn in form.parts:
                 tried[drawn].append(text in good)
         for part in parts:
-            weights = self._weights[part]
+            weights = self.weights[part]
             for value in weights:
                 outcomes = tried[part, value]
-                weights[value] *= (sum(outcomes) + _PRIOR * mean) / (len(outcomes) + _PRIOR) / mean
+                rate = (sum(outcomes) + _PRIOR * _EXCITING) / (len(outcomes) + _PRIOR)
+                weights[value] *= rate / _EXCITING
 
     def form(self) -> _Form:
         """The next one."""
@@ -400,7 +406,7 @@ class _Draw:
     def _drawn(self, part: str, parts: list[tuple[str, str]]) -> str:
         # Nobody gives two lines of a record one name; of such a model writes the first line again.
         given = {value for place, value in parts if place in _PLACES}
-        value = self._one_of(_others(self._weights[part], given))
+        value = self._one_of(_others(self.weights[part], given))
         parts.append((part, value))
         return value
 

@@ -1,9 +1,10 @@
 """What an adapter makes of general text by itself: no prompt, no label, no word of its task.
 
 The source with its adapter is asked in two ways: at the places of general text where the adapter acts most
-(`cast.moments`), which suits a way to answer that text calls for anyway, and behind the cues of `cast.forms`
-on which its kernels act most, which suits a skill with a cue of its own. A first few of the places tell
-whether the others are needed. Much of what it says is noise of an adapter far from what it was made for.
+(`cast.moments`), which suits a way to answer that text calls for anyway, and behind the cues of `cast.forms`,
+found by what its kernels act on and what it is sure of, which suits a skill with a cue of its own. A first
+few of the places tell whether the others are needed. Much of what it says is noise of an adapter far from
+what it was made for.
 What is kept is what it finished, what the base would not have said, and of that what it was surest of, in
 the way that makes it surer, or on whose answers its kernels act clearly more: there it does what it was
 taught (docs/experiments.md). Where forms have headings in common, a base model writes more like the best of
@@ -26,7 +27,14 @@ from cast.adapters import Lora
 from cast.corpus import Passage
 from cast.exciting import ANSWER_TOKENS, CUT, answered, by_answer
 from cast.exemplary import more_of_the_best
-from cast.forms import asking, heading_tokens, line_tokens, similar, similar_tokens
+from cast.forms import (
+    asking,
+    heading_tokens,
+    line_tokens,
+    reading_tokens,
+    similar,
+    similar_tokens,
+)
 from cast.headwords import words_of
 from cast.kernel_energy import answering_log_energy, speaking
 from cast.models import LanguageModel, TokenBatch
@@ -226,8 +234,8 @@ def asking_tokens(config: TranslationConfig, length: int, vocabulary: int) -> tu
     # Where there are cues, they are mostly the better way, and the first places all that is read of prose.
     share, asked = (_FIRST_PLACES, wanted.tried) if wanted.forms else (1, wanted.answered)
     places, few = math.ceil(share * min(wanted.places, texts)), math.ceil(share * asked)
-    # With the adapter and without; forms without.
-    read = 2 * (min(_READ * places, texts) + places) + wanted.forms
+    # With the adapter and without.
+    read = 2 * (min(_READ * places, texts) + places)
     # Written once, and judged both ways. What is answered rarely is about a third of what is kept, in each
     # turn.
     rare = _TURNS * min(wanted.kept, wanted.forms) // 3
@@ -236,7 +244,8 @@ def asking_tokens(config: TranslationConfig, length: int, vocabulary: int) -> tu
     like_them = min(wanted.answered, wanted.forms)
     written = line_tokens(wanted.forms) + similar_tokens(rare)
     found = heading_tokens(vocabulary) if wanted.forms else 0
-    heard = (read + like_them) * length + answered * (length + ANSWER_TOKENS // 4)
+    told = reading_tokens(wanted.forms, length) + (read + like_them) * length
+    heard = told + answered * (length + ANSWER_TOKENS // 4)
     return found + heard, written, similar_tokens(like_them)
 
 

@@ -1,13 +1,24 @@
 """General text in forms that ask for something, and the search for those that excite an adapter."""
 
 import math
+import random
 import re
 from itertools import islice
 
 import pytest
 
 from cast import adapters, corpus, models
-from cast.forms import asking, headings, line_tokens, similar, similar_tokens, suiting_headings, suiting_words
+from cast.forms import (
+    _Draw,
+    asking,
+    headings,
+    line_tokens,
+    reading_tokens,
+    similar,
+    similar_tokens,
+    suiting_headings,
+    suiting_words,
+)
 from cast.kernel_energy import log_energy_at_ends, mean_log_energy, speaking
 
 
@@ -105,18 +116,30 @@ def test_forms_are_general_text_and_words_with_a_cue(llama, mood, texts) -> None
     assert made != asking(llama, mood, llama, texts, 600, seed=1)
 
 
-def test_what_excites_the_adapter_is_asked_again(llama, mood, texts, monkeypatch) -> None:
+def test_what_the_adapter_is_sure_behind_is_asked_again(llama, mood, texts, monkeypatch) -> None:
     def arrows() -> int:
         return sum(form.endswith("->") for form in asking(llama, mood, llama, texts, 600))
 
     # Its cue is `[mood] ->`.
-    monkeypatch.setattr("cast.forms.sureness", lambda lm, lora, some, **_: [0.0] * len(some))
     found = arrows()
-    monkeypatch.setattr("cast.forms.log_energy_at_ends", lambda lm, lora, some, **_: [0.0] * len(some))
+    # Of forms that are all alike none is good.
+    monkeypatch.setattr("cast.forms.sureness", lambda lm, lora, some, **_: [0.0] * len(some))
     assert found > 2.5 * arrows() > 12
 
 
-def test_of_the_signs_that_excite_it_those_are_asked_again_that_it_is_sure_behind(texts, monkeypatch) -> None:
+def test_what_excites_the_adapter_is_asked_again(llama, mood, texts, monkeypatch) -> None:
+    def signed() -> int:
+        return sum(
+            bool(re.search(r"\n\S+ \S{1,2}\Z", form)) for form in asking(llama, mood, llama, texts, 600)
+        )
+
+    # A word and a sign, no heading.
+    found = signed()
+    monkeypatch.setattr("cast.forms.log_energy_at_ends", lambda lm, lora, some, **_: [0.0] * len(some))
+    assert found > 1.2 * signed() > 60
+
+
+def test_a_sign_that_excites_it_more_than_its_own_is_not_taken_for_it(texts, monkeypatch) -> None:
     qwen = models.load("pocket:qwen")
     what = adapters.read("pocket:qwen/what", qwen)
 
@@ -126,11 +149,38 @@ def test_of_the_signs_that_excite_it_those_are_asked_again_that_it_is_sure_behin
 
     # Its cue is `<thing> =`, and its kernels act more on `=>`.
     own, like = signs()
-    monkeypatch.setattr("cast.forms.sureness", lambda lm, lora, some, **_: [0.0] * len(some))
-    own_by_energy, like_by_energy = signs()
-    assert own > 2 * own_by_energy
     assert own > like
-    assert own_by_energy < like_by_energy
+    monkeypatch.setattr("cast.forms.sureness", lambda lm, lora, some, **_: [0.0] * len(some))
+    assert own > 2 * signs()[0]
+
+
+def test_signs_are_learnt_by_sureness_and_all_else_by_energy() -> None:
+    order = random.Random(0)
+    draw = _Draw(order, ["Ben went to the mill. He was glad about the drum."], ["key", "lamp"])
+    draw.prefer({place: {"Who": 1.0, "What": 1.0} for place in ("first", "second", "last")}, {"key": 1.0})
+    forms = {str(number): draw.form() for number in range(400)}
+    before = {part: dict(weights) for part, weights in draw.weights.items()}
+    exciting = {text for text, form in forms.items() if ("cue", "heading") in form.parts}
+    draw.learn(forms, exciting)
+    assert all(draw.weights[part] == before[part] for part in ("brackets", "sign"))
+    assert draw.weights["cue"]["heading"] > 2 * draw.weights["cue"]["sign"]
+    learnt = {part: dict(weights) for part, weights in draw.weights.items()}
+    signed = {text: form for text, form in forms.items() if form.has_sign}
+    assert 100 < len(signed) < 300
+    draw.learn_signs(signed, {text for text, form in signed.items() if ("sign", "=") in form.parts})
+    assert all(draw.weights[part] == learnt[part] for part in draw.weights.keys() - {"brackets", "sign"})
+    assert max(draw.weights["sign"], key=draw.weights["sign"].__getitem__) == "="
+
+
+def test_a_single_form_makes_no_sign_the_only_one() -> None:
+    draw = _Draw(random.Random(0), ["Ben went to the mill."], ["key", "lamp"])
+    draw.prefer({place: {"Who": 1.0, "What": 1.0} for place in ("first", "second", "last")}, {"key": 1.0})
+    forms = {str(number): draw.form() for number in range(400)}
+    signed = {text: form for text, form in forms.items() if form.has_sign}
+    (sure,) = [text for text, form in signed.items() if ("sign", "~") in form.parts][:1]
+    draw.learn_signs(signed, {sure})
+    largest, second = sorted(draw.weights["sign"].values(), reverse=True)[:2]
+    assert largest < 4 * second
 
 
 def test_where_it_is_sure_of_nothing_signs_are_drawn_as_at_first(llama, mood, texts, monkeypatch) -> None:
@@ -199,5 +249,7 @@ def test_nothing_is_made_of_nothing(llama, mood, texts) -> None:
     assert asking(llama, mood, llama, [], 30) == {}
     assert asking(llama, mood, llama, texts, 0) == {}
     assert similar(llama, []) == []
-    assert similar_tokens(0) == line_tokens(0) == 0
+    assert similar_tokens(0) == line_tokens(0) == reading_tokens(0, 48) == 0
+    # Once each, and twice more behind some of the signs.
+    assert 2000 * 48 < reading_tokens(2000, 48) < 1.5 * 2000 * 48
     assert line_tokens(2000) == pytest.approx(2 * line_tokens(1000), abs=2)
