@@ -255,8 +255,9 @@ def asking(
 
     It is the energy of the kernels that speak. Headings are drawn by that which records with them have, words
     of records by that of all kernels where a line is to follow. In rounds, and each but the first is drawn by
-    what was found in those before too: a frame, a heading or a sign comes the more often, the more of the
-    forms with it had much energy (as in the cross-entropy method, Rubinstein 1999).
+    what was found in those before too: a frame or a heading comes the more often, the more of the forms with
+    it had much energy, a sign, the more of them the adapter was sure behind (as in the cross-entropy method,
+    Rubinstein 1999).
 
     Args:
         reader: the adapter's model, whose vocabulary gives words and headings.
