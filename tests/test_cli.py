@@ -56,19 +56,7 @@ def test_a_comparison_uses_each_setting_that_it_takes(monkeypatch) -> None:
         raise RequestError("Enough.")
 
     monkeypatch.setattr("cast.commands.measuring.comparison.methods_named", named)
-    given = [
-        "compare",
-        "--source",
-        "s",
-        "--target",
-        "t",
-        "--adapter",
-        "a",
-        "--data",
-        "d",
-        "--methods",
-        "compiled,hosted-2",
-    ]
+    given = ["compare", "--source=s", "--target=t", "--adapter=a", "--data=d", "--methods=compiled,hosted-2"]
     settings = {"steps": 7, "rounds": 1, "rank": 4, "strength": 2.0, "seed": 3}
     options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     assert main([*given, *options]) == EXIT_REQUEST

@@ -4,15 +4,9 @@ import math
 
 import pytest
 
-from cast import adapters, models
-from cast.models import LanguageModel
+from cast import adapters
 from cast.pocket.tasks import TASKS
 from cast.sureness import sureness
-
-
-@pytest.fixture(scope="module")
-def llama() -> LanguageModel:
-    return models.load("pocket:llama")
 
 
 def test_sureness_is_of_the_adapted_source_and_of_no_end(llama) -> None:
