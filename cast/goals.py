@@ -167,7 +167,8 @@ class WordsGoal:
         tokens = sum(_count(each.tokens) for each in told)
 
         def loss(run: Run) -> Tensor:
-            return _mean(told, [each.missing(self._logits(each, run)) for each in told]) / self._effect
+            losses = [self._teacher.missing(each, self._last(each, run)) for each in told]
+            return _mean(told, losses) / self._effect
 
         return Lesson(tokens, loss)
 
@@ -189,14 +190,13 @@ class WordsGoal:
         """Nats a position that are missing on held-out text, and for each answer whether it is said."""
         losses, said = [], []
         for each in self._held_out:
-            logits = self._logits(each, run)
-            losses.append(each.missing(logits))
-            said += each.answers_said(logits)
+            last = self._last(each, run)
+            losses.append(self._teacher.missing(each, last))
+            said += self._teacher.answers_said(each, last)
         return float(_mean(self._held_out, losses)), said
 
-    def _logits(self, told: Told, run: Run) -> Tensor:
-        depth = self.depths[0]
-        return self._teacher.logits(told, run(told.tokens, self.depths)[depth])
+    def _last(self, told: Told, run: Run) -> Tensor:
+        return run(told.tokens, self.depths)[self.depths[0]]
 
 
 def _mean(told: Sequence[Told], losses: Sequence[Tensor]) -> Tensor:

@@ -1,11 +1,13 @@
 """What a target with a translated adapter shall say: the adapted source's words, in the target's tokens."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from cast.adapters import Lora
 from cast.corpus import Passage
@@ -16,6 +18,9 @@ from cast.wording import Places, Reading, WordedRunner
 
 # Share of the positions that are looked at which go to those where the LoRA moves most.
 _MOVED_MOST = 0.75
+# As many times more positions than have logits at once are told of long answers. Over a vocabulary of 262,144
+# their logits are half of the work of a step.
+_TOLD_MOST = 8
 # Tokens of a distribution that are told apart. The rest counts as one, so that what is wanted of many texts
 # can be kept; of prose the rest is a few hundredths, behind an answer nothing.
 _TOLD_APART = 256
@@ -43,6 +48,12 @@ class Wanted:
         """From whole log-probabilities [K, V_t]."""
         ids = log_probs.topk(min(_TOLD_APART, log_probs.shape[-1]), dim=-1).indices
         return cls(ids.int(), _folded(log_probs, ids))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Wanted"]) -> "Wanted":
+        """Several behind each other."""
+        ids, log_probs = ([getattr(part, side) for part in parts] for side in ("ids", "log_probs"))
+        return cls(torch.cat(ids), torch.cat(log_probs))
 
     def missing(self, logits: Tensor) -> Tensor:
         """KL(wanted ‖ said) [K] in nats, of logits [K, V_t]: never above that of the whole distributions."""
@@ -102,11 +113,15 @@ class Told:
 
     def missing(self, logits: Tensor) -> Tensor:
         """KL(wanted ‖ said) in nats a position, of logits [K, V_t] at the K positions."""
-        return self.wanted.missing(logits) @ self.weights / self.weights.sum()
+        return self.mean(self.wanted.missing(logits))
 
-    def answers_said(self, logits: Tensor) -> list[bool]:
-        """For each answer whether at all of its positions the likeliest token is the one wanted."""
-        right = (logits.argmax(-1) == self.wanted.ids[:, 0]).cpu()
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over the batch's positions of what there is [K] at the K positions."""
+        return values @ self.weights / self.weights.sum()
+
+    def answers_said(self, likeliest: Tensor) -> list[bool]:
+        """For each answer whether at all of its positions the likeliest token, of [K], is the one wanted."""
+        right = (likeliest == self.wanted.ids[:, 0]).cpu()
         rows = self.rows.cpu()[self.answering]
         return [bool(right[self.answering][rows == row].all()) for row in rows.unique()]
 
@@ -154,22 +169,61 @@ class WordTeacher:
         starts = [len(passage.text) + 1 if passage.answer is None else passage.answer for passage in passages]
         answering = tokens.ends[rows, positions] >= torch.tensor(starts)[rows]
         moved = _moved(reading, tokens, rows, positions)
-        chosen, weights = self._chosen(torch.where(answering, 2.0, moved))
+        chosen, weights = self._chosen(torch.where(answering, 2.0, moved), self._budget(answering))
         weights *= self._importance(answering)[chosen]
         whole = _all_chosen(rows, answering, chosen)
-        rows, positions = rows[chosen], positions[chosen]
-        logits = self._runner.logits_beside(reading, tokens, rows, positions, alone=self._drawn)
-        log_probs = logits.log_softmax(-1)
-        if self._as_answered:
-            log_probs = _answered(log_probs, tokens, rows, positions, answering[chosen])
-        wanted = Wanted.of(log_probs)
+        rows, positions, answering = rows[chosen], positions[chosen], answering[chosen]
+        states = self._runner.states(tokens)
+        wanted = Wanted.joined(
+            [
+                self._wanted(reading, tokens, states, *part)
+                for part in self.target.portions(rows, positions, answering)
+            ]
+        )
         over = torch.isin(wanted.ids[:, 0].cpu(), torch.tensor(sorted(self.target.eos_ids)))
         whole &= _at_last(rows, positions, over)[rows] & (not self._drawn)
-        return Told(tokens, rows, positions, weights.to(logits.device), whole, wanted)
+        return Told(tokens, rows, positions, weights.to(states.device), whole, wanted)
 
-    def logits(self, told: Told, last: Tensor) -> Tensor:
-        """Logits [K, V_t] at the K positions, of the target's last residuals [B, n, d_t]."""
-        return self.target.architecture.logits(last[told.rows, told.positions])
+    def _wanted(
+        self,
+        reading: Reading,
+        tokens: TokenBatch,
+        states: Tensor,
+        rows: Tensor,
+        positions: Tensor,
+        answering: Tensor,
+    ) -> Wanted:
+        """What shall be said behind a few positions, of which some speak an answer."""
+        logits = self._runner.logits_beside(reading, tokens, states, rows, positions, alone=self._drawn)
+        log_probs = logits.log_softmax(-1)
+        if self._as_answered:
+            log_probs = _answered(log_probs, tokens, rows, positions, answering)
+        return Wanted.of(log_probs)
+
+    def missing(self, told: Told, last: Tensor) -> Tensor:
+        """KL(wanted ‖ said) in nats a position, of the target's last residuals [B, n, d_t].
+
+        Where the vocabulary is large, some positions at a time, and once more for the gradient.
+        """
+        states, wanted = last[told.rows, told.positions], told.wanted
+        if len(states) <= self.target.positions_at_once:
+            return told.mean(self._missing(states, wanted.ids, wanted.log_probs))
+        parts = self.target.portions(states, wanted.ids, wanted.log_probs)
+        return told.mean(torch.cat([checkpoint(self._missing, *part, use_reentrant=False) for part in parts]))
+
+    def _missing(self, states: Tensor, ids: Tensor, log_probs: Tensor) -> Tensor:
+        """`Wanted.missing` [K] of last residuals [K, d_t]."""
+        return Wanted(ids, log_probs).missing(self.target.architecture.logits(states))
+
+    @torch.no_grad()
+    def answers_said(self, told: Told, last: Tensor) -> list[bool]:
+        """`Told.answers_said` of the target's last residuals [B, n, d_t]."""
+        if not told.answering.any():
+            return []
+        parts = self.target.portions(last[told.rows, told.positions])
+        return told.answers_said(
+            torch.cat([self.target.architecture.logits(part).argmax(-1) for (part,) in parts])
+        )
 
     def _importance(self, answering: Tensor) -> Tensor:
         """How much each of N positions counts, from whether it speaks an answer; the mean is 1."""
@@ -179,14 +233,19 @@ class WordTeacher:
         wanted = self._config.answer_share
         return torch.where(answering, wanted / share, (1 - wanted) / (1 - share))
 
-    def _chosen(self, moved: Tensor) -> tuple[Tensor, Tensor]:
-        """Of N positions those whose logits are held, and for how many each stands.
+    def _budget(self, answering: Tensor) -> int:
+        """At how many of N positions a batch is told: where its answers are long, at more of them."""
+        at_once, needed = self.target.positions_at_once, math.ceil(int(answering.sum()) / _MOVED_MOST)
+        return max(at_once, min(needed, _TOLD_MOST * at_once))
+
+    def _chosen(self, moved: Tensor, budget: int) -> tuple[Tensor, Tensor]:
+        """Of N positions those that are told, and for how many each stands.
 
         Where most mass is moved every position is taken; of the others a random few stand for all. So the
         mean over the chosen ones is that over all, with little of the noise of an even draw: a label is one
         token of a whole prompt.
         """
-        count, budget = len(moved), self.target.positions_at_once
+        count = len(moved)
         if count <= budget:
             return torch.arange(count), torch.ones(count)
         most = round(_MOVED_MOST * budget)

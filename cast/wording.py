@@ -83,9 +83,14 @@ class WordedRunner:
         if rows is None or positions is None:
             every = torch.ones(batch.input_ids.shape).nonzero(as_tuple=True)
             return self.logits(batch, *every).unflatten(0, batch.input_ids.shape)
-        return self.logits_beside(
-            self.reading(batch.texts) if self.strength else None, batch, rows, positions
-        )
+        reading = self.reading(batch.texts) if self.strength else None
+        return self.logits_beside(reading, batch, self.states(batch), rows, positions)
+
+    @torch.no_grad()
+    def states(self, batch: TokenBatch) -> Tensor:
+        """The target's own last residuals [B, n, d_t]."""
+        with locked(self.lm):
+            return residuals(self.lm, batch, [self.lm.depth])[self.lm.depth]
 
     @torch.no_grad()
     def reading(self, texts: Sequence[str]) -> "Reading":
@@ -113,20 +118,20 @@ class WordedRunner:
         self,
         reading: "Reading | None",
         batch: TokenBatch,
+        states: Tensor,
         rows: Tensor,
         positions: Tensor,
         *,
         alone: bool = False,
     ) -> Tensor:
-        """`logits` at chosen positions, beside a reading of the same texts; without one, the target's own.
+        """`logits` at chosen positions, beside a reading of the same texts and `states`.
 
-        With `alone`, what a target shall say that goes on without the source, and nothing of it from what
-        follows in the text.
+        Without a reading, the target's own. With `alone`, what a target shall say that goes on without the
+        source, and nothing of it from what follows in the text.
         """
         rows, positions = rows.cpu(), positions.cpu()
         with locked(self.source, self.lm):
-            hidden = residuals(self.lm, batch, [self.lm.depth])[self.lm.depth]
-            result = self.lm.architecture.logits(hidden[rows, positions]).float()
+            result = self.lm.architecture.logits(states[rows, positions]).float()
             if reading is not None:
                 places = Places.of(batch, reading.tokens, rows, positions)
                 if len(places.entry):

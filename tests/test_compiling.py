@@ -1,5 +1,6 @@
 """The carried change is what it says, and the compiled fit follows it, from the start it is given."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -233,7 +234,7 @@ def test_by_words_it_learns_to_say_what_the_hosted_source_says(
 def test_an_adapter_without_effect_has_nothing_to_say(
     carrier: Carrier, start: tuple[Kernel, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Told, "missing", lambda *_: torch.tensor(0.0))
+    monkeypatch.setattr(WordTeacher, "missing", lambda *_: torch.tensor(0.0))
     with pytest.raises(AdapterError, match="changes nothing"):
         fitted_to(carrier, start, corpus(20), WORDS)
 
@@ -252,6 +253,36 @@ def test_of_a_large_vocabulary_the_positions_are_looked_at_where_the_adapter_mov
     assert some.weights.tolist() == pytest.approx([1.0] * 15 + [(count - 15) / 5] * 5)
     least = min(moved[place] for place in _places(some)[:15])
     assert all(value <= least + 1e-6 for place, value in moved.items() if place not in _places(some)[:15])
+
+
+def test_long_answers_are_told_at_more_positions_than_have_logits_at_once(
+    carrier: Carrier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = teacher_of(carrier)
+    answers = [Passage("The owl smiled at the old mill by the river.", 3), *passages(3)]
+    whole = teacher.tell(answers)
+    last = residuals(carrier.target, whole.tokens, [3])[3].requires_grad_()
+    speaking = int((whole.tokens.ends[0] >= 3).sum())
+    assert speaking > 8
+
+    monkeypatch.setattr("cast.language_model._LOGITS_AT_ONCE", 4 * carrier.target.vocabulary)
+    found = {}
+    for most in (100, 2, 1):
+        monkeypatch.setattr("cast.word_teacher._TOLD_MOST", most)
+        found[most] = teacher.tell(answers)
+    assert [len(told.rows) for told in found.values()] == [math.ceil(speaking / 0.75), 8, 4]
+    told = found[100]
+    assert int((told.rows == 0).sum()) >= speaking
+    # The same is wanted where the places are looked at a few at a time,
+    at = [_places(whole).index(place) for place in _places(told)]
+    torch.testing.assert_close(told.wanted.log_probs, whole.wanted.log_probs[at], atol=1e-4, rtol=1e-4)
+    # and as much is missing, with the same gradient.
+    whole_at = last[told.rows, told.positions]
+    expected = told.missing(carrier.target.architecture.logits(whole_at))
+    missing = teacher.missing(told, last)
+    torch.testing.assert_close(missing, expected)
+    gradients = [torch.autograd.grad(value, last, retain_graph=True)[0] for value in (missing, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_short_and_long_texts_are_read_apart_and_count_by_their_positions(
@@ -504,11 +535,11 @@ def test_an_answer_is_said_where_all_its_tokens_are_the_likeliest(
     assert set(told.rows[told.answering].tolist()) == {0, 1}
     logits = torch.zeros(len(told.rows), carrier.target.vocabulary)
     logits[torch.arange(len(logits)), told.wanted.ids[:, 0].long()] = 1.0
-    assert told.answers_said(logits) == [True, True]
+    assert told.answers_said(logits.argmax(-1)) == [True, True]
     logits[torch.arange(len(logits))[told.answering & (told.rows == 1)][-1]] *= -1
-    assert told.answers_said(logits) == [True, False]
+    assert told.answers_said(logits.argmax(-1)) == [True, False]
     logits[~told.answering] *= -1  # What a prompt says is no answer.
-    assert told.answers_said(logits) == [True, False]
+    assert told.answers_said(logits.argmax(-1)) == [True, False]
 
 
 def test_an_answer_that_does_not_end_is_neither_said_nor_not(
@@ -533,6 +564,7 @@ def test_an_answer_of_which_a_position_is_left_out_does_not_count(
     assert set(told.rows[told.answering].tolist()) == {0, 1}
     count = len(told.rows)
     monkeypatch.setattr(LanguageModel, "positions_at_once", property(lambda self: count - 2))
+    monkeypatch.setattr("cast.word_teacher._TOLD_MOST", 1)
     told = teacher.tell(answers)
     assert len(told.rows) == count - 2
     for row in told.rows[told.answering].unique().tolist():
@@ -567,16 +599,16 @@ def test_each_batch_is_told_once_and_read_as_often_as_asked(
 ) -> None:
     told: list[tuple[str, ...]] = []
     read: list[tuple[str, ...]] = []
-    tell, logits = WordTeacher.tell, WordTeacher.logits
+    tell, missing = WordTeacher.tell, WordTeacher.missing
     monkeypatch.setattr(
         WordTeacher, "tell", lambda self, some: told.append(tuple(p.text for p in some)) or tell(self, some)
     )
     monkeypatch.setattr(
         WordTeacher,
-        "logits",
+        "missing",
         lambda self, some, last: (
             (read.append(tuple(some.tokens.texts)) if last.requires_grad else None)
-            or logits(self, some, last)
+            or missing(self, some, last)
         ),
     )
     # All texts are of one length, so that a batch is told in one piece.
