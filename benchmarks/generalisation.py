@@ -181,7 +181,12 @@ def carry_out(case: Case, limit: int, revision: str) -> Result:
 def render(results: Sequence[Result]) -> str:
     """The page for these results."""
     found = {result.file_name: result for result in results}
-    sections = (_together(found), _there_and_back(found), newcomers.section(found))
+    sections = (
+        _together(found),
+        _there_and_back(found),
+        newcomers.section(found),
+        newcomers.sizes_section(found),
+    )
     return "\n".join([HEAD, *(line for part in sections for line in (*part, "")), provenance(results)])
 
 

@@ -4,9 +4,12 @@
 key-value head, soft-capped scores, layers that see a window only. `twin` is the Llama of the zoo from another
 seed. They are not shipped: what is missing is trained into the cache, a model in some twenty minutes of a
 core, an adapter in a minute or two.
+
+A real model of 135 million parameters, a hundred times as large as those of the zoo, is carried to and from
+as well; `python -m benchmarks.real_pair fetch` gets it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from types import MappingProxyType
@@ -16,6 +19,7 @@ from transformers import Gemma2Config
 from benchmarks.fidelity import example_prompts, loaded
 from benchmarks.fidelity_table import Cell
 from benchmarks.markdown import header, percent, row
+from benchmarks.real_pair.gguf import SMOLLM2, models_in
 from cast import adapters, comparison, models, pipeline
 from cast.adapters import Lora
 from cast.evaluate import drawn_task
@@ -83,6 +87,9 @@ METHODS: Mapping[str, TextKind] = MappingProxyType(
     {"hosted": "general", "compiled-prompts": "prompts", "compiled": "self-generated"}
 )
 PAIRS = (("llama", "gemma"), ("gemma", "llama"), ("llama", "twin"), ("llama", "mistral"))
+LARGE = "smollm2"
+SIZES = (("llama", LARGE), (LARGE, "llama"))
+_KNOWN_TASKS = ("mood", "moral")
 
 HEAD = """## New models and new tasks
 
@@ -96,6 +103,11 @@ that of the six weathers four were ever seen: the first three runs of `compiled-
 and 1.00 on *weather*, *twice* and *mood*, llama → gemma. And 150 steps on 200 prompts were too few where a
 skill is found all at once: with them *weather* was 0.33 to gemma and 0.17 to mistral, *moral* 0.51 from gemma
 to llama. So these tasks are not untouched any more; `hosted` is.
+"""
+SIZES_HEAD = f"""## A source much smaller, and much larger
+
+`{LARGE}` is SmolLM2-135M-Instruct, with 135 million parameters for the million and a half of `llama`. Its own
+adapters are trained as those of the zoo, on the same stories, which it had not met.
 """
 
 
@@ -111,22 +123,34 @@ class NewCase:
     @property
     def file_name(self) -> str:
         """Of its result."""
-        names = (f"{registry.PREFIX}{name}" for name in (self.source, self.target, self.task))
-        return file_name(self.method, *names, 0, text=METHODS[self.method])
+        models_ = map(model_label, (self.source, self.target))
+        task = f"{registry.PREFIX}{self.task}"
+        return file_name(self.method, *models_, task, 0, text=METHODS[self.method])
 
 
 def new_cases() -> Iterator[NewCase]:
     """Every case, those that need no fit first; on the pair that is not new only the tasks are."""
     for method in METHODS:
         for source, target in PAIRS:
-            known = () if {source, target} <= set(registry.MODEL_NAMES) else ("mood", "moral")
+            known = () if {source, target} <= set(registry.MODEL_NAMES) else _KNOWN_TASKS
             for task in (*NEW_TASKS, *known):
                 yield NewCase(source, target, task, method)
+        if METHODS[method] != "self-generated":
+            for source, target in SIZES:
+                for task in _KNOWN_TASKS:
+                    yield NewCase(source, target, task, method)
+
+
+def model_label(name: str) -> str:
+    """How a result names a model."""
+    return name if name == LARGE else f"{registry.PREFIX}{name}"
 
 
 @cache
 def model(name: str, on_progress: OnProgress) -> LanguageModel:
-    """A model of the zoo, or a new one, which is trained if it is not there."""
+    """A model of the zoo, the large one, or a new one, which is trained if it is not there."""
+    if name == LARGE:
+        return models.load(SMOLLM2.at(models_in()), on_progress=on_progress)
     if name not in NEW_MODELS:
         return loaded(name)
     folder = cache_folder() / "newcomers" / name
@@ -144,8 +168,7 @@ def task_named(name: str) -> Task:
 def own(name: str, task: str, on_progress: OnProgress) -> Lora:
     """A model's own adapter: the shipped one, or one that is trained if it is not there."""
     lm = model(name, on_progress)
-    shipped = registry.adapter_folder(name, task)
-    if shipped.is_dir():
+    if (shipped := registry.adapter_folder(name, task)).is_dir():
         return adapters.read(shipped, lm)
     folder = cache_folder() / "newcomers" / f"{name}-{task}"
     if not folder.is_dir():
@@ -174,20 +197,29 @@ def carry_out(case: NewCase, limit: int, revision: str, on_progress: OnProgress)
         lora,
         ends,
         comparison.methods_named([case.method.removesuffix("-prompts")]),
-        heads=pipeline.heads_for(source, target, text=pipeline.POCKET_CORPUS, on_progress=on_progress),
         text=pipeline.POCKET_CORPUS,
         prompts=prompts,
         revision=revision,
     )
-    source_name, target_name = (f"{registry.PREFIX}{name}" for name in (case.source, case.target))
+    source_name, target_name = map(model_label, (case.source, case.target))
     return replace(result, source=source_name, target=target_name, examples=limit)
 
 
 def section(found: Mapping[str, Result]) -> list[str]:
-    """The part of the page on them, from kept results by file name."""
-    lines = [HEAD, *header(["pair", "task", "base", "retrained", *METHODS])]
-    for source, target, task in dict.fromkeys((c.source, c.target, c.task) for c in new_cases()):
-        row_of = [found.get(NewCase(source, target, task, method).file_name) for method in METHODS]
+    """The part of the page on what is new, from kept results by file name."""
+    return [HEAD, *_rows(found, [case for case in new_cases() if (case.source, case.target) not in SIZES])]
+
+
+def sizes_section(found: Mapping[str, Result]) -> list[str]:
+    """The part of the page on models of very different size, from kept results by file name."""
+    return [SIZES_HEAD, *_rows(found, [case for case in new_cases() if (case.source, case.target) in SIZES])]
+
+
+def _rows(found: Mapping[str, Result], cases: Sequence[NewCase]) -> list[str]:
+    methods = list(dict.fromkeys(case.method for case in cases))
+    lines = header(["pair", "task", "base", "retrained", *methods])
+    for source, target, task in dict.fromkeys((c.source, c.target, c.task) for c in cases):
+        row_of = [found.get(NewCase(source, target, task, method).file_name) for method in methods]
         measured = [result for result in row_of if result]
         if not measured:
             continue

@@ -7,7 +7,7 @@ from itertools import islice
 import pytest
 
 from benchmarks.generalisation import SETS, TASKS, Case, cases, render
-from benchmarks.newcomers import METHODS, NEW_TASKS, NewCase, new_cases
+from benchmarks.newcomers import METHODS, NEW_TASKS, NewCase, model_label, new_cases
 from cast.pocket import registry
 from cast.pocket.tasks import Task
 from cast.pocket.world import general_text
@@ -82,6 +82,13 @@ def test_new_scores_stand_in_the_column_of_their_method() -> None:
     assert "gemma → llama" not in page
 
 
+def test_models_of_another_size_have_a_table_of_their_own() -> None:
+    page = render([new_result(NewCase("smollm2", "llama", "mood", "hosted"), 0.85)])
+    _, _, table = page.partition("much larger\n")
+    assert "| smollm2 → llama | mood | 25.0 | 100.0 | 85.0 · **0.80** [0.30, 0.40] | – |" in table
+    assert page.count("smollm2 → llama") == 1
+
+
 @pytest.mark.parametrize("task", NEW_TASKS.values(), ids=NEW_TASKS)
 def test_what_a_new_task_asks_or_answers_is_in_no_general_text(task: Task) -> None:
     frame = re.compile(task.template)
@@ -100,7 +107,7 @@ def test_saying_it_twice_counts_whole_only_where_both_are_the_same() -> None:
 
 
 def new_result(case: NewCase, score: float) -> Result:
-    names = {"source": case.source, "target": case.target, "task": case.task}
-    pocket = {key: f"pocket:{name}" for key, name in names.items()}
+    source, target = map(model_label, (case.source, case.target))
+    names = {"source": source, "target": target, "task": f"pocket:{case.task}"}
     lift = (score - RUN.base) / (1 - RUN.base)
-    return replace(RUN, **pocket, method=case.method, text=METHODS[case.method], translated=score, lift=lift)
+    return replace(RUN, **names, method=case.method, text=METHODS[case.method], translated=score, lift=lift)

