@@ -87,26 +87,24 @@ class Bridge:
         Returns:
             [N, V_t] float32 log-probabilities.
         """
-        p, q = (given.double()[:, self.ids].exp() for given in (before, after))
+        p, q = self._chances(before, after)
         was_begun, begun = (given.sum(-1, keepdim=True) for given in (p, q))
         moved = (q - p).clamp_min(0) / begun.clamp_min(_NOISE)
         p, q = p / was_begun.clamp_min(_NOISE), q / begun.clamp_min(_NOISE)
         said, was = (self._as_target(given) for given in (q, p))
-        # What is as wide as the target's vocabulary stays in float32: there it is what takes the time.
         ratio = self._spread(_ratio(said, was), _ratio(q, p), own.shape[-1])
         chances = own.exp()
         sure = said[:, :-1].amax(-1, keepdim=True)
         if self.judges is None:
             # That a word was begun may itself be what the LoRA has brought.
             sure = torch.maximum(sure, 1 - was_begun / begun.clamp_min(_NOISE))
-        sure = sure.float()
         known = said[:, :-1].sum(-1) > _PATIENCE
         if alone and self.longest is not None:
             at = torch.arange(own.shape[-1])
-            heard, was, taken = (self._laid_out(given.float(), chances) for given in (q, p, moved))
+            heard, was, taken = (self._laid_out(given, chances) for given in (q, p, moved))
         else:
-            at, heard = self.spoken, _shares(said[:, :-1].clone()).float()
-            was, taken = was[:, :-1].float(), self._as_target(moved)[:, :-1].float()
+            at, heard = self.spoken, _shares(said[:, :-1].clone())
+            was, taken = was[:, :-1], self._as_target(moved)[:, :-1]
         heeded = sure[:, 0]
         if not alone:
             # Where it is not sure, it counts for more in the pool if the target is in more doubt. What shall
@@ -118,6 +116,11 @@ class Bridge:
         result = weighed.lerp_(result, sure).clamp_min_(_NEVER).log_()
         _pool(result, heard, pooling * heeded * known, at)
         return torch.where(begun > _NOISE, result, own)
+
+    def _chances(self, *log_probs: Tensor) -> list[Tensor]:
+        """Probabilities [N, K] of `ids`, of log-probabilities [N, V_s]; where nothing is written, of all."""
+        whole = self.judges is not None
+        return [(given if whole else given[:, self.ids]).exp() for given in log_probs]
 
     def _laid_out(self, mass: Tensor, chances: Tensor) -> Tensor:
         """Mass [N, K] of source tokens over target tokens of chances [N, V_t], longer ones as well."""
@@ -132,7 +135,7 @@ class Bridge:
 
     def factor(self, before: Tensor, after: Tensor, size: int) -> Tensor:
         """The logarithm of q / p [N, size] of target tokens, from the source's log-probabilities [N, V_s]."""
-        p, q = (given.double()[:, self.ids].exp() for given in (before, after))
+        p, q = self._chances(before, after)
         said, was = (self._as_target(given) for given in (q, p))
         return self._spread(_ratio(said, was), _ratio(q, p), size).log_()
 
@@ -145,10 +148,10 @@ class Bridge:
         """Factors [N, size] of all target tokens, from those [N, U + 1] of `spoken` and [N, K] of `ids`."""
         if self.judges is not None:
             judged = torch.cat([by_spoken[:, :-1], by_source, torch.ones_like(by_source[:, :1])], 1)
-            return judged.float().index_select(1, self.judges)
+            return judged.index_select(1, self.judges)
         # Inside a token all that does not go on as the source would can only mean that the token is over.
-        factors = by_spoken[:, -1:].float().repeat(1, size)
-        return factors.index_copy_(1, self.spoken, by_spoken[:, :-1].float())
+        factors = by_spoken[:, -1:].repeat(1, size)
+        return factors.index_copy_(1, self.spoken, by_spoken[:, :-1])
 
 
 def _taken_over(chances: Tensor, ratio: Tensor, moved: Tensor, at: Tensor) -> Tensor:
