@@ -103,7 +103,7 @@ class Bridge:
             at = torch.arange(own.shape[-1])
             heard, was, taken = (self._laid_out(given, chances) for given in (q, p, moved))
         else:
-            at, heard = self.spoken, _shares(said[:, :-1].clone())
+            at, heard = self.spoken, _shares(said[:, :-1])
             was, taken = was[:, :-1], self._as_target(moved)[:, :-1]
         heeded = sure[:, 0]
         if not alone:

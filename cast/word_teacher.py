@@ -220,10 +220,12 @@ class WordTeacher:
         """`Told.answers_said` of the target's last residuals [B, n, d_t]."""
         if not told.answering.any():
             return []
-        parts = self.target.portions(last[told.rows, told.positions])
-        return told.answers_said(
-            torch.cat([self.target.architecture.logits(part).argmax(-1) for (part,) in parts])
-        )
+        likeliest = told.wanted.ids.new_full((len(told.rows),), -1)
+        speaking = told.answering.nonzero()[:, 0].to(likeliest.device)
+        states = last[told.rows, told.positions][speaking]
+        for at, part in self.target.portions(speaking, states):
+            likeliest[at] = self.target.architecture.logits(part).argmax(-1).to(likeliest.dtype)
+        return told.answers_said(likeliest)
 
     def _importance(self, answering: Tensor) -> Tensor:
         """How much each of N positions counts, from whether it speaks an answer; the mean is 1."""

@@ -13,6 +13,7 @@ from translation_fixtures import corpus, heads_for
 
 from cast.activations import residuals
 from cast.adapters import Kernel, Lora, applied
+from cast.architecture import Architecture
 from cast.carrying import Carrier, Objective, divergences
 from cast.compiling import HELD_OUT_BATCHES, Compiled, _split, compile_lora, starting_kernels
 from cast.corpus import Passage
@@ -255,6 +256,20 @@ def test_of_a_large_vocabulary_the_positions_are_looked_at_where_the_adapter_mov
     assert all(value <= least + 1e-6 for place, value in moved.items() if place not in _places(some)[:15])
 
 
+def logits_taken(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """At how many positions a model's logits are worked out together from now on, each time."""
+    sizes: list[int] = []
+    logits = Architecture.logits
+
+    def counted(self: Architecture, states: torch.Tensor) -> torch.Tensor:
+        if self is lm.architecture:
+            sizes.append(len(states))
+        return logits(self, states)
+
+    monkeypatch.setattr(Architecture, "logits", counted)
+    return sizes
+
+
 def test_long_answers_are_told_at_more_positions_than_have_logits_at_once(
     carrier: Carrier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +281,7 @@ def test_long_answers_are_told_at_more_positions_than_have_logits_at_once(
     assert speaking > 8
 
     monkeypatch.setattr("cast.language_model._LOGITS_AT_ONCE", 4 * carrier.target.vocabulary)
+    sizes = logits_taken(carrier.target, monkeypatch)
     found = {}
     for most in (100, 2, 1):
         monkeypatch.setattr("cast.word_teacher._TOLD_MOST", most)
@@ -273,16 +289,19 @@ def test_long_answers_are_told_at_more_positions_than_have_logits_at_once(
     assert [len(told.rows) for told in found.values()] == [math.ceil(speaking / 0.75), 8, 4]
     told = found[100]
     assert int((told.rows == 0).sum()) >= speaking
+    assert max(sizes) <= 4
     # The same is wanted where the places are looked at a few at a time,
     at = [_places(whole).index(place) for place in _places(told)]
     torch.testing.assert_close(told.wanted.log_probs, whole.wanted.log_probs[at], atol=1e-4, rtol=1e-4)
     # and as much is missing, with the same gradient.
     whole_at = last[told.rows, told.positions]
     expected = told.missing(carrier.target.architecture.logits(whole_at))
+    sizes.clear()
     missing = teacher.missing(told, last)
     torch.testing.assert_close(missing, expected)
     gradients = [torch.autograd.grad(value, last, retain_graph=True)[0] for value in (missing, expected)]
     torch.testing.assert_close(*gradients)
+    assert max(sizes) <= 4
 
 
 def test_short_and_long_texts_are_read_apart_and_count_by_their_positions(
@@ -540,6 +559,24 @@ def test_an_answer_is_said_where_all_its_tokens_are_the_likeliest(
     assert told.answers_said(logits.argmax(-1)) == [True, False]
     logits[~told.answering] *= -1  # What a prompt says is no answer.
     assert told.answers_said(logits.argmax(-1)) == [True, False]
+
+
+def test_whether_answers_are_said_is_told_a_few_places_at_a_time(
+    carrier: Carrier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = teacher_of(carrier)
+    answers = [Passage("The owl smiled. The fox", 15), Passage("Once upon a time.", 11)]
+    told = ending(teacher, answers, monkeypatch, [0, 1])
+    last = residuals(carrier.target, told.tokens, [3])[3]
+    likeliest = carrier.target.architecture.logits(last[told.rows, told.positions]).argmax(-1)
+    # What the target says by itself, but for one answer.
+    wanted = told.wanted.ids.clone()
+    wanted[:, 0] = torch.where(told.rows == 0, likeliest, likeliest + 1)
+    told = replace(told, wanted=replace(told.wanted, ids=wanted))
+    sizes = logits_taken(carrier.target, monkeypatch)
+    monkeypatch.setattr("cast.language_model._LOGITS_AT_ONCE", 2 * carrier.target.vocabulary)
+    assert teacher.answers_said(told, last) == told.answers_said(likeliest) == [True, False]
+    assert sum(sizes) == int(told.answering.sum()) > max(sizes) == 2
 
 
 def test_an_answer_that_does_not_end_is_neither_said_nor_not(
