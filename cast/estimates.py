@@ -81,7 +81,7 @@ def translate_seconds(source: Shape, target: Shape, config: TranslationConfig, *
         read = _WITH_GRADIENTS if config.decode_fit == "adjoint" else 1
         work = read * (source.forward(config.site_tokens) + target.forward(config.site_tokens))
         return work / _speed(source, target) + read * config.site_tokens * TOKEN_SECONDS
-    config = config.suited(small=target.parameters < SMALL)
+    config = config.suited(small=target.parameters < SMALL, prompts=prompts)
     # Something between one round and all that there may be.
     rounds = (1 + config.most_rounds(prompts=prompts)) / 2
     tokens = config.batch_size * _TEXT_TOKENS

@@ -199,7 +199,9 @@ def fitting_text(
         text: corpus; see `default_corpus`.
     """
     passages = corpus.general_text(text or default_corpus(source, target), seed=config.seed + 1)
-    return list(islice(passages, translate.texts_needed(config.suited(small=target.is_small))))
+    # With prompts more steps are taken, but of most of their rows no general text is read.
+    suited = config.suited(small=target.is_small, prompts=False)
+    return list(islice(passages, translate.texts_needed(suited)))
 
 
 def heads_name(found: FoundHeads) -> str | None:

@@ -30,8 +30,8 @@ RECIPE_FILE = "cast.json"
 FORMAT_VERSION = 1
 # The ranks that vLLM serves within its default limit of 16, and the next ones that it can be told to serve.
 SERVED_RANKS = (8, 16, 32, 64)
-STEPS, STEPS_OF_SMALL = 240, 150
-_PASSES, _PASSES_OF_SMALL = 3, 6
+STEPS, STEPS_WITH_PROMPTS, STEPS_OF_SMALL = 240, 480, 150
+_PASSES, _PASSES_WITH_PROMPTS, _PASSES_OF_SMALL = 3, 4, 6
 # A recipe is a few kilobytes; a larger file is something else.
 _LARGEST_RECIPE = 1 << 20
 
@@ -51,8 +51,8 @@ class TranslationConfig:
     """Multiplies the carried change. None matches the size of the source's own effect on general text: the
     strength at which target and source change their next-token distributions equally, in nats a pair."""
     steps: int | None = None
-    """Compiled: optimiser steps of a round. None takes 150 for targets of a few million parameters, and 240
-    for larger ones."""
+    """Compiled: optimiser steps of a round. None takes 150 for targets of a few million parameters, and for
+    larger ones 240, or 480 with example prompts, whose answers are worth more of them."""
     rounds: int = 3
     """Compiled by words, with prompts: at most so many rounds of steps. Another follows where held-out
     answers are not yet said and more than a little of the effect is missing: some skills, as to name what a
@@ -61,7 +61,7 @@ class TranslationConfig:
     """Compiled: how often a batch is read in a round, on average. What shall be said on it is worked out
     once, by three passes through the models, where a step takes about two; and the fewer batches there are,
     the fewer answers have to be found. None takes six for targets of a few million parameters, which learn
-    as much of them as of more, and three for larger ones."""
+    as much of them as of more, and for larger ones three, or four with example prompts."""
     batch_size: int = 16
     """Texts a step."""
     rank: int | None = None
@@ -187,13 +187,19 @@ class TranslationConfig:
         asked = self if prompts else replace(self, moments=0, forms=0)
         return replace(asked, prompts_wanted=len(set(prompts)))
 
-    def suited(self, *, small: bool) -> "TranslationConfig":
+    def suited(self, *, small: bool, prompts: bool) -> "TranslationConfig":
         """The same with steps and passes chosen where they were left open.
 
         Args:
             small: whether the target has a few million parameters.
+            prompts: whether example prompts are given.
         """
-        steps, passes = (STEPS_OF_SMALL, _PASSES_OF_SMALL) if small else (STEPS, _PASSES)
+        if small:
+            steps, passes = STEPS_OF_SMALL, _PASSES_OF_SMALL
+        elif prompts:
+            steps, passes = STEPS_WITH_PROMPTS, _PASSES_WITH_PROMPTS
+        else:
+            steps, passes = STEPS, _PASSES
         return replace(self, steps=self.steps or steps, passes=self.passes or passes)
 
     def served_rank(self, source_rank: int) -> int:

@@ -220,7 +220,7 @@ def translate(
         heads.check(source, target)
     started = time.monotonic()
     if config.mode == "compiled":
-        config = config.suited(small=target.is_small)
+        config = config.suited(small=target.is_small, prompts=bool(prompts))
     taken = list(islice(texts, texts_needed(config)))
     work = _Work(source, target, lora, heads, taken, tuple(prompts), config, cache, on_progress)
     if config.strength is None and config.needs_heads:
@@ -371,7 +371,7 @@ def answered_prompts(
         config: how many there shall be, and the seed.
         on_progress: gets stage `generate`, and `moments`, `forms` and `judge` without prompts.
     """
-    config = config.suited(small=target.is_small)
+    config = config.suited(small=target.is_small, prompts=bool(prompts))
     if not prompts:
         fitted = texts[HELD_OUT_BATCHES * config.batch_size :]
         return unprompted(source, target, lora, fitted, config, on_progress=on_progress)

@@ -92,7 +92,7 @@ def test_the_recipe_comes_back(
     assert recipe.mode == mode
     assert (recipe.source, recipe.target, recipe.adapter) == (source.name, target.name, lora.name)
     wanted = replace(CONFIG, mode=mode)
-    assert recipe.to_config() == (wanted.suited(small=True) if mode == "compiled" else wanted)
+    assert recipe.to_config() == (wanted.suited(small=True, prompts=False) if mode == "compiled" else wanted)
     names = {path.name for path in (tmp_path / "out").iterdir()}
     weights = (
         {"adapter_config.json", "adapter_model.safetensors"} if mode in {"compiled", "instant"} else set()
@@ -343,12 +343,17 @@ def test_the_card_names_what_it_was_made_of(carried: dict[str, TranslatedAdapter
 
 
 def test_a_small_target_reads_fewer_batches_more_often_in_fewer_steps() -> None:
-    small, large = (TranslationConfig().suited(small=small) for small in (True, False))
-    assert (small.steps, small.lessons, large.steps, large.lessons) == (150, 25, 240, 80)
+    def steps_and_lessons(config: TranslationConfig, *, small: bool, prompts: bool) -> tuple[int | None, int]:
+        suited = config.suited(small=small, prompts=prompts)
+        return suited.steps, suited.lessons
+
+    ways = [{"small": small, "prompts": prompts} for small in (True, False) for prompts in (False, True)]
+    found = [steps_and_lessons(TranslationConfig(), **way) for way in ways]
+    assert found == [(150, 25), (150, 25), (240, 80), (480, 120)]
     config = TranslationConfig(steps=24)
-    assert (config.suited(small=True).lessons, config.suited(small=False).lessons) == (4, 8)
+    assert [steps_and_lessons(config, **way)[1] for way in ways] == [4, 4, 8, 6]
     chosen = replace(config, passes=2)
-    assert chosen.suited(small=True) == chosen.suited(small=False) == chosen
+    assert all(chosen.suited(**way) == chosen for way in ways)
 
 
 @pytest.mark.parametrize(("small", "batches"), [(True, 152), (False, 242)])
@@ -374,7 +379,7 @@ def test_prompts_are_made_as_many_as_suit_the_target(pair: Pair, monkeypatch: py
     monkeypatch.setattr("cast.translate.excited", excited)
     config = TranslationConfig(steps=24)
     answered_prompts(source, target, lora, ["Ben said:"], corpus(8), config)
-    assert asked == [config.suited(small=True).prompts_for(1)] != [config.prompts_for(1)]
+    assert asked == [config.suited(small=True, prompts=True).prompts_for(1)] != [config.prompts_for(1)]
 
 
 def test_a_fit_by_words_does_without_heads_that_leave_out_the_last_depth(pair: Pair) -> None:

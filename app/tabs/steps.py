@@ -2,11 +2,11 @@
 
 import gradio as gr
 
-from cast.recipes import STEPS, STEPS_OF_SMALL, TranslationConfig
+from cast.recipes import STEPS, STEPS_OF_SMALL, STEPS_WITH_PROMPTS, TranslationConfig
 
 _INFO = (
     f"0 takes as many as suit the target: {STEPS_OF_SMALL}, and {STEPS} where it has more than some million "
-    "parameters. "
+    f"parameters, {STEPS_WITH_PROMPTS} with example prompts. "
     f"With example prompts up to {TranslationConfig.rounds} rounds of them, until what it was not fitted "
     "on arrives."
 )

@@ -17,7 +17,7 @@ def self_distillation(given: Given) -> Runner:
     Prompts, rank and the steps of a round are those of `compiled` with prompts. Trans-LoRA's
     discriminator wants prompts that the adapter was trained on, of which there are none here.
     """
-    config = given.config.suited(small=given.target.is_small)
+    config = given.config.suited(small=given.target.is_small, prompts=True)
     rank = config.served_rank(given.lora.rank)
     examples = [
         Example(passage.text[: passage.answer], passage.text[passage.answer :])
