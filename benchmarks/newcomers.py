@@ -106,7 +106,7 @@ to llama. So these tasks are not untouched any more; `hosted` is.
 """
 SIZES_HEAD = f"""## A source much smaller, and much larger
 
-`{LARGE}` is SmolLM2-135M-Instruct, with 135 million parameters for the million and a half of `llama`. Its own
+`{LARGE}` is SmolLM2-135M-Instruct, with 135 million parameters for the 0.9 million of `llama`. Its own
 adapters are trained as those of the zoo, on the same stories, which it had not met.
 """
 

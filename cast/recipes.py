@@ -32,6 +32,7 @@ FORMAT_VERSION = 1
 SERVED_RANKS = (8, 16, 32, 64)
 STEPS, STEPS_WITH_PROMPTS, STEPS_OF_SMALL = 240, 480, 150
 _PASSES, _PASSES_WITH_PROMPTS, _PASSES_OF_SMALL = 3, 4, 6
+_PROMPTS, _PROMPTS_OF_SMALL = 2000, 400
 # A recipe is a few kilobytes; a larger file is something else.
 _LARGEST_RECIPE = 1 << 20
 
@@ -83,9 +84,10 @@ class TranslationConfig:
     """Compiled: share of the rows of a batch that have an answer: prompts, or `moments` and `forms`."""
     answer_share: float = 0.75
     """Compiled: share of a batch's weight that falls on the adapted source's answers to `prompts`."""
-    prompts_wanted: int = 400
+    prompts_wanted: int | None = None
     """Compiled: to how many prompts a smaller number of given ones is expanded by the base models; to fewer
-    for a fit of few answers."""
+    for a fit of few answers. None takes 400 for targets of a few million parameters, and 2,000 for larger
+    ones, which of 400 learn less."""
     moments: int = 1000
     """Compiled, without prompts: so many passages of general text, or fewer for a fit of few answers, are cut
     where the adapter acts most, and the source with its adapter goes on; a quarter of them where cues are the
@@ -161,7 +163,7 @@ class TranslationConfig:
 
     def prompts_for(self, given: int) -> int:
         """Compiled: to how many prompts so many given ones are expanded: a fit has no use for many unread."""
-        return max(given, min(self.prompts_wanted, 2 * self.lessons * self.answers_a_batch))
+        return max(given, min(self.prompts_wanted or _PROMPTS, 2 * self.lessons * self.answers_a_batch))
 
     def most_rounds(self, *, prompts: bool) -> int:
         """Compiled: how many rounds of steps may follow each other.
@@ -188,7 +190,7 @@ class TranslationConfig:
         return replace(asked, prompts_wanted=len(set(prompts)))
 
     def suited(self, *, small: bool, prompts: bool) -> "TranslationConfig":
-        """The same with steps and passes chosen where they were left open.
+        """The same with steps, passes and the number of prompts chosen where they were left open.
 
         Args:
             small: whether the target has a few million parameters.
@@ -200,7 +202,12 @@ class TranslationConfig:
             steps, passes = STEPS_WITH_PROMPTS, _PASSES_WITH_PROMPTS
         else:
             steps, passes = STEPS, _PASSES
-        return replace(self, steps=self.steps or steps, passes=self.passes or passes)
+        return replace(
+            self,
+            steps=self.steps or steps,
+            passes=self.passes or passes,
+            prompts_wanted=self.prompts_wanted or (_PROMPTS_OF_SMALL if small else _PROMPTS),
+        )
 
     def served_rank(self, source_rank: int) -> int:
         """Rank of the compiled LoRA for a source adapter of rank `source_rank`."""

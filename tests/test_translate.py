@@ -352,7 +352,7 @@ def test_a_small_target_reads_fewer_batches_more_often_in_fewer_steps() -> None:
     assert found == [(150, 25), (150, 25), (240, 80), (480, 120)]
     config = TranslationConfig(steps=24)
     assert [steps_and_lessons(config, **way)[1] for way in ways] == [4, 4, 8, 6]
-    chosen = replace(config, passes=2)
+    chosen = replace(config, passes=2, prompts_wanted=40)
     assert all(chosen.suited(**way) == chosen for way in ways)
 
 
@@ -392,7 +392,8 @@ def test_a_fit_by_words_does_without_heads_that_leave_out_the_last_depth(pair: P
 
 def test_a_fit_of_few_steps_asks_for_few_prompts_and_never_drops_a_given_one() -> None:
     config = TranslationConfig()
-    assert config.prompts_for(5) == config.prompts_wanted
+    counts = [config.suited(small=small, prompts=True).prompts_for(5) for small in (True, False)]
+    assert counts == [400, 2000]
     short = replace(config, steps=20)
     assert short.prompts_for(5) == 2 * 7 * 12
     assert short.prompts_for(300) == 300
