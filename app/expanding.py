@@ -38,7 +38,8 @@ def expanded(request: TranslateRequest, heads: "FoundHeads | None", on_progress:
     source, target = (models.load(name, on_progress=on_progress) for name in (chosen.source, chosen.target))
     lora = adapters.read(chosen.adapter, source)
     found = heads or pipeline.find_heads(source, target)
-    texts = pipeline.fitting_text(source, target, config, found.heads.recipe.corpus if found else None)
+    corpus, given = found.heads.recipe.corpus if found else None, bool(request.prompts)
+    texts = pipeline.fitting_text(source, target, config, corpus, prompts=given)
     with interruptible((source, target), on_progress) as told:
         answers = answered_prompts(source, target, lora, request.prompts, texts, config, on_progress=told)
         told(Progress("coverage", 0, 1))
@@ -51,7 +52,7 @@ def expanded(request: TranslateRequest, heads: "FoundHeads | None", on_progress:
         rows=rows,
         reach=shown.reach,
         excites=excites(shown.reach),
-        words=words if excites(shown.reach) else f"{words}: {more_prompts(given=bool(request.prompts))}",
+        words=words if excites(shown.reach) else f"{words}: {more_prompts(given=given)}",
         warning=ENDLESS if mostly_drawn(answers) else "",
     )
 

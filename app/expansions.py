@@ -12,7 +12,8 @@ from app.workspace import Selection, is_id
 from cast.errors import RequestError
 from cast.progress import OnProgress
 
-MAX_PROMPTS = 1000
+MAX_PROMPTS = 5000
+"""More than are made for any target, with prompts or without."""
 _LONGEST = 4000
 
 

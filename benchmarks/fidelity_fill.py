@@ -46,7 +46,7 @@ def coverage(result: Result) -> dict[str, Any]:
     lm, config = loaded(source), TranslationConfig(seed=result.seed)
     lora = adapters.read(f"{registry.PREFIX}{source}/{task}", lm)
     examples = example_prompts(task) if result.text == "prompts" else []
-    texts = pipeline.fitting_text(lm, loaded(target), config)
+    texts = pipeline.fitting_text(lm, loaded(target), config, prompts=bool(examples))
     answers = answered_prompts(lm, loaded(target), lora, examples, texts, config)
     shown = covered(lm, lora, texts, [answer.text for answer in answers], config)
     return {"coverage": shown.energy, "reach": shown.reach}

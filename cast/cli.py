@@ -134,7 +134,9 @@ def _translation(parser: argparse.ArgumentParser) -> None:
         "--strength", type=float, help="multiplies the carried change; 0 is the base (default 1)"
     )
     parser.add_argument(
-        "--steps", type=int, help="compiled mode: steps of the fit, or of a round of it (default by size)"
+        "--steps",
+        type=int,
+        help="compiled mode: steps of the fit, or of a round of it (default by size and prompts)",
     )
     parser.add_argument(
         "--rounds",

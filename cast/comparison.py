@@ -222,7 +222,7 @@ def made_by(
     if isinstance(method, TranslationConfig) and not method.takes_heads:
         return runner, facts | {"missing": 0.0, "predicted": prediction.predicted(None)}
     if quality.missing is None:
-        texts = fitting_text(source, target, config, text)[: config.batch_size]
+        texts = fitting_text(source, target, config, text, prompts=bool(prompts))[: config.batch_size]
         quality = held_out_quality(source, lora, runner, texts, config)
     return runner, facts | {
         "missing": quality.missing,
@@ -246,7 +246,7 @@ def _given(
     """What a baseline may look at: of general text what the mode that it is measured beside reads."""
     passages: list[str] = []
     if method.needs_text or method.needs_prompts:
-        passages = fitting_text(source, target, method.config, text)
+        passages = fitting_text(source, target, method.config, text, prompts=bool(prompts))
     answers: list[Passage] = []
     if method.needs_prompts and prompts:
         answers = answered_prompts(

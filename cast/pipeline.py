@@ -178,7 +178,7 @@ def translate_adapter(
         target,
         lora,
         found.heads if found else None,
-        fitting_text(source, target, config, text),
+        fitting_text(source, target, config, text, prompts=bool(prompts)),
         config,
         prompts=prompts,
         cache=cache_folder() / "sites",
@@ -188,7 +188,12 @@ def translate_adapter(
 
 
 def fitting_text(
-    source: LanguageModel, target: LanguageModel, config: TranslationConfig, text: str | None = None
+    source: LanguageModel,
+    target: LanguageModel,
+    config: TranslationConfig,
+    text: str | None = None,
+    *,
+    prompts: bool,
 ) -> list[str]:
     """The passages of general text that a translation reads: of another stretch than heads are fitted on.
 
@@ -197,10 +202,10 @@ def fitting_text(
         target: the target model.
         config: how many they are, and the seed.
         text: corpus; see `default_corpus`.
+        prompts: whether example prompts are given.
     """
     passages = corpus.general_text(text or default_corpus(source, target), seed=config.seed + 1)
-    # With prompts more steps are taken, but of most of their rows no general text is read.
-    suited = config.suited(small=target.is_small, prompts=False)
+    suited = config.suited(small=target.is_small, prompts=prompts)
     return list(islice(passages, translate.texts_needed(suited)))
 
 

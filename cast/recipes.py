@@ -163,7 +163,8 @@ class TranslationConfig:
 
     def prompts_for(self, given: int) -> int:
         """Compiled: to how many prompts so many given ones are expanded: a fit has no use for many unread."""
-        return max(given, min(self.prompts_wanted or _PROMPTS, 2 * self.lessons * self.answers_a_batch))
+        wanted = _PROMPTS if self.prompts_wanted is None else self.prompts_wanted
+        return max(given, min(wanted, 2 * self.lessons * self.answers_a_batch))
 
     def most_rounds(self, *, prompts: bool) -> int:
         """Compiled: how many rounds of steps may follow each other.
@@ -202,11 +203,12 @@ class TranslationConfig:
             steps, passes = STEPS_WITH_PROMPTS, _PASSES_WITH_PROMPTS
         else:
             steps, passes = STEPS, _PASSES
+        wanted = _PROMPTS_OF_SMALL if small else _PROMPTS
         return replace(
             self,
             steps=self.steps or steps,
             passes=self.passes or passes,
-            prompts_wanted=self.prompts_wanted or (_PROMPTS_OF_SMALL if small else _PROMPTS),
+            prompts_wanted=wanted if self.prompts_wanted is None else self.prompts_wanted,
         )
 
     def served_rank(self, source_rank: int) -> int:

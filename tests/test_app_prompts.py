@@ -14,6 +14,7 @@ from app.jobs import JobState
 from app.tabs.prompts import prompts_of, told
 from app.workspace import Selection
 from cast.errors import RequestError
+from cast.recipes import TranslationConfig
 
 CHOICE = Selection("pocket:llama", "pocket:mistral", "pocket:llama/mood", "compiled")
 ASKED = TranslateRequest(CHOICE, 10, ("Who?", "A\nB"))
@@ -113,6 +114,13 @@ def test_a_later_job_that_is_cancelled_leaves_the_list(expansions, backend):
 def test_wrong_requests_are_sentences(expansions, asked, words):
     with pytest.raises(RequestError, match=words):
         expansions.start(asked)
+
+
+def test_as_many_lines_are_kept_as_are_made_for_any_target() -> None:
+    made = TranslationConfig().suited(small=False, prompts=True).prompts_for(5)
+    cells = [[True, f"Prompt {number}", ""] for number in range(made)]
+    assert len(lines_of(cells)) == made == 2000
+    assert len(lines_of(cells * 5)) == MAX_PROMPTS
 
 
 def test_a_box_and_a_table_write_line_breaks_alike():

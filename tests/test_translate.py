@@ -356,14 +356,17 @@ def test_a_small_target_reads_fewer_batches_more_often_in_fewer_steps() -> None:
     assert all(chosen.suited(**way) == chosen for way in ways)
 
 
-@pytest.mark.parametrize(("small", "batches"), [(True, 152), (False, 242)])
+@pytest.mark.parametrize(
+    ("small", "prompts", "batches"), [(True, True, 152), (False, False, 242), (False, True, 482)]
+)
 def test_as_much_text_is_read_as_the_steps_of_the_target_need(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch, small: bool, batches: int
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, small: bool, prompts: bool, batches: int
 ) -> None:
     source, target, *_ = pair
     monkeypatch.setattr("cast.corpus.general_text", lambda *_, **__: iter(corpus(1000)))
     monkeypatch.setattr(type(target), "is_small", small)
-    assert len(fitting_text(source, target, TranslationConfig(batch_size=2))) == 2 * batches
+    texts = fitting_text(source, target, TranslationConfig(batch_size=2), prompts=prompts)
+    assert len(texts) == 2 * batches
 
 
 def test_prompts_are_made_as_many_as_suit_the_target(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

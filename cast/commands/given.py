@@ -17,7 +17,7 @@ from cast.progress import OnProgress
 Say = Callable[[str], None]
 Answer = Mapping[str, Any]
 
-_LARGEST_PROMPTS = 1 << 20
+_LARGEST_PROMPTS = 1 << 24
 
 
 def hub_token() -> str | None:
@@ -60,7 +60,7 @@ def read_prompts(name: str | None) -> tuple[str, ...]:
     path = Path(name)
     try:
         if path.stat().st_size > _LARGEST_PROMPTS:
-            raise RequestError(f"{path} is larger than a megabyte; give a few hundred prompts at most.")
+            raise RequestError(f"{path} is larger than 16 MiB; give a few thousand prompts at most.")
         prompts = _prompts_of_task(path) if path.suffix == ".jsonl" else _prompt_lines(path)
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"The prompts in {path} cannot be read; give a UTF-8 text file.") from error
