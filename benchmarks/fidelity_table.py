@@ -40,10 +40,10 @@ task* is the relative change of bits per byte on held-out general text.
   `hosted-2`, `hosted-3`: two and three of the target's blocks at a time.
 - `compiled`: a plain LoRA fitted on general text, and on what the source with its adapter says by itself, at
   places of such text or behind the cues on which its kernels act most; no prompt. Of *json* all but
-  llama → mistral and mistral → neox, *mood* of mistral → llama, neox → mistral and qwen → neox, *moral* of
-  qwen → neox and *moral* and *title* of llama → mistral are from before the cues were told by the kernels, or
-  by those that speak, and what is of commits before 8a616c9, from before signs were told by sureness
-  (docs/experiments.md). `compiled-general`: on general text as it is. `compiled-prompts`:
+  mistral → neox, llama → mistral and llama → qwen, *moral* of qwen → neox and *moral* and *title* of
+  llama → mistral are from before the cues were told by the kernels, or by those that speak, and what is of
+  commits before 8a616c9, from before signs were told by sureness (docs/experiments.md).
+  `compiled-general`: on general text as it is. `compiled-prompts`:
   with five example prompts of the task, without answers, which a base model of the pair makes more. Of all
   three, runs of commits before f44765f read a batch four times, not six, and started from carried kernels,
   which makes no difference.
