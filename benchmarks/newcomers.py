@@ -168,7 +168,8 @@ def task_named(name: str) -> Task:
 def own(name: str, task: str, on_progress: OnProgress) -> Lora:
     """A model's own adapter: the shipped one, or one that is trained if it is not there."""
     lm = model(name, on_progress)
-    if (shipped := registry.adapter_folder(name, task)).is_dir():
+    shipped = registry.adapter_folder(name, task)
+    if shipped.is_dir():
         return adapters.read(shipped, lm)
     folder = cache_folder() / "newcomers" / f"{name}-{task}"
     if not folder.is_dir():

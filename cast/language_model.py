@@ -4,13 +4,14 @@ import hashlib
 import math
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cast.architecture import Architecture
@@ -117,6 +118,12 @@ class LanguageModel:
     def portions(self, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Tensors [N, …] side by side, cut along N to what may have logits at once."""
         return zip(*(side.split(self.positions_at_once) for side in rows), strict=True)
+
+    def by_portions(self, work: Callable[..., Tensor], *rows: Tensor) -> list[Tensor]:
+        """What is made of each of the `portions`; where there are several, once more for the gradient."""
+        if len(rows[0]) <= self.positions_at_once:
+            return [work(*rows)]
+        return [checkpoint(work, *part, use_reentrant=False) for part in self.portions(*rows)]
 
     @property
     def is_small(self) -> bool:

@@ -10,12 +10,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
 from transformers import get_cosine_schedule_with_warmup
 
 from cast import adapters
@@ -267,9 +267,7 @@ def _completion_loss(lm: LanguageModel, batch: Sequence[_Row]) -> Tensor:
         lm.architecture.decoder(input_ids=ids, attention_mask=inside.long(), use_cache=False)
     # The token at a position is predicted one position before it.
     last, wanted = states[lm.depth][rows, positions - 1], ids[rows, positions]
-    if len(last) <= lm.positions_at_once:
-        return _surprise(lm, last, wanted) / len(last)
-    losses = [checkpoint(_surprise, lm, *part, use_reentrant=False) for part in lm.portions(last, wanted)]
+    losses = lm.by_portions(partial(_surprise, lm), last, wanted)
     return torch.stack(losses).sum() / len(last)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from cast.adapters import Lora
 from cast.corpus import Passage
@@ -206,10 +205,8 @@ class WordTeacher:
         Where the vocabulary is large, some positions at a time, and once more for the gradient.
         """
         states, wanted = last[told.rows, told.positions], told.wanted
-        if len(states) <= self.target.positions_at_once:
-            return told.mean(self._missing(states, wanted.ids, wanted.log_probs))
-        parts = self.target.portions(states, wanted.ids, wanted.log_probs)
-        return told.mean(torch.cat([checkpoint(self._missing, *part, use_reentrant=False) for part in parts]))
+        parts = self.target.by_portions(self._missing, states, wanted.ids, wanted.log_probs)
+        return told.mean(torch.cat(parts))
 
     def _missing(self, states: Tensor, ids: Tensor, log_probs: Tensor) -> Tensor:
         """`Wanted.missing` [K] of last residuals [K, d_t]."""
