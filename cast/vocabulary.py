@@ -4,11 +4,13 @@ Two vocabularies cut text differently, but both are text. With p and q a source'
 without and with a LoRA, and t a target's own, the target takes over the *moved mass*: with
 μ = max(q - p, 0) and k = min(1, q / p), both read as target tokens,
 
-    m = (1 - |μ|) · t·k / |t·k| + μ,
+    m = (1 - |μ|)² · t·k / |t·k| + |μ| · min(p, q) + μ,
 
 which is q itself where the target is the source (|·| is the sum), keeps the target's own judgement among what
-the LoRA leaves alone, and needs no likeness of the two beyond the text. Proxy tuning (arXiv 2401.08565)
-multiplies t by q / p instead; where the target thinks little of a word, no factor is large enough to say it.
+the LoRA leaves alone, and needs no likeness of the two beyond the text. The more the LoRA moves, the more
+what it leaves is the source's too: of a word that it all but forbids, t·k would leave less still wherever
+the target thinks more than the source of others. Proxy tuning (arXiv 2401.08565) multiplies t by q / p
+instead; where the target thinks little of a word, no factor is large enough to say it.
 
 But in the midst of a sentence, where no model is sure, μ is the source's choice of words and not its LoRA's.
 There what the LoRA changes is the odds of words, and the target's own choice is weighed by it:
@@ -89,22 +91,25 @@ class Bridge:
         """
         p, q = self._chances(before, after)
         was_begun, begun = (given.sum(-1, keepdim=True) for given in (p, q))
-        moved = (q - p).clamp_min(0) / begun.clamp_min(_NOISE)
-        p, q = p / was_begun.clamp_min(_NOISE), q / begun.clamp_min(_NOISE)
+        begun_or_noise = begun.clamp_min(_NOISE)
+        moved = (q - p).clamp_min(0).div_(begun_or_noise)
+        # With the moved mass comes as large a share of what stays: 1 - (1 - |μ|)² in all.
+        brought = torch.minimum(p, q).div_(begun_or_noise).mul_(moved.sum(-1, keepdim=True)).add_(moved)
+        p, q = p / was_begun.clamp_min(_NOISE), q / begun_or_noise
         said, was = (self._as_target(given) for given in (q, p))
         ratio = self._spread(_ratio(said, was), _ratio(q, p), own.shape[-1])
         chances = own.exp()
         sure = said[:, :-1].amax(-1, keepdim=True)
         if self.judges is None:
             # That a word was begun may itself be what the LoRA has brought.
-            sure = torch.maximum(sure, 1 - was_begun / begun.clamp_min(_NOISE))
+            sure = torch.maximum(sure, 1 - was_begun / begun_or_noise)
         known = said[:, :-1].sum(-1) > _PATIENCE
         if alone and self.longest is not None:
             at = torch.arange(own.shape[-1])
-            heard, was, taken = (self._laid_out(given, chances) for given in (q, p, moved))
+            heard, was, taken = (self._laid_out(given, chances) for given in (q, p, brought))
         else:
             at, heard = self.spoken, _shares(said[:, :-1])
-            was, taken = was[:, :-1], self._as_target(moved)[:, :-1]
+            was, taken = was[:, :-1], self._as_target(brought)[:, :-1]
         heeded = sure[:, 0]
         if not alone:
             # Where it is not sure, it counts for more in the pool if the target is in more doubt. What shall
@@ -154,10 +159,10 @@ class Bridge:
         return factors.index_copy_(1, self.spoken, by_spoken[:, :-1])
 
 
-def _taken_over(chances: Tensor, ratio: Tensor, moved: Tensor, at: Tensor) -> Tensor:
-    """The m [N, V_t] of the module, from t and q / p [N, V_t] and the moved mass [N, U] of tokens `at`."""
-    left = _shares(ratio.clamp(max=1).mul_(chances)).mul_(1 - moved.sum(-1, keepdim=True))
-    return left.index_add_(1, at, moved)
+def _taken_over(chances: Tensor, ratio: Tensor, brought: Tensor, at: Tensor) -> Tensor:
+    """The m [N, V_t] of the module, from t and q / p [N, V_t] and what is brought [N, U] of tokens `at`."""
+    left = _shares(ratio.clamp(max=1).mul_(chances)).mul_(1 - brought.sum(-1, keepdim=True))
+    return left.index_add_(1, at, brought)
 
 
 def _weighed(chances: Tensor, ratio: Tensor, was: Tensor, at: Tensor) -> Tensor:

@@ -39,12 +39,25 @@ def test_moved_mass_is_taken_as_far_as_the_source_is_sure_and_odds_for_the_rest(
     own, before, after = (logits(same, seed + part, scale=scale) for part in range(3))
     t, p, q = (given.double().softmax(-1) for given in (own, before, after))
     moved, kept = (q - p).clamp_min(0), t * (q / p).clamp(max=1)
-    m = (1 - moved.sum(-1, keepdim=True)) * kept / kept.sum(-1, keepdim=True) + moved
+    much = moved.sum(-1, keepdim=True)
+    m = (1 - much) ** 2 * kept / kept.sum(-1, keepdim=True) + much * torch.minimum(p, q) + moved
     w = t * (q / p) ** torch.minimum(t, p).sum(-1, keepdim=True)
     sure = q.amax(-1, keepdim=True)
     expected = sure * m + (1 - sure) * w / w.sum(-1, keepdim=True)
     taken = VocabularyMap(same, same).take_over(own, before, after, [""] * 3, torch.zeros(3))
     torch.testing.assert_close(taken.double().exp(), expected, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_word_that_is_all_but_forbidden_is_as_likely_as_to_the_source(
+    same: LanguageModel, alone: bool
+) -> None:
+    # Both are sure of a word; the target thinks ten thousand times more of others; the LoRA says another.
+    own, before, after = (torch.zeros(1, same.vocabulary) for _ in range(3))
+    own[0, 10], before[0, 10], after[0, 11], after[0, 10] = 8.0, 17.0, 17.0, 3.0
+    taken = VocabularyMap(same, same).take_over(own, before, after, [""], torch.zeros(1), alone=alone)
+    assert abs(float((taken - after.log_softmax(-1))[0, 10])) < 0.2
+    assert float(taken[0, 11].exp()) > 0.99
 
 
 @settings(max_examples=15, deadline=None)
