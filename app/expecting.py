@@ -85,12 +85,24 @@ def _name(request: Request) -> str:
     return f"heads-{request.kind}" if isinstance(request, FitRequest) else request.selection.mode
 
 
-def in_words(mode: str, translate: Expected, fit: Expected) -> str:
-    """What comes next and how long it may take, and how that is known."""
-    told = "runs at once" if not translate.seconds else f"takes {about(translate.seconds)}"
+def in_words(mode: str, translate: Expected, fit: Expected, *, hosted: bool = False, prompts: int = 0) -> str:
+    """What comes next and how long it may take, and how that is known.
+
+    Args:
+        mode: as it is called.
+        translate: of *Translate*.
+        fit: of *Train heads*.
+        hosted: whether the mode runs at once, and *Translate* makes a compiled LoRA of it.
+        prompts: how many are given to the fit.
+    """
+    given = f" with {prompts:,} prompt{'s' * (prompts > 1)}" if prompts else ""
+    takes = f"takes {about(translate.seconds)}"
+    told = (
+        f"mode {mode} runs at once, a plain LoRA{given} {takes}" if hosted else f"mode {mode}{given} {takes}"
+    )
     return (
-        f"On this device mode {mode} {told}, and training heads (effort good) takes {about(fit.seconds)}. "
-        f"{known_from(fit if not translate.seconds else translate)}"
+        f"On this device {told}, and training heads (effort good) takes {about(fit.seconds)}. "
+        f"{known_from(translate)}"
     )
 
 

@@ -73,6 +73,7 @@ def build(backend: Backend, folder: Path, recording: Path | None = None, kept: P
             _store(start.choice(), "cast-choice"),
             _store(start.settings(), "cast-settings"),
             _store(Attached().to_json(), "cast-jobs"),
+            _store(KeptList().to_json(), "cast-prompts"),
         )
         with gr.Row(elem_classes="cast-top"):
             gr.HTML(f'<header class="cast-header">{theme.logo()}<h1>CAST</h1><p>{_TAGLINE}</p></header>')
@@ -99,10 +100,14 @@ def build(backend: Backend, folder: Path, recording: Path | None = None, kept: P
         wire_link(stage, [*pick.chosen, *generate.settings])
         wire_pick_tab(pick, engine, HubSearch(backend))
         expansions = Expansions(backend, engine, jobs)
-        listed = _store(KeptList().to_json(), "cast-prompts")
-        run = wire_generate_tab(generate, pick, engine, expansions, stores.attached, listed)
+        run = wire_generate_tab(generate, pick, engine, expansions, stores.attached, stores.listed)
         wire_prompts_panel(
-            blocks, generate.prompts, generate.steps, expansions, [stores.choice, stores.attached], listed
+            blocks,
+            generate.prompts,
+            generate.steps,
+            expansions,
+            [stores.choice, stores.attached],
+            stores.listed,
         )
         tabled = _store({"job": ""}, "cast-answers")
         wire_several_panel(
@@ -124,7 +129,7 @@ def build(backend: Backend, folder: Path, recording: Path | None = None, kept: P
         put_back = [wire_restore(blocks, evaluate, evaluations, measured)]
         wire_export_tab(export, generate.options, exports, stores)
         lines = [
-            command.of_translate(translate_line, generate, expansions, listed),
+            command.of_translate(translate_line, generate, expansions, stores.listed),
             command.of_fit(heads_line, heads),
             command.of_map(map_line, explore, generate.options.way, exports, stores.attached),
             compare_command(evaluate, generate.hints),
@@ -137,8 +142,8 @@ def build(backend: Backend, folder: Path, recording: Path | None = None, kept: P
         ):  # fmt: skip
             put_back.append(remember(blocks, _store({}, f"cast-{name}-form"), widgets))
         latest = gr.State(Latest())
-        put_back.append(wire_choice(blocks, tabs, engine, stores, latest))
-        wire_ready(ready, tabs, engine, stores, latest, run)
+        put_back.append(wire_choice(blocks, tabs, engine, expansions, stores, latest))
+        wire_ready(ready, tabs, engine, expansions, stores, latest, run)
         for event in put_back:
             event.then(
                 None, js=f"() => window.castStage.restored({len(put_back)})", api_visibility="private"

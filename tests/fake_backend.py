@@ -70,6 +70,7 @@ class FakeBackend:
         self.heads_at: set[str] = set()
         self.searched: list[str] = []
         self.translated: list[TranslateRequest] = []
+        self.reckoned: list[TranslateRequest] = []
         self.published: list[tuple[str, list[str], bool]] = []
         self.maps_asked: list[tuple[MapRequest, object | None, object | None]] = []
         self._lock = threading.Lock()
@@ -127,6 +128,7 @@ class FakeBackend:
         return request.tokens / 1000
 
     def translate_seconds(self, request: TranslateRequest, source: ModelFacts, target: ModelFacts) -> float:
+        self.reckoned.append(request)
         return 0.0 if request.selection.mode == "hosted" else 60.0
 
     def inspect(self, adapter: str, source: str) -> AdapterFacts:

@@ -50,6 +50,27 @@ def test_a_cancelled_translation_says_so(visit, stand_in):
     expect(page.job).to_contain_text("Cancelled")
 
 
+def test_how_long_translate_takes_is_told_of_the_prompts_it_would_read(visit, stand_in):
+    page = visit()
+    told = page.page.locator(".block.cast-expected")
+    expect(told).to_contain_text("mode hosted runs at once, a plain LoRA with 1 prompt takes about 60 s")
+    prompts = page.page.get_by_label("Up to five example prompts")
+    prompts.fill("Ann rowed home.\\nmood of Ann:\nTom slept.\\nmood of Tom:")
+    prompts.blur()
+    expect(told).to_contain_text("a plain LoRA with 2 prompts takes")
+    assert stand_in.reckoned[-1].prompts == ("Ann rowed home.\nmood of Ann:", "Tom slept.\nmood of Tom:")
+
+    page.page.get_by_role("button", name="Show what is made of them").click()
+    expect(told).to_contain_text("a plain LoRA with 4 prompts takes")
+    assert not stand_in.reckoned[-1].expand
+    list_said = page.page.locator(".cast-prompts")
+    expect(list_said).not_to_contain_text("It was made for")
+    page.choose("Target model", "pocket:qwen")
+    expect(told).to_contain_text("a plain LoRA with 4 prompts takes")
+    expect(list_said).to_contain_text("It was made for pocket:mistral")
+    assert page.errors == []
+
+
 def test_a_change_of_source_keeps_the_skill(visit):
     page = visit()
     page.choose("Adapter of the source", "pocket:llama/pirate")

@@ -9,6 +9,7 @@ from app.engine import Engine
 from app.expecting import Expectations, Expected, about, in_words
 from app.facts import FitRequest, TranslateRequest
 from app.paces import Pace, Paces
+from app.tabs.pick import expected
 from app.workspace import Pair, Selection
 from cast.errors import Cancelled
 from cast.estimates import Shape, fit_seconds, translate_seconds
@@ -119,8 +120,22 @@ def test_times_are_said_with_their_ground():
     assert [about(seconds) for seconds in (3, 33, 200, 7000)] == [
         "a few seconds", "about 30 s", "about 3 min", "about 1.9 h",
     ]  # fmt: skip
-    words = in_words("hosted", Expected(0, 0), Expected(200, 0))
-    assert "mode hosted runs at once" in words
+    words = in_words("hosted", Expected(33, 0), Expected(200, 0), hosted=True, prompts=5)
+    assert "mode hosted runs at once, a plain LoRA with 5 prompts takes about 30 s" in words
     assert "about 3 min. Reckoned from" in words
     assert "no such job has run here yet" in words
-    assert "the last 3 such jobs took" in in_words("compiled", Expected(60, 3), Expected(200, 0))
+    words = in_words("compiled", Expected(60, 3), Expected(200, 0), prompts=1)
+    assert "mode compiled with 1 prompt takes about 60 s" in words
+    assert "the last 3 such jobs took" in words
+
+
+def test_how_long_translate_takes_is_told_of_the_prompts_and_the_list_that_it_would_read(jobs, tmp_path):
+    backend = FakeBackend()
+    engine = Engine(backend, jobs, tmp_path, None, kept=tmp_path / "kept")
+    asked = TranslateRequest(Selection(PAIR.source, PAIR.target, "pocket:llama/mood"), 120, ("one", "two"))
+    assert expected(engine, asked) == ""
+    engine.facts(asked.selection)
+    assert "mode hosted runs at once, a plain LoRA with 2 prompts takes" in expected(engine, asked)
+    assert backend.reckoned[-1] == replace(asked, selection=replace(asked.selection, mode="compiled"))
+    compiled = replace(asked, selection=replace(asked.selection, mode="compiled"), prompts=())
+    assert "mode compiled takes" in expected(engine, compiled)

@@ -79,7 +79,7 @@ def test_what_the_adapter_wrote_unasked_is_no_list_of_prompts(expansions, backen
     kept = made(expansions, asked)
     written = expansions.made(kept, CHOICE)
     assert written.is_unasked
-    words = told(written, written.lines)
+    words = told(written, written.lines, CHOICE.target)
     assert "2 passages that the adapter writes by itself" in words
     assert "ticked" not in words
     assert expansions.asked(asked, replace(kept, lines=())) == asked
@@ -87,10 +87,18 @@ def test_what_the_adapter_wrote_unasked_is_no_list_of_prompts(expansions, backen
 
 def test_what_speaks_against_a_fit_stands_behind_what_the_text_excites():
     found = Expansion((AnsweredPrompt("Once", " upon"),), 0.3, True, "It excites the adapter")
-    good, warned = (told(Made(ASKED, replace(found, warning=each)), ()) for each in ("", "Host it."))
+    good, warned = (
+        told(Made(ASKED, replace(found, warning=each)), (), CHOICE.target) for each in ("", "Host it.")
+    )
     assert "It excites the adapter.</p>" in good
     assert "It excites the adapter. Host it.</p>" in warned
     assert ("cast-good" in good, "cast-good" in warned) == (True, False)
+
+
+def test_a_list_that_was_made_for_another_target_says_so(expansions):
+    made_for = expansions.made(made(expansions), CHOICE)
+    assert "It was made for" not in told(made_for, made_for.lines, CHOICE.target)
+    assert f"It was made for {CHOICE.target}" in told(made_for, made_for.lines, "pocket:neox")
 
 
 def test_a_later_job_that_is_cancelled_leaves_the_list(expansions, backend):

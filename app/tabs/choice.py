@@ -14,7 +14,8 @@ import gradio as gr
 
 from app import sharing, views
 from app.engine import Engine
-from app.facts import Opened
+from app.expansions import Expansions, KeptList
+from app.facts import Opened, TranslateRequest
 from app.tabs import explore as explore_tab
 from app.tabs import generate as generate_tab
 from app.tabs import heads as heads_tab
@@ -25,7 +26,7 @@ from app.tabs.explore import ExploreTab
 from app.tabs.generate import GenerateTab
 from app.tabs.heads import HeadsTab
 from app.tabs.pick import PickTab
-from app.tabs.prompts import hint_lines
+from app.tabs.prompts import asked_for, hint_lines
 from app.workspace import Attached, Pair, Selection, Workspace, clamp_strength
 
 Updates = dict[Any, Any]
@@ -53,16 +54,13 @@ class Stores:
     """What the visitor's browser keeps; apart, so that what writes one never undoes another.
 
     `choice` is also what the page shows: after a picker was only visited, all three are still equal to it.
+    `listed` is of the list of prompts.
     """
 
     choice: gr.BrowserState
     settings: gr.BrowserState
     attached: gr.BrowserState
-
-    @property
-    def all(self) -> list[gr.BrowserState]:
-        """The stores in the order in which handlers take them."""
-        return [self.choice, self.settings, self.attached]
+    listed: gr.BrowserState
 
 
 @dataclass
@@ -77,7 +75,7 @@ class Latest:
 
 
 def wire_choice(
-    blocks: gr.Blocks, tabs: Tabs, engine: Engine, stores: Stores, latest: gr.State
+    blocks: gr.Blocks, tabs: Tabs, engine: Engine, expansions: Expansions, stores: Stores, latest: gr.State
 ) -> gr.events.Dependency:
     """Connect the pickers and the loading of the page to everything that depends on the choice.
 
@@ -156,7 +154,8 @@ def wire_choice(
     )  # fmt: skip
     link = gr.Textbox(visible=False)
     restored = blocks.load(
-        restore, [*stores.all, link, latest], list(dict.fromkeys([*followed, *settings, *jobs_shown])),
+        restore, [stores.choice, stores.settings, stores.attached, link, latest],
+        list(dict.fromkeys([*followed, *settings, *jobs_shown])),
         js="(...kept) => [...kept.slice(0, -2), window.castStage.takeLink(), kept.at(-1)]", **quiet,
     )  # fmt: skip
     # A list that was still being built when its value came shows the page's first one: said once more. The
@@ -180,7 +179,8 @@ def wire_choice(
         trigger_mode="always_last", **quiet,
     )  # fmt: skip
     for event in (chosen_anew, restored, way_anew):
-        describe_after(event, tabs, engine, stores, latest)
+        describe_after(event, tabs, engine, expansions, stores, latest)
+    _wire_expected(tabs, engine, expansions, stores, latest)
     _wire_settings(settings, stores)
     return put_back
 
@@ -192,6 +192,25 @@ def _wire_settings(settings: list[Any], stores: Stores) -> None:
         widget.change(
             None, settings, stores.settings, api_visibility="private", js=f"({names}) => [{{{names}}}]"
         )
+
+
+def _wire_expected(
+    tabs: Tabs, engine: Engine, expansions: Expansions, stores: Stores, latest: gr.State
+) -> None:  # fmt: skip
+    """Tell anew how long *Translate* may take when its steps, the example prompts or their list change."""
+
+    def expect(steps: int, hints: str, of_list: object, seen: Latest) -> str:
+        if seen.chosen is None or not engine.knows(seen.chosen):
+            # What tells the choice's facts tells this as well.
+            return gr.skip()
+        request = asked_for(expansions, seen.chosen, steps, hints, KeptList.from_json(of_list))
+        return pick_tab.expected(engine, request)
+
+    steps, hints = tabs.generate.steps, tabs.generate.hints
+    gr.on(
+        [steps.release, hints.blur, stores.listed.change], expect, [steps, hints, stores.listed, latest],
+        tabs.pick.expected, trigger_mode="always_last", show_progress="hidden", api_visibility="private",
+    )  # fmt: skip
 
 
 def _meant(engine: Engine, before: Selection, asked: Selection) -> tuple[Selection, Opened | None]:
@@ -219,32 +238,40 @@ def reaching(segment: int, mode: str, blocks: int = 1) -> Any:
 
 
 def describe_after(
-    event: gr.events.Dependency, tabs: Tabs, engine: Engine, stores: Stores, latest: gr.State
-) -> None:
+    event: gr.events.Dependency, tabs: Tabs, engine: Engine, expansions: Expansions, stores: Stores,
+    latest: gr.State,
+) -> None:  # fmt: skip
     """Show what has to be read for the choice that an event leaves, unless another one is made meanwhile."""
 
-    def described(segment: int, kept_jobs: object, seen: Latest) -> Updates:
+    def described(
+        segment: int, steps: int, hints: str, of_list: object, kept_jobs: object, seen: Latest
+    ) -> Updates:
         chosen, made = seen.chosen, Attached.from_json(kept_jobs)
         if chosen is None:
             return {tabs.pick.found: gr.skip()}
-        updates = _described(tabs, engine, seen.described, chosen, int(segment or 0), made)
+        request = asked_for(expansions, chosen, steps, hints, KeptList.from_json(of_list))
+        updates = _described(tabs, engine, seen.described, request, int(segment or 0), made)
         if seen.chosen != chosen:
             return {tabs.pick.found: gr.skip()}
         seen.described = chosen
         return updates
 
+    tab = tabs.generate
     event.then(
-        described, [tabs.generate.options.segment, stores.attached, latest], tabs.followers,
+        described, [tab.options.segment, tab.steps, tab.hints, stores.listed, stores.attached, latest],
+        tabs.followers,
         trigger_mode="multiple", show_progress="hidden", api_visibility="private",
     )  # fmt: skip
 
 
 def _described(
-    tabs: Tabs, engine: Engine, before: Selection | None, chosen: Selection, segment: int, made: Attached
-) -> Updates:
+    tabs: Tabs, engine: Engine, before: Selection | None, request: TranslateRequest, segment: int,
+    made: Attached,
+) -> Updates:  # fmt: skip
     """What has to be read first; what is of the pair alone stays as it is while the pair does."""
+    chosen = request.selection
     opened = engine.still_open(made.folder, chosen)
-    updates = pick_tab.follow(tabs.pick, engine, chosen, views.opened(opened) if opened else "")
+    updates = pick_tab.follow(tabs.pick, engine, request, views.opened(opened) if opened else "")
     if before is None or opened or chosen.target != before.target:
         updates |= mode_tab.follow(tabs.generate.options, engine, chosen.pair, segment)
     if before is None or chosen.pair != before.pair:

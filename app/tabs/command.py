@@ -10,13 +10,11 @@ import gradio as gr
 from app import snippets
 from app.expansions import Expansions, KeptList
 from app.exports import Exports
-from app.facts import TranslateRequest
 from app.tabs import fit_form
 from app.tabs.explore import ExploreTab, request_of
 from app.tabs.generate import GenerateTab
 from app.tabs.heads import HeadsTab
-from app.tabs.prompts import prompts_of
-from app.tabs.steps import steps_of
+from app.tabs.prompts import asked_for
 from app.workspace import Attached, Selection, Workspace
 from cast.errors import CastError
 
@@ -48,9 +46,7 @@ def of_translate(line: gr.Code, tab: GenerateTab, expansions: Expansions, listed
 
     def make(chosen: Selection, mode: str, segment: int, steps: int, hints: str, kept: object) -> str:
         selection = Selection.of(chosen.source, chosen.target, chosen.adapter, mode, segment)
-        request = TranslateRequest(selection, steps_of(steps), prompts_of(hints))
-        shown = KeptList.from_json(kept)
-        return snippets.translate(expansions.asked(request, shown))
+        return snippets.translate(asked_for(expansions, selection, steps, hints, KeptList.from_json(kept)))
 
     return Command(line, [*tab.options.way, tab.steps, tab.hints, listed], make)
 

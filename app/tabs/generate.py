@@ -16,8 +16,8 @@ from app.saying import said
 from app.tabs.beside import BesideOptions, create_beside_options
 from app.tabs.mode import ModeOptions, create_mode_options, mode_sentence
 from app.tabs.pick import PickTab, describe
-from app.tabs.prompts import READ_BY, PromptsPanel, create_prompts_panel, prompts_of
-from app.tabs.steps import create_steps_slider, steps_of
+from app.tabs.prompts import READ_BY, PromptsPanel, asked_for, create_prompts_panel
+from app.tabs.steps import create_steps_slider
 from app.workspace import MAX_TEMPERATURE, MAX_TOKENS, Attached, Beside, Selection, Workspace
 
 # Panes that wait for the first press do not depend on how text is drawn.
@@ -210,11 +210,10 @@ def _wire_translate(
     ) -> tuple[Any, ...]:  # fmt: skip
         """Start a translation in the background; where nothing has to be made, a compiled one."""
         selection = Selection.of(source, target, adapter, "compiled" if mode == "hosted" else mode)
-        request = TranslateRequest(selection, steps_of(steps), prompts_of(hints))
         shown_list = KeptList.from_json(of_list)
         # A cell that was left by pressing the button is in the table before the browser has kept it.
         shown_list = replace(shown_list, lines=lines_of(cells) or shown_list.lines)
-        return start(expansions.asked(request, shown_list), kept)
+        return start(asked_for(expansions, selection, steps, hints, shown_list), kept)
 
     def keep(
         source: str, target: str, adapter: str, mode: str, segment: int, kept: object

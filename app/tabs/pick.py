@@ -1,7 +1,7 @@
 """Pick: the source, the target and the adapter, with what follows from the choice. Stands above every tab."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
@@ -174,11 +174,12 @@ def set_to(tab: PickTab, engine: Engine, held: Selection | None, chosen: Selecti
     }
 
 
-def follow(tab: PickTab, engine: Engine, chosen: Selection, notice: str) -> dict[Any, Any]:
-    """The picture, the summary and the notice of a choice."""
+def follow(tab: PickTab, engine: Engine, request: TranslateRequest, notice: str) -> dict[Any, Any]:
+    """The picture, the summary and the notice of a choice, and how long *Translate* may take for it."""
+    chosen = request.selection
     drawn, summary = describe(engine, chosen, engine.room)
     shown: dict[Any, Any] = {tab.picture: drawn, tab.summary: summary, tab.notice: notice}
-    return shown | {tab.found: _ANYWHERE, tab.expected: expected(engine, chosen)}
+    return shown | {tab.found: _ANYWHERE, tab.expected: expected(engine, request)}
 
 
 def waiting(tab: PickTab, engine: Engine, chosen: Selection) -> dict[Any, Any]:
@@ -191,15 +192,20 @@ def waiting(tab: PickTab, engine: Engine, chosen: Selection) -> dict[Any, Any]:
     return {tab.picture: words, tab.summary: "", tab.notice: "", tab.expected: ""}
 
 
-def expected(engine: Engine, chosen: Selection) -> str:
-    """How long what comes next may take; empty where the models are not known, which the summary says."""
+def expected(engine: Engine, request: TranslateRequest) -> str:
+    """How long *Translate* and *Train heads* may take; empty where the models are not known."""
+    chosen = request.selection
     if not engine.knows(chosen):
         # They were just asked for: a Hub that hangs would be waited for once more.
         return ""
     try:
-        translate = engine.expected(TranslateRequest(chosen))
+        fit, hosted = engine.expected(FitRequest(chosen.pair)), chosen.mode == "hosted"
+        if hosted:
+            # What *Translate* makes of it.
+            request = replace(request, selection=replace(chosen, mode="compiled", segment=None))
+        prompts = len(request.prompts) if request.selection.mode == "compiled" else 0
         return views.caption(
-            expecting.in_words(chosen.way, translate, engine.expected(FitRequest(chosen.pair)))
+            expecting.in_words(chosen.way, engine.expected(request), fit, hosted=hosted, prompts=prompts)
         )
     except CastError:
         return ""

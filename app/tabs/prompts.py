@@ -24,6 +24,7 @@ _READ = (
     "text."
 )
 _WRITTEN = "Translate has such passages written anew, and mixes them into general text."
+_OTHER = "It was made for {}; Translate reads no more than these, and another target may take more prompts."
 # Written in the browser, where the list is as it was edited last.
 _DOWNLOAD = """(table) => {
   const ticked = table.data.filter(([use]) => String(use) === "true").map(([, prompt]) => prompt);
@@ -171,6 +172,13 @@ def prompts_of(hints: str) -> tuple[str, ...]:
     return tuple(unescaped(line) for line in (hints or "").splitlines() if line.strip())
 
 
+def asked_for(
+    expansions: Expansions, selection: Selection, steps: float, hints: str, kept: KeptList
+) -> TranslateRequest:
+    """What *Translate* does with a choice, the slider of the steps, the example prompts, and the list."""
+    return expansions.asked(TranslateRequest(selection, steps_of(steps), prompts_of(hints)), kept)
+
+
 def _standing(panel: PromptsPanel, expansions: Expansions, chosen: Selection, shown: KeptList) -> Updates:
     job, made = expansions.pending(shown), expansions.made(shown, chosen)
     running = is_going(job)
@@ -184,7 +192,7 @@ def _standing(panel: PromptsPanel, expansions: Expansions, chosen: Selection, sh
         return updates
     lines = shown.shown(made)
     return updates | {
-        panel.told: told(made, lines),
+        panel.told: told(made, lines, chosen.target),
         panel.table: gr.update(
             value=_cells(lines), visible=bool(made.expansion.rows), interactive=not made.is_unasked
         ),
@@ -193,8 +201,8 @@ def _standing(panel: PromptsPanel, expansions: Expansions, chosen: Selection, sh
     }
 
 
-def told(made: Made, lines: Sequence[Line]) -> str:
-    """How much of the adapter the text excites, and what would help."""
+def told(made: Made, lines: Sequence[Line], target: str) -> str:
+    """How much of the adapter the text excites, and what would help; and whether it is of another target."""
     found = made.expansion
     if not found.rows:
         read = "General text alone."
@@ -204,7 +212,8 @@ def told(made: Made, lines: Sequence[Line]) -> str:
         read = f"{len(lines):,} passages that the adapter writes by itself, and general text."
     else:
         read = f"{len(lines):,} texts that the adapter answers by itself, and general text."
-    words = f"{read} {found.words}. {found.warning}".rstrip()
+    other = _OTHER.format(made.asked.selection.target) if made.asked.selection.target != target else ""
+    words = " ".join(filter(None, (f"{read} {found.words}.", found.warning, other)))
     good = found.excites and not found.warning
     caption = f"{_REACH} {_WRITTEN if made.is_unasked else _READ}" if found.rows else ""
     return views.sentence(words, "good" if good else "info") + views.caption(caption)

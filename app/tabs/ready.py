@@ -7,6 +7,7 @@ import gradio as gr
 
 from app import ready, theme
 from app.engine import Engine
+from app.expansions import Expansions
 from app.tabs import generate as generate_tab
 from app.tabs import pick as pick_tab
 from app.tabs.choice import Latest, Stores, Tabs, describe_after, reaching, without_closed
@@ -22,7 +23,7 @@ def create_ready(engine: Engine) -> gr.HTML:
 
 
 def wire_ready(
-    buttons: gr.HTML, tabs: Tabs, engine: Engine, stores: Stores, latest: gr.State,
+    buttons: gr.HTML, tabs: Tabs, engine: Engine, expansions: Expansions, stores: Stores, latest: gr.State,
     run: gr.events.Dependency,
 ) -> None:  # fmt: skip
     """Connect the buttons; `run` is what the button *Generate* started last, and gives way."""
@@ -65,4 +66,4 @@ def wire_ready(
     )  # fmt: skip
     # The button itself: *Stop* ends what it starts, and no second stream can write beside it.
     taken.then(None, js="() => window.castStage.generate()", api_visibility="private")
-    describe_after(taken, tabs, engine, stores, latest)
+    describe_after(taken, tabs, engine, expansions, stores, latest)
