@@ -39,6 +39,7 @@ from cast.pocket.tasks import TASKS, Task
 from cast.recipes import TranslationConfig
 from cast.results import file_name
 from cast.runners import PlainRunner
+from cast.scoring import bits_per_byte
 from cast.storage import cache_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,6 +108,12 @@ def own_cost(model: str, task: str) -> float:
     lm = loaded(model)
     held_out = comparison.held_out_texts(pipeline.POCKET_CORPUS)
     return comparison.own_off_task(lm, adapters.read(f"{registry.PREFIX}{model}/{task}", lm), held_out)
+
+
+@cache
+def general_bits(model: str) -> float:
+    """Bits per byte of held-out general text that a model needs without any adapter."""
+    return bits_per_byte(PlainRunner(loaded(model)), comparison.held_out_texts(pipeline.POCKET_CORPUS))
 
 
 @cache

@@ -18,7 +18,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.fidelity import RESULTS, example_prompts, heads_of, loaded, own_cost, pairs_named
+from benchmarks.fidelity import (
+    RESULTS,
+    example_prompts,
+    general_bits,
+    heads_of,
+    loaded,
+    own_cost,
+    pairs_named,
+)
 from cast import adapters, comparison, pipeline
 from cast.coverage import covered
 from cast.errors import CastError
@@ -30,9 +38,13 @@ from cast.translate import answered_prompts
 
 
 def own(result: Result) -> dict[str, Any]:
-    """The adapters' own off-task costs."""
+    """The adapters' own off-task costs, and what the target needs without any."""
     source, target, task = names(result)
-    return {"source_off_task": own_cost(source, task), "retrained_off_task": own_cost(target, task)}
+    return {
+        "source_off_task": own_cost(source, task),
+        "retrained_off_task": own_cost(target, task),
+        "general_bits": general_bits(target),
+    }
 
 
 def coverage(result: Result) -> dict[str, Any]:

@@ -169,6 +169,7 @@ def compared(
                 off_task=evaluate.off_task(runner, before, held_out, on_progress=on_progress),
                 source_off_task=ends.source_off_task,
                 retrained_off_task=ends.retrained_off_task,
+                general_bits=before,
                 peak_memory_bytes=peak_memory_bytes(),
                 revision=revision,
                 **{"seed": 0, "tokens": 0} | facts,

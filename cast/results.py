@@ -55,6 +55,8 @@ class Result:
     """The same of the source with its own adapter."""
     retrained_off_task: float | None = None
     """The same of the target with the retrained adapter."""
+    general_bits: float | None = None
+    """Bits per byte of that text that the target needs without any adapter."""
     missing: float | None = None
     """Share of the adapter's effect that held-out text does not show; 0 is the hosted source by words."""
     said: float | None = None

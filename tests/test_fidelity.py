@@ -27,7 +27,7 @@ def test_one_run_is_shown_as_it_is(tmp_path: Path) -> None:
     RUN.write_result(tmp_path / "runs")
     write_table(tmp_path / "runs", tmp_path / "speeds", tmp_path / "fidelity.md")
     page = (tmp_path / "fidelity.md").read_text()
-    assert "| hosted | 1 | 0.75 (1) | – | 0.75 | 0.75 (llama → mistral, mood) | +2.0 % | 0 |" in page
+    assert "| hosted | 1 | 0.75 (1) | – | 0.75 | 0.75 (llama → mistral, mood) | +2.0 % | – | 0 |" in page
     # One method on a pair makes no table of its own.
     assert "| pair | method | mood |" in page
     assert "| llama → mistral | hosted | 80.0 · **0.75** |" in page
@@ -76,18 +76,22 @@ def test_seeds_are_averaged_and_their_spread_widens_the_interval() -> None:
 
 
 def test_a_baseline_stands_beside_the_modes_and_the_adapters_own_cost_beside_theirs() -> None:
-    costs = {"source_off_task": 0.1, "retrained_off_task": 0.2}
+    costs = {"source_off_task": 0.1, "retrained_off_task": 0.2, "general_bits": 0.5}
     page = render([
-        replace(RUN, off_task=0.205, **costs),
+        replace(RUN, off_task=0.3015, **costs),
         replace(RUN, method="theseus", lift=0.1, interval=(0.0, 0.2), translated=0.28, off_task=0.5, **costs),
+        # The source needs three times the bits, so its 10 % are as much as the target's 30 %.
+        replace(RUN, source="pocket:mistral", target="pocket:llama", general_bits=1.5),
     ])  # fmt: skip
     least = "(llama → mistral, mood)"
-    assert f"| hosted | 1 | 0.75 (1) | – | 0.75 | 0.75 {least} | +20.5 % | 0 |" in page
-    assert f"| theseus | 1 | 0.10 (1) | – | 0.10 | 0.10 {least} | +50.0 % | 0 |" in page
+    assert f"| theseus | 1 | 0.10 (1) | – | 0.10 | 0.10 {least} | +50.0 % | 1 of 1 | 0 |" in page
+    assert (
+        "| hosted | 2 | 0.75 (2) | – | 0.75 | 0.75 (llama → mistral, mood) | +16.1 % | 0 of 1 | 0 |" in page
+    )
     assert "| task | theseus: score · **lift** |" in page
-    # The larger own cost is 20 %: half a percent more is allowed, thirty are not.
-    assert "| mood | +10.0 | +20.0 | +20.5 | **+50.0** |" in page
-    assert "| *the source with its own adapter* |  |  |  |  |  | +10.0 % |  |" in page
+    # The larger own cost is 30 % of the target's bits: 0.5 % of that more is allowed, 67 % are not.
+    assert "| mood | +10.0 | +20.0 | +30.1 | **+50.0** |" in page
+    assert "| *the source with its own adapter* |  |  |  |  |  | +10.0 % |  |  |" in page
 
 
 def test_a_prediction_that_orders_the_runs_has_rank_correlation_one() -> None:
@@ -106,11 +110,12 @@ def test_a_prediction_that_orders_the_runs_has_rank_correlation_one() -> None:
 def test_what_older_results_lack_is_filled_in_and_scores_stay(tmp_path: Path, monkeypatch) -> None:
     kept = replace(RUN, method="compiled", off_task=0.3)
     kept.write_result(tmp_path)
+    monkeypatch.setattr(fidelity_fill, "general_bits", lambda model: {"mistral": 0.4}[model])
     monkeypatch.setattr(fidelity_fill, "own_cost", lambda model, task: {"llama": 0.1, "mistral": 0.2}[model])
     monkeypatch.setattr(sys, "argv", ["fill", "--what", "own", "--results", str(tmp_path)])
     assert fidelity_fill.main() == 0
     (filled,) = read_results(tmp_path)
-    assert filled == replace(kept, source_off_task=0.1, retrained_off_task=0.2)
+    assert filled == replace(kept, source_off_task=0.1, retrained_off_task=0.2, general_bits=0.4)
 
 
 SPEED = SpeedRun(
