@@ -43,6 +43,15 @@ class Made:
         """The list before anybody has edited it."""
         return tuple(Line(True, row.prompt, row.answer) for row in self.expansion.rows)
 
+    def is_read(self, lines: tuple[Line, ...]) -> bool:
+        """Whether a fit reads this list, as it stands, in place of the examples.
+
+        What was made without examples, and left as it is, a fit makes by itself, and so it does what holds no
+        prompt.
+        """
+        edited = lines != self.lines
+        return bool(self.expansion.rows) and not self.is_unasked and (bool(self.asked.prompts) or edited)
+
 
 @dataclass(frozen=True)
 class KeptList:
@@ -153,15 +162,9 @@ class Expansions:
         return made if (of.source, of.adapter) == (selection.source, selection.adapter) else None
 
     def asked(self, request: TranslateRequest, kept: KeptList) -> TranslateRequest:
-        """The request with the prompts of its choice's list in place of the examples, where there is one.
-
-        What was made without examples, and left as it is, a fit makes by itself, and so it does what holds no
-        prompt.
-        """
+        """The request with the prompts of its choice's list in place of the examples, where there is one."""
         made = self.made(kept, request.selection)
-        if made is None or made.is_unasked or not made.expansion.rows:
-            return request
-        lines = kept.shown(made)
-        if not made.asked.prompts and lines == made.lines:
+        lines = kept.shown(made) if made else ()
+        if made is None or not made.is_read(lines):
             return request
         return replace(request, prompts=tuple(line.prompt for line in lines if line.use), expand=False)

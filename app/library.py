@@ -136,8 +136,13 @@ class CastBackend:
         self.warm()
         from cast.estimates import translate_seconds
 
-        config = translation_config(request)
-        return translate_seconds(_shape(source), _shape(target), config, prompts=bool(request.prompts))
+        return translate_seconds(
+            _shape(source),
+            _shape(target),
+            translation_config(request),
+            prompts=len(request.prompts),
+            expand=request.expand,
+        )
 
     def inspect(self, adapter: str, source: str) -> AdapterFacts:
         """Facts of an adapter, or of several at once, with the size of its change in each block."""

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             def carry(way: TranslationConfig = way) -> object:
                 return pipeline.translate_adapter(source, target, lora, way)
 
-            work[mode] = estimates.translate_seconds(*shapes, way, prompts=False), carry
+            work[mode] = estimates.translate_seconds(*shapes, way, prompts=0), carry
         ratios = []
         print(f"{'work':<16}{'expected':>10}{'taken':>10}{'ratio':>8}")
         for name, (expected, act) in work.items():

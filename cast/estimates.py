@@ -65,14 +65,17 @@ def fit_seconds(source: Shape, target: Shape, config: FitConfig) -> float:
     return (models + moments + heads + words) / _speed(source, target) + passes * TOKEN_SECONDS
 
 
-def translate_seconds(source: Shape, target: Shape, config: TranslationConfig, *, prompts: bool) -> float:
+def translate_seconds(
+    source: Shape, target: Shape, config: TranslationConfig, *, prompts: int, expand: bool = True
+) -> float:
     """Seconds that `translate` takes on this device where the pair has its heads; 0 where it runs at once.
 
     Args:
         source: of the adapter.
         target: of the translation.
         config: mode and settings.
-        prompts: whether example prompts are given, which are made more and answered first.
+        prompts: how many example prompts are given; all that is made of them is answered first.
+        expand: whether they are made more.
     """
     if config.mode == "hosted":
         return 0.0
@@ -81,14 +84,14 @@ def translate_seconds(source: Shape, target: Shape, config: TranslationConfig, *
         read = _WITH_GRADIENTS if config.decode_fit == "adjoint" else 1
         work = read * (source.forward(config.site_tokens) + target.forward(config.site_tokens))
         return work / _speed(source, target) + read * config.site_tokens * TOKEN_SECONDS
-    config = config.suited(small=target.parameters < SMALL, prompts=prompts)
+    config = config.suited(small=target.parameters < SMALL, prompts=bool(prompts))
     # Something between one round and all that there may be.
-    rounds = (1 + config.most_rounds(prompts=prompts)) / 2
+    rounds = (1 + config.most_rounds(prompts=bool(prompts))) / 2
     tokens = config.batch_size * _TEXT_TOKENS
     # Each batch is told once, by the source with and without its adapter and by the bare target.
     work = rounds * config.lessons * (2 * source.forward(tokens) + target.forward(tokens))
     work += rounds * config.steps_a_round * _WITH_GRADIENTS * target.forward(tokens)
-    asked, written, either = sought = _sought_tokens(config, source.vocabulary, prompts=prompts)
+    asked, written, either = sought = _sought_tokens(config, source.vocabulary, prompts, expand=expand)
     work += source.forward(asked) + target.forward(written)
     # The larger of the two writes, at most.
     work += max(source.forward(either), target.forward(either))
@@ -96,12 +99,14 @@ def translate_seconds(source: Shape, target: Shape, config: TranslationConfig, *
     return work / _speed(source, target) + handled * TOKEN_SECONDS
 
 
-def _sought_tokens(config: TranslationConfig, vocabulary: int, *, prompts: bool) -> tuple[int, int, int]:
+def _sought_tokens(
+    config: TranslationConfig, vocabulary: int, prompts: int, *, expand: bool
+) -> tuple[int, int, int]:
     """Tokens that the source reads or writes, the target, and one of them, to find what a fit shall read."""
     if prompts:
-        made = config.prompts_for(1) * _TEXT_TOKENS
-        # Each is written behind a few others, and read to be answered, which is as long again.
-        return 2 * made, 0, (SHOTS + 1) * made
+        read = config.prompts_for(prompts) if expand else prompts
+        # Each that is made is written behind a few others; all are read to be answered, as long again.
+        return 2 * read * _TEXT_TOKENS, 0, (SHOTS + 1) * (read - prompts) * _TEXT_TOKENS
     return asking_tokens(config, _TEXT_TOKENS, vocabulary) if config.asks else (0, 0, 0)
 
 

@@ -68,6 +68,14 @@ def test_how_long_translate_takes_is_told_of_the_prompts_it_would_read(visit, st
     page.choose("Target model", "pocket:qwen")
     expect(told).to_contain_text("a plain LoRA with 4 prompts takes")
     expect(list_said).to_contain_text("It was made for pocket:mistral")
+
+    page.open_fold("Effort")
+    page.set_slider("Steps of a compiled fit", "40")
+    page.settle()
+    assert stand_in.reckoned[-1].steps == 40
+    page.translate()
+    expect(page.job).to_contain_text("Done in")
+    expect(told).to_contain_text("mode compiled with 4 prompts takes")
     assert page.errors == []
 
 

@@ -28,18 +28,22 @@ def test_more_to_do_takes_longer():
     assert fit_seconds(LARGE, LARGE, quick) > fit_seconds(LARGE, LARGE, FitConfig("affine", tokens=40_000))
     assert fit_seconds(LARGE, LARGE, FitConfig(encode_reads=3)) > fit_seconds(LARGE, LARGE, FitConfig())
     modes = [
-        translate_seconds(SMALL, SMALL, TranslationConfig(mode), prompts=False)
+        translate_seconds(SMALL, SMALL, TranslationConfig(mode), prompts=0)
         for mode in ("hosted", "instant", "compiled")
     ]
     assert modes[0] == 0 < modes[1] < modes[2]
 
 
 def test_what_a_compiled_fit_reads_beside_general_text_is_counted():
-    def seconds(prompts=False, source=SMALL, target=SMALL, **settings):
-        return translate_seconds(source, target, TranslationConfig(**settings), prompts=prompts)
+    def seconds(prompts=0, source=SMALL, target=SMALL, expand=True, **settings):
+        config = TranslationConfig(**settings)
+        return translate_seconds(source, target, config, prompts=prompts, expand=expand)
 
     plain = seconds(moments=0, forms=0)
-    assert seconds(prompts=True) > plain
+    assert seconds(prompts=5) > plain
+    # All of a long list are answered, and none of one that is read as it stands are written.
+    assert seconds(prompts=5, steps=20) < seconds(prompts=2000, steps=20) < seconds(prompts=4000, steps=20)
+    assert seconds(prompts=400, expand=False) < seconds(prompts=5, prompts_wanted=400)
     # There are at most as many places and forms as suit what a fit reads.
     assert plain < seconds(moments=100, forms=0) < seconds(forms=0) < seconds(forms=1000) < seconds()
     assert seconds(moments=1000, forms=3000) == seconds(moments=10_000, forms=10_000)
@@ -52,7 +56,7 @@ def test_what_a_compiled_fit_reads_beside_general_text_is_counted():
     assert seconds(steps=20) == seconds(steps=20, forms=2000)
     assert seconds(steps=20, forms=0) - seconds(steps=20, moments=0, forms=0) < seconds(forms=0) - plain
     # Prompts take the place of what is asked, and instant asks nothing.
-    assert seconds(prompts=True) == seconds(prompts=True, moments=0, forms=0)
+    assert seconds(prompts=5) == seconds(prompts=5, moments=0, forms=0)
     assert seconds(mode="instant") == seconds(mode="instant", moments=0, forms=0)
     # It is the source that reads, writes and judges.
     big = seconds(source=LARGE) - seconds(source=LARGE, moments=0, forms=0)

@@ -101,6 +101,24 @@ def test_a_list_that_was_made_for_another_target_says_so(expansions):
     assert f"It was made for {CHOICE.target}" in told(made_for, made_for.lines, "pocket:neox")
 
 
+def test_a_list_that_a_fit_makes_anew_for_any_target_does_not_say_so_until_it_is_edited(
+    expansions, backend, monkeypatch
+):
+    without = replace(ASKED, prompts=())
+
+    def written(*rows):
+        monkeypatch.setattr(backend, "expand", lambda *_: Expansion(rows, 0.3, True, "yes"))
+        return expansions.made(made(expansions, without), CHOICE)
+
+    by_itself = written(AnsweredPrompt("Once", " upon"))
+    edited = (replace(by_itself.lines[0], use=False), *by_itself.lines[1:])
+    assert "It was made for" not in told(by_itself, by_itself.lines, "pocket:neox")
+    assert "Unless you edit this list" in told(by_itself, by_itself.lines, "pocket:neox")
+    assert f"It was made for {CHOICE.target}" in told(by_itself, edited, "pocket:neox")
+    for unasked in (written(AnsweredPrompt("", "And it came")), written()):
+        assert "It was made for" not in told(unasked, unasked.lines, "pocket:neox")
+
+
 def test_a_later_job_that_is_cancelled_leaves_the_list(expansions, backend):
     kept = made(expansions)
     backend.pace, backend.steps = 0.01, 1000

@@ -15,7 +15,7 @@ import gradio as gr
 from app import sharing, views
 from app.engine import Engine
 from app.expansions import Expansions, KeptList
-from app.facts import Opened, TranslateRequest
+from app.facts import Opened
 from app.tabs import explore as explore_tab
 from app.tabs import generate as generate_tab
 from app.tabs import heads as heads_tab
@@ -180,7 +180,11 @@ def wire_choice(
     )  # fmt: skip
     for event in (chosen_anew, restored, way_anew):
         describe_after(event, tabs, engine, expansions, stores, latest)
-    _wire_expected(tabs, engine, expansions, stores, latest)
+    # A job that ends may change the mode, and teaches how long the next one takes.
+    gr.on(
+        [tabs.generate.steps.change, tabs.generate.hints.blur, stores.listed.change, stores.attached.change],
+        trigger_mode="always_last", **_expecting(tabs, engine, expansions, stores, latest),
+    )  # fmt: skip
     _wire_settings(settings, stores)
     return put_back
 
@@ -194,23 +198,28 @@ def _wire_settings(settings: list[Any], stores: Stores) -> None:
         )
 
 
-def _wire_expected(
+def _expecting(
     tabs: Tabs, engine: Engine, expansions: Expansions, stores: Stores, latest: gr.State
-) -> None:  # fmt: skip
-    """Tell anew how long *Translate* may take when its steps, the example prompts or their list change."""
+) -> dict[str, Any]:
+    """What an event is given to tell how long *Translate* may take, by all that it would read."""
 
-    def expect(steps: int, hints: str, of_list: object, seen: Latest) -> str:
+    def expect(mode: str, segment: int, steps: int, hints: str, of_list: object, seen: Latest) -> str:
         if seen.chosen is None or not engine.knows(seen.chosen):
-            # What tells the choice's facts tells this as well.
+            # It is told once the choice's facts are.
             return gr.skip()
-        request = asked_for(expansions, seen.chosen, steps, hints, KeptList.from_json(of_list))
+        of = seen.chosen
+        chosen = Selection.of(of.source, of.target, of.adapter, mode, segment)
+        request = asked_for(expansions, chosen, steps, hints, KeptList.from_json(of_list))
         return pick_tab.expected(engine, request)
 
-    steps, hints = tabs.generate.steps, tabs.generate.hints
-    gr.on(
-        [steps.release, hints.blur, stores.listed.change], expect, [steps, hints, stores.listed, latest],
-        tabs.pick.expected, trigger_mode="always_last", show_progress="hidden", api_visibility="private",
-    )  # fmt: skip
+    tab = tabs.generate
+    return {
+        "fn": expect,
+        "inputs": [*tab.options.way, tab.steps, tab.hints, stores.listed, latest],
+        "outputs": tabs.pick.expected,
+        "show_progress": "hidden",
+        "api_visibility": "private",
+    }
 
 
 def _meant(engine: Engine, before: Selection, asked: Selection) -> tuple[Selection, Opened | None]:
@@ -243,35 +252,29 @@ def describe_after(
 ) -> None:  # fmt: skip
     """Show what has to be read for the choice that an event leaves, unless another one is made meanwhile."""
 
-    def described(
-        segment: int, steps: int, hints: str, of_list: object, kept_jobs: object, seen: Latest
-    ) -> Updates:
+    def described(segment: int, kept_jobs: object, seen: Latest) -> Updates:
         chosen, made = seen.chosen, Attached.from_json(kept_jobs)
         if chosen is None:
             return {tabs.pick.found: gr.skip()}
-        request = asked_for(expansions, chosen, steps, hints, KeptList.from_json(of_list))
-        updates = _described(tabs, engine, seen.described, request, int(segment or 0), made)
+        updates = _described(tabs, engine, seen.described, chosen, int(segment or 0), made)
         if seen.chosen != chosen:
             return {tabs.pick.found: gr.skip()}
         seen.described = chosen
         return updates
 
-    tab = tabs.generate
-    event.then(
-        described, [tab.options.segment, tab.steps, tab.hints, stores.listed, stores.attached, latest],
-        tabs.followers,
+    told = event.then(
+        described, [tabs.generate.options.segment, stores.attached, latest], tabs.followers,
         trigger_mode="multiple", show_progress="hidden", api_visibility="private",
     )  # fmt: skip
+    told.then(trigger_mode="multiple", **_expecting(tabs, engine, expansions, stores, latest))
 
 
 def _described(
-    tabs: Tabs, engine: Engine, before: Selection | None, request: TranslateRequest, segment: int,
-    made: Attached,
+    tabs: Tabs, engine: Engine, before: Selection | None, chosen: Selection, segment: int, made: Attached
 ) -> Updates:  # fmt: skip
     """What has to be read first; what is of the pair alone stays as it is while the pair does."""
-    chosen = request.selection
     opened = engine.still_open(made.folder, chosen)
-    updates = pick_tab.follow(tabs.pick, engine, request, views.opened(opened) if opened else "")
+    updates = pick_tab.follow(tabs.pick, engine, chosen, views.opened(opened) if opened else "")
     if before is None or opened or chosen.target != before.target:
         updates |= mode_tab.follow(tabs.generate.options, engine, chosen.pair, segment)
     if before is None or chosen.pair != before.pair:

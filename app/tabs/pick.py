@@ -174,12 +174,10 @@ def set_to(tab: PickTab, engine: Engine, held: Selection | None, chosen: Selecti
     }
 
 
-def follow(tab: PickTab, engine: Engine, request: TranslateRequest, notice: str) -> dict[Any, Any]:
-    """The picture, the summary and the notice of a choice, and how long *Translate* may take for it."""
-    chosen = request.selection
+def follow(tab: PickTab, engine: Engine, chosen: Selection, notice: str) -> dict[Any, Any]:
+    """The picture, the summary and the notice of a choice."""
     drawn, summary = describe(engine, chosen, engine.room)
-    shown: dict[Any, Any] = {tab.picture: drawn, tab.summary: summary, tab.notice: notice}
-    return shown | {tab.found: _ANYWHERE, tab.expected: expected(engine, request)}
+    return {tab.picture: drawn, tab.summary: summary, tab.notice: notice, tab.found: _ANYWHERE}
 
 
 def waiting(tab: PickTab, engine: Engine, chosen: Selection) -> dict[Any, Any]:

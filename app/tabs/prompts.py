@@ -24,6 +24,7 @@ _READ = (
     "text."
 )
 _WRITTEN = "Translate has such passages written anew, and mixes them into general text."
+_UNLESS = "Unless you edit this list, Translate has such texts written anew; then:"
 _OTHER = "It was made for {}; Translate reads no more than these, and another target may take more prompts."
 # Written in the browser, where the list is as it was edited last.
 _DOWNLOAD = """(table) => {
@@ -201,7 +202,7 @@ def _standing(panel: PromptsPanel, expansions: Expansions, chosen: Selection, sh
     }
 
 
-def told(made: Made, lines: Sequence[Line], target: str) -> str:
+def told(made: Made, lines: tuple[Line, ...], target: str) -> str:
     """How much of the adapter the text excites, and what would help; and whether it is of another target."""
     found = made.expansion
     if not found.rows:
@@ -212,10 +213,12 @@ def told(made: Made, lines: Sequence[Line], target: str) -> str:
         read = f"{len(lines):,} passages that the adapter writes by itself, and general text."
     else:
         read = f"{len(lines):,} texts that the adapter answers by itself, and general text."
-    other = _OTHER.format(made.asked.selection.target) if made.asked.selection.target != target else ""
+    of_target = made.asked.selection.target
+    other = _OTHER.format(of_target) if made.is_read(lines) and of_target != target else ""
     words = " ".join(filter(None, (f"{read} {found.words}.", found.warning, other)))
     good = found.excites and not found.warning
-    caption = f"{_REACH} {_WRITTEN if made.is_unasked else _READ}" if found.rows else ""
+    reads = _WRITTEN if made.is_unasked else _READ if made.asked.prompts else f"{_UNLESS} {_READ}"
+    caption = f"{_REACH} {reads}" if found.rows else ""
     return views.sentence(words, "good" if good else "info") + views.caption(caption)
 
 
