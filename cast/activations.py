@@ -140,8 +140,9 @@ class PairedBatch:
     """Activations of both models at N aligned pairs, BOS left out.
 
     Attributes:
-        source: target depth l → h^S_{m(l)}, [N, d_s] float32.
-        target: target depth l → h^T_l, [N, d_t] float32.
+        source: target depth l → h^S_{m(l)}, [N, d_s] float32, on the CPU wherever the model is: many batches
+            are kept, and an accelerator's memory is for models.
+        target: target depth l → h^T_l, [N, d_t], likewise.
         pairs: where in the batch the rows come from.
     """
 
@@ -226,10 +227,15 @@ def paired_batch(
     pairs = align(source_tokens, target_tokens)
     at_source = residuals_by_length(source, source_tokens, {layer_map[depth] for depth in depths})
     at_target = residuals_by_length(target, target_tokens, depths)
-    rows = {depth: states[pairs.row, pairs.source_position].float() for depth, states in at_source.items()}
+    rows = {
+        depth: states[pairs.row, pairs.source_position].float().cpu() for depth, states in at_source.items()
+    }
+    target_rows = {
+        depth: states[pairs.row, pairs.target_position].float().cpu() for depth, states in at_target.items()
+    }
     return PairedBatch(
         source={depth: rows[layer_map[depth]] for depth in depths},
-        target={depth: at_target[depth][pairs.row, pairs.target_position].float() for depth in depths},
+        target={depth: target_rows[depth] for depth in depths},
         pairs=pairs,
     )
 
@@ -259,7 +265,7 @@ class Moments:
         added = len(x)
         if not added:
             return
-        x, y = x.detach().double().cpu(), y.detach().double().cpu()
+        x, y = x.detach().cpu().double(), y.detach().cpu().double()
         mean_x, mean_y = x.mean(0), y.mean(0)
         x, y = x - mean_x, y - mean_y
         total = self.count + added

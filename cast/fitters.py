@@ -168,7 +168,8 @@ class MLPFitter:
     """Heads by gradient steps (Adam), all depths and both ways at once, from affine heads.
 
     Args:
-        heads: `(depth, way)` → the head to train in place, `way` being `encode` or `decode`.
+        heads: `(depth, way)` → the head to train in place, `way` being `encode` or `decode`; batches are
+            moved to where it is.
         schedule: rates and weights.
         deepest: `(L_t, "decode")`, the head that is fitted in the target's metric as well.
         logits: last residual state [N, d_t] of the target → next-token logits [N, V].
@@ -233,10 +234,10 @@ class MLPFitter:
         return metrics | ({"kl": kl[0]} if kl else {})
 
     def result(self) -> dict[tuple[int, str], AffineHead]:
-        """The best heads so far, frozen."""
+        """The best heads so far, frozen, on the CPU."""
         for key in self.keys:
             self._head(key).load_state_dict(self.kept[key])
-        self.heads.requires_grad_(False)
+        self.heads.requires_grad_(False).cpu()
         return {key: self._head(key) for key in self.keys}
 
     def _head(self, key: tuple[int, str]) -> AffineHead:
@@ -250,6 +251,7 @@ class MLPFitter:
         x, y = batch.source[depth], batch.target[depth]
         x, y = (batch.below(depth, self.reads), x) if way == "encode" else (x, y)
         head = self._head(key)
+        x, y = x.to(head.weight.device), y.to(head.weight.device)
         standardised = head.standardised(head.standardise(x))
         square = (standardised - head.standardise_out(y)).square().mean()
         if key != self.deepest or not self.schedule.kl_weight:

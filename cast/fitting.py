@@ -138,7 +138,7 @@ class _Job:
         )  # fmt: skip
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self.target.architecture.logits(hidden.to(self.target.dtype))
+        return self.target.architecture.logits(hidden.to(self.target.device, self.target.dtype))
 
 
 def fit_heads(
@@ -307,15 +307,17 @@ def _refined(
         kl_weight=config.kl_weight,
         kl_rows=kl_rows(job.target.vocabulary),
     )
-    fitter = MLPFitter(trained, schedule, deepest=job.deepest, logits=job.logits, reads=config.encode_reads)
-    first = 0
-    if state := unfinished.stage("steps"):
-        fitter.load_state(state)
-        first = int(state["chunk"])
     by_depth = {
         depth: r_squared(heads[depth, "decode"](choice.source[depth]), choice.target[depth])
         for depth in job.depths
     }
+    # Beside the target, whose logits are part of the loss.
+    beside = {key: head.to(job.target.device) for key, head in trained.items()}
+    fitter = MLPFitter(beside, schedule, deepest=job.deepest, logits=job.logits, reads=config.encode_reads)
+    first = 0
+    if state := unfinished.stage("steps"):
+        fitter.load_state(state)
+        first = int(state["chunk"])
     metrics = fitter.validate(choice)
 
     def report() -> None:

@@ -94,7 +94,7 @@ def debiased_cka(x: Array, y: Array) -> float:
 
 
 def _standardised(prediction: Array, truth: Array) -> tuple[Tensor, Tensor]:
-    predicted, true = (torch.as_tensor(rows).detach().double() for rows in (prediction, truth))
+    predicted, true = (torch.as_tensor(rows).detach().cpu().double() for rows in (prediction, truth))
     mean, deviation = true.mean(0), true.std(0, unbiased=False)
     varies = deviation > 1e-12 * (1 + mean.abs())
     mean, deviation = mean[varies], deviation[varies]

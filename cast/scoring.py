@@ -31,7 +31,7 @@ class _ScoredRow:
     def total(self) -> float:
         """Summed log-probability of the completion's own tokens."""
         own = torch.tensor(self.ids[self.first :], device=self.log_probs.device)
-        return self.log_probs.gather(1, own[:, None]).double().sum().item()
+        return self.log_probs.gather(1, own[:, None]).cpu().double().sum().item()
 
 
 def completion_log_probs(

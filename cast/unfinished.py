@@ -56,7 +56,7 @@ class Unfinished:
     def offer(self, stage: str, state: State) -> None:
         """Write the state if the interval has passed."""
         if self.path is not None and time.monotonic() - self.written >= self.seconds:
-            tensors = {name: value.contiguous() for name, value in state.items()}
+            tensors = {name: value.cpu().contiguous() for name, value in state.items()}
             write_atomically(self.path, save(tensors, metadata={"key": self.key, "stage": stage}))
             self.written = time.monotonic()
 

@@ -88,8 +88,8 @@ def _fitted(
             watched(lm, {site}, batch.tokens, False) as values,
         ):
             states = residuals(lm, batch.tokens, [depth])[depth]
-        x = values.inputs[site.name][at].double().cpu()
-        missing = (batch.states[depth] - states[at].float()).double().cpu()
+        x = values.inputs[site.name][at].cpu().double()
+        missing = (batch.states[depth] - states[at].float()).cpu().double()
         xx += x.T @ x
         xr += x.T @ missing
     a, b = reduced_rank(xx, xr, _RIDGE * float(xx.diagonal().mean()), rank)

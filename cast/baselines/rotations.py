@@ -96,7 +96,7 @@ def _crossed(given: Given, pairs: Sequence[SitePair], by_gradient: bool) -> list
                 x = at_source.sides[side][pair.source.name][aligned.row, aligned.source_position]
                 y = at_target.sides[side][pair.target.name][aligned.row, aligned.target_position]
                 # In float32 within a batch, which is several times faster and loses nothing that counts.
-                total += (x.float().T @ y.float()).double().cpu()
+                total += (x.float().T @ y.float()).cpu().double()
     if not all(inputs.any() for inputs, _ in sums):
         raise CorpusError(NO_PAIRS)
     if path is not None:

@@ -89,7 +89,7 @@ def weight_of(lm: LanguageModel, site: Site) -> Tensor:
     """The base weight of a linear site as float64 [out, in], on the CPU."""
     module = lm.architecture.module(site)
     assert isinstance(module.weight, nn.Parameter)
-    weight = module.weight.detach().double().cpu()
+    weight = module.weight.detach().cpu().double()
     return weight.T if site.fan_in_fan_out else weight
 
 

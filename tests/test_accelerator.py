@@ -1,0 +1,12 @@
+"""The library on a device that is not the CPU, in a process of its own; see `accelerator.py`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_an_accelerator_does_what_the_cpu_does():
+    tests = Path(__file__).parent
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "on_accelerator.py"]
+    done = subprocess.run(command, cwd=tests, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
