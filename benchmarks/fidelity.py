@@ -1,6 +1,7 @@
 """Recovered lift in the pocket zoo: every method on a grid of pairs, tasks and seeds.
 
     python -m benchmarks.fidelity --slice small     three ordered pairs, every task, every mode, one seed
+    python -m benchmarks.fidelity --methods theseus,hosted-2 --pairs llama:mistral     whatever else is named
     python -m benchmarks.fidelity --slice full      every ordered pair, three seeds of the whole fit
     python -m benchmarks.fidelity --table           docs/fidelity.md anew, from the kept results alone
     python -m benchmarks.fidelity_fill              what older results lack and no compiled fit is needed for
@@ -46,8 +47,11 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "fidelity"
 _PROMPTED, _PROMPTS = "-prompts", 5
 # By cost: a run that is stopped early has the whole breadth of the cheap ones.
-METHODS = ("hosted", "hosted-states", "hosted-1", "instant", "kernel", "compiled-prompts", "compiled")
-SMALL_PAIRS = (("llama", "mistral"), ("qwen", "neox"), ("neox", "llama"))
+METHODS = (
+    "hosted", "hosted-states", "hosted-1", "instant", "kernel", "compiled-prompts", "compiled",
+    "compiled-general",
+)  # fmt: skip
+SMALL_PAIRS = (("llama", "mistral"), ("qwen", "neox"), ("mistral", "llama"))
 
 
 @dataclass(frozen=True)
@@ -229,7 +233,7 @@ def main() -> int:
     parser.add_argument("--tasks", type=_names(TASKS), default=list(TASKS))
     parser.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS))
     parser.add_argument("--seeds", type=int, help="seeds of the whole fit, instead of the slice's")
-    parser.add_argument("--limit", type=int, default=500, help="test examples (default 500)")
+    parser.add_argument("--limit", type=int, default=100, help="test examples (default 100)")
     parser.add_argument("--steps", type=int, help="steps of a round of compiled mode, instead of its default")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the runs")

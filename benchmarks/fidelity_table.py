@@ -39,13 +39,13 @@ task* is the relative change of bits per byte on held-out general text.
   heads, no fit. `hosted-states`: the same through the deepest decode head. `hosted-1`: block by block;
   `hosted-2`, `hosted-3`: two and three of the target's blocks at a time.
 - `compiled`: a plain LoRA fitted on general text, and on what the source with its adapter says by itself, at
-  places of such text or behind the cues on which its kernels act most; no prompt. *Json* of neox → qwen and
-  qwen → neox is from before the cues were told by the kernels that speak, and what is of commits before
-  8a616c9 from before signs were told by sureness. `compiled-general`: on general text as it is.
-  `compiled-prompts`: with five example prompts of the task, without answers, which a base model of the pair
-  makes more. Of all three, runs of commits before 4fca7c1 learn of hosting that forbids more words than the
-  adapter does, and those before f44765f read a batch four times, not six, and started from carried kernels,
-  which makes no difference (docs/experiments.md).
+  places of such text or behind the cues on which its kernels act most; no prompt. What is of commits
+  before 830081f is from before the cues were told by the kernels that speak, and of those before 8a616c9
+  from before signs were told by sureness. `compiled-prompts`: with five example prompts of the task, without
+  answers, which a base model of the pair makes more. Of both, runs of commits before f44765f read a batch
+  four times, not six, and started from carried kernels, as good; those before 4fca7c1 learn of
+  hosting that forbids more words than the adapter does (docs/experiments.md). `compiled-general`: on general
+  text as it is, by an earlier fit, of 100 steps of AdamW.
 - `instant`, `kernel`: see README. No method has read a label.
 - Baselines, each in `cast/baselines/` with its paper and equation, at the source adapter's rank:
   `cross-lora`, `lora-x` and `truncate-and-pad` see weights alone; `theseus`, `bico` and
@@ -55,8 +55,9 @@ task* is the relative change of bits per byte on held-out general text.
   rounds. `random-heads`, `random-maps` and `shuffled-layers` are controls: `hosted-states` through drawn
   heads, `instant` through drawn maps, and with each kernel in another block.
 
-Made by `python -m benchmarks.fidelity --table` from `benchmarks/results/fidelity/`, one file a run;
-`python -m benchmarks.fidelity --slice small` makes the runs.
+Made by `python -m benchmarks.fidelity --table` from `benchmarks/results/fidelity/`, one file a run, scored on
+100 examples; `python -m benchmarks.fidelity --slice small` makes the runs of three pairs, `--slice full`
+those of all, and `--methods` names any other.
 """
 
 

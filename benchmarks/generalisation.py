@@ -53,8 +53,9 @@ BACK = {"hosted": "back by hosted", "compiled": "back by compiled"}
 HEAD = """# Generalisation
 
 Scores are percent on the task's test stream, with the recovered lift and its 95 % interval as in
-[fidelity.md](fidelity.md). `compiled` reads five example prompts, without answers, of each task that is
-carried.
+[fidelity.md](fidelity.md). In the first two tables `compiled` reads five example prompts, without answers, of
+each task that is carried. All is of hosting that forbade more words than the adapter does
+(docs/experiments.md).
 
 Made by `python -m benchmarks.generalisation` from `benchmarks/results/generalisation/`, one file a case.
 """

@@ -2,7 +2,7 @@
 
 Two vocabularies cut text differently, but both are text. With p and q a source's next-token distributions
 without and with a LoRA, and t a target's own, the target takes over the *moved mass*: with
-μ = max(q - p, 0) and k = min(1, q / p), both read as target tokens,
+μ = max(q - p, 0), min(p, q) and k = min(1, q / p) of its own tokens, and then read as target tokens,
 
     m = (1 - |μ|)² · t·k / |t·k| + |μ| · min(p, q) + μ,
 
